@@ -1,0 +1,29 @@
+"""Ensemble knowledge distillation of self-supervised speech models (arXiv 2302.12757), for s3prl and beyond.
+
+>>> from s3prl_ekd import load_student
+>>> student = load_student("path/to/student")       # a plain torch.nn.Module; s3prl is not imported
+>>> hidden_states = student(waveforms, lengths).hidden_states
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+SAMPLE_RATE = 16000  # samples per second, everywhere in this package
+FRAME_SHIFT = 320  # samples per frame: 20 ms
+
+if TYPE_CHECKING:
+    from s3prl_ekd.student.folder import load_student
+
+__all__ = ["FRAME_SHIFT", "SAMPLE_RATE", "__version__", "load_student"]
+
+
+def __getattr__(name: str):
+    # torch takes seconds to import; `import s3prl_ekd` and the command line's help must not wait for it.
+    if name == "load_student":
+        from s3prl_ekd.student.folder import load_student
+
+        return load_student
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

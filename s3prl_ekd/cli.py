@@ -1,0 +1,51 @@
+"""``s3prl-ekd COMMAND``: finds the command's module, imports only that one, turns a UserError into one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+
+from s3prl_ekd import __version__
+from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
+
+# name -> (module with `add_arguments(parser)` and `run(args) -> int`, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "mini-corpus": ("s3prl_ekd.data.mini_corpus", "synthesize the small speech corpus that the demo and the tests use"),
+    "superb": ("s3prl_ekd.superb.command", "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner"),
+    "report": ("s3prl_ekd.superb.report", "print one table from several summary.json files"),
+    "plug": ("s3prl_ekd.s3prl_plugin.plug", "let the unmodified s3prl of this environment (or of a checkout) find ekd_student"),
+    "unplug": ("s3prl_ekd.s3prl_plugin.unplug", "take back what plug did"),
+    "export-checkpoint": ("s3prl_ekd.export.checkpoint", "make a student folder from a states-*.ckpt of run_pretrain"),
+}
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="s3prl-ekd", description="Ensemble knowledge distillation of self-supervised speech models."
+    )
+    parser.add_argument("--version", action="version", version=f"s3prl-ekd {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name == command:
+            importlib.import_module(module).add_arguments(subparser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 2 for bad input, or what the command returns."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    command = next((word for word in argv if word in COMMANDS), None)
+    try:
+        args = _parser(command).parse_args(argv)
+        return importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
+    except UserError as error:
+        print(f"s3prl-ekd: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,375 @@
+"""The recipe's model side as frozen dataclasses: student, teachers, objective, distortion.
+
+Every field is documented under its line, unknown keys and wrong types are refused by name, and checks across fields
+live in ``__post_init__``. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.files import read_yaml
+
+
+class Aggregation(enum.StrEnum):
+    """How several teachers' hidden states become targets (EKD, arXiv 2302.12757, section 3)."""
+
+    LAYERWISE_AVERAGE = "layerwise-average"
+    LAYERWISE_CONCATENATION = "layerwise-concatenation"
+    SEPARATE_HEADS = "separate-heads"
+
+
+class TeacherInput(enum.StrEnum):
+    """What the teachers hear while the student hears distorted speech."""
+
+    CLEAN = "clean"
+    DISTORTED = "distorted"
+
+
+class TeacherSource(enum.StrEnum):
+    """Where a teacher comes from; the value is the key that names it in a recipe."""
+
+    S3PRL = "s3prl"
+    TRANSFORMERS = "transformers"
+    MINI = "mini"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A frozen configuration that is built from, and turned back into, plain YAML values."""
+
+    @classmethod
+    def from_mapping(cls, mapping: Any, where: str = "") -> Self:
+        """Build from plain values.
+
+        Args:
+            mapping: the YAML value.
+            where: its place in the file, for messages, such as ``teachers[0]``.
+
+        Raises:
+            UserError: an unknown key (named, with the nearest valid one), a missing key or a value of a wrong type.
+        """
+        if not isinstance(mapping, Mapping):
+            raise UserError(f"{where or cls.__name__}: expected a mapping of keys, found {_kind(mapping)}")
+        hints = _hints(cls)
+        for key in mapping:
+            if key not in hints:
+                raise UserError(f"unknown key {_join(where, key)!r}; {nearest(str(key), hints)}")
+        for item in dataclasses.fields(cls):
+            required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+            if required and item.name not in mapping:
+                raise UserError(f"missing key {_join(where, item.name)!r}")
+        return cls(**{key: _convert(value, hints[key], _join(where, key)) for key, value in mapping.items()})
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a YAML file; messages start with its name."""
+        mapping = read_yaml(path)
+        try:
+            return cls.from_mapping(mapping)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The same as plain dicts, lists, strings and numbers: ``from_mapping(c.to_mapping()) == c``."""
+        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {value!r}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_mapping()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the type ``hint`` asks for, or a UserError naming ``where``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}: expected a list, found {_kind(value)}")
+        if arguments[-1] is not ... and len(value) != len(arguments):
+            raise UserError(f"{where}: expected {len(arguments)} values, found {len(value)}")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
+        return tuple(
+            _convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True))
+        )
+    if issubclass(hint, Config):
+        return hint.from_mapping(value, where)
+    if issubclass(hint, enum.StrEnum):
+        try:
+            return hint(value)
+        except ValueError:
+            raise UserError(f"{where}: unknown value {value!r}; {nearest(str(value), list(hint))}") from None
+    if isinstance(value, bool) == (hint is bool):
+        if isinstance(value, hint):
+            return value
+        if hint is float and isinstance(value, int | str):
+            try:  # YAML 1.1 reads 1e-6 (no dot) as a string
+                return float(value)
+            except ValueError:
+                pass
+    raise UserError(f"{where}: expected {hint.__name__}, found {_kind(value)}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig(Config):
+    """The student's architecture (DistilHuBERT, arXiv 2110.01900, section 3); names as in transformers' HubertConfig."""
+
+    conv_dim: tuple[int, ...] = (512,) * 7
+    """Output channels of each convolution of the waveform encoder."""
+    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    """Kernel width of each convolution."""
+    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    """Stride of each convolution; their product must be 320 samples (20 ms)."""
+    hidden_size: int = 768
+    """Width D of the transformer."""
+    num_hidden_layers: int = 2
+    """Number of transformer layers (post-norm)."""
+    num_attention_heads: int = 12
+    """Attention heads of each layer."""
+    intermediate_size: int = 3072
+    """Inner width of the feed-forward blocks."""
+    num_conv_pos_embeddings: int = 128
+    """Kernel width of the position convolution."""
+    num_conv_pos_embedding_groups: int = 16
+    """Groups of the position convolution."""
+    hidden_dropout: float = 0.1
+    """Dropout after the position convolution, attention and feed-forward blocks, in training."""
+    attention_dropout: float = 0.1
+    """Dropout of attention weights, in training."""
+    activation_dropout: float = 0.1
+    """Dropout inside the feed-forward blocks, in training."""
+    feature_grad_scale: float = 0.1
+    """Factor on the gradient that reaches the conv stack (DistilHuBERT: 0.1)."""
+    normalize_waveform: bool = False
+    """Whether each utterance is brought to zero mean and unit variance before the conv stack."""
+    initialize_from: str | None = None
+    """Name of the teacher whose conv stack, feature projection, position convolution and first layers are copied; null:
+    random weights."""
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.conv_dim), len(self.conv_kernel), len(self.conv_stride)}
+        _require(len(lengths) == 1, "student: conv_dim, conv_kernel and conv_stride need the same number of entries")
+        stride = functools.reduce(lambda a, b: a * b, self.conv_stride, 1)
+        _require(stride == 320, f"student.conv_stride: the product is {stride}, but a frame is 320 samples")
+        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_conv_pos_embedding_groups"):
+            _require(getattr(self, name) > 0, f"student.{name}: must be positive, found {getattr(self, name)}")
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"student.hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}",
+        )
+        _require(
+            self.hidden_size % self.num_conv_pos_embedding_groups == 0,
+            f"student.hidden_size {self.hidden_size} is not divisible by num_conv_pos_embedding_groups"
+            f" {self.num_conv_pos_embedding_groups}",
+        )
+        _require(self.num_hidden_layers >= 1, "student.num_hidden_layers: at least one layer is needed")
+        for name in ("hidden_dropout", "attention_dropout", "activation_dropout"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"student.{name}: expected a probability in [0, 1), found {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(Config):
+    """One teacher: a name, exactly one source (``s3prl``, ``transformers`` or ``mini``), and what to take from it."""
+
+    name: str
+    """Free name, unique in the recipe; logs and ``student.initialize_from`` use it."""
+    s3prl: str | None = None
+    """An s3prl upstream, such as ``hubert_base_robust_mgr``; ``_local`` and ``_custom`` ones need ``ckpt``."""
+    transformers: str | None = None
+    """A transformers speech encoder: a local folder, else a hub id such as ``microsoft/wavlm-base-plus``."""
+    mini: str | None = None
+    """A tiny teacher that comes with this package: ``hubert``, ``robust_hubert`` or ``wavlm``."""
+    ckpt: str | None = None
+    """Checkpoint for s3prl's ``_local`` and ``_custom`` upstreams."""
+    layers: tuple[int, ...] = (4, 8, 12)
+    """Hidden states to predict: 0 is the input of the first transformer layer, i the output of layer i."""
+    weight: float = 1.0
+    """Relative weight in the average (layerwise-average) or of the heads' losses (separate-heads)."""
+    layer_norm_targets: bool = False
+    """Whether each target frame is layer-normalised (no affine part) before aggregation."""
+    normalize_waveform: bool | None = None
+    """Zero mean and unit variance of the teacher's input; null: as the model's own configuration says."""
+
+    def __post_init__(self) -> None:
+        given = [str(source) for source in TeacherSource if getattr(self, source) is not None]
+        _require(
+            len(given) == 1,
+            f"teacher {self.name!r}: give exactly one source of {', '.join(TeacherSource)}"
+            f" (found {', '.join(given) or 'none'})",
+        )
+        _require(
+            self.ckpt is None or self.s3prl is not None, f"teacher {self.name!r}: ckpt is only for an s3prl upstream"
+        )
+        _require(len(self.layers) > 0, f"teacher {self.name!r}: layers is empty, name at least one")
+        _require(len(set(self.layers)) == len(self.layers), f"teacher {self.name!r}: a layer is named twice")
+        _require(min(self.layers) >= 0, f"teacher {self.name!r}: layers are counted from 0, found {min(self.layers)}")
+        _require(self.weight > 0, f"teacher {self.name!r}: weight must be positive, found {self.weight}")
+
+    @property
+    def source(self) -> TeacherSource:
+        """Which of the sources is given."""
+        return next(source for source in TeacherSource if getattr(self, source) is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Config):
+    """The distillation loss: L1 + cosine_weight x -log sigmoid(cosine), averaged over frames, then over heads."""
+
+    aggregation: Aggregation = Aggregation.SEPARATE_HEADS
+    """``layerwise-average``, ``layerwise-concatenation`` or ``separate-heads``."""
+    cosine_weight: float = 1.0
+    """Lambda of the cosine term (DistilHuBERT: 1)."""
+    loss_on_padding: bool = False
+    """True reproduces s3prl's distiller on padded batches: padding counts in the loss, in the conv stack's statistics
+    and in what the teachers hear. Masked to real frames by default."""
+
+    def __post_init__(self) -> None:
+        _require(self.cosine_weight >= 0, f"objective.cosine_weight: must not be negative, found {self.cosine_weight}")
+
+
+def _check_probability(where: str, value: float) -> None:
+    _require(0 <= value <= 1, f"{where}.probability: expected 0 to 1, found {value}")
+
+
+def _check_snr(where: str, snr_db: tuple[float, float]) -> None:
+    _require(snr_db[0] <= snr_db[1], f"{where}.snr_db: expected [low, high], found {list(snr_db)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianNoiseConfig(Config):
+    """White Gaussian noise added to the student's input."""
+
+    probability: float = 0.0
+    """Chance that an utterance gets it."""
+    snr_db: tuple[float, float] = (5.0, 30.0)
+    """Range of the signal-to-noise ratio in dB, drawn uniformly."""
+
+    def __post_init__(self) -> None:
+        _check_probability("distortion.gaussian_noise", self.probability)
+        _check_snr("distortion.gaussian_noise", self.snr_db)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig(Config):
+    """Recorded noise added to the student's input."""
+
+    folder: str | None = None
+    """A folder of audio files, searched through all its subfolders (MUSAN's layout)."""
+    probability: float = 0.0
+    """Chance that an utterance gets it."""
+    snr_db: tuple[float, float] = (0.0, 20.0)
+    """Range of the signal-to-noise ratio in dB, drawn uniformly (RobustDistiller: 0 to 20)."""
+
+    def __post_init__(self) -> None:
+        _check_probability("distortion.noise", self.probability)
+        _check_snr("distortion.noise", self.snr_db)
+        _require(
+            self.probability == 0 or self.folder is not None,
+            "distortion.noise: probability is set, so folder must name a folder of noise recordings",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverberationConfig(Config):
+    """Reverberation of the student's input; the direct path's delay is removed, so alignment stays."""
+
+    folder: str | None = None
+    """A folder of impulse responses; null: they are generated."""
+    probability: float = 0.0
+    """Chance that an utterance gets it."""
+
+    def __post_init__(self) -> None:
+        _check_probability("distortion.reverberation", self.probability)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistortionConfig(Config):
+    """What is done to the student's input, in the order reverberation, noise, Gaussian noise."""
+
+    teacher_input: TeacherInput = TeacherInput.CLEAN
+    """Whether the teachers hear the clean or the same distorted wave."""
+    seed: int = 0
+    """With epoch and utterance it determines every draw, whatever the workers."""
+    reverberation: ReverberationConfig = field(default_factory=ReverberationConfig)
+    """Reverberation."""
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    """Recorded noise."""
+    gaussian_noise: GaussianNoiseConfig = field(default_factory=GaussianNoiseConfig)
+    """White noise."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is done at all."""
+        return any(part.probability > 0 for part in (self.reverberation, self.noise, self.gaussian_noise))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(Config):
+    """Everything a :class:`s3prl_ekd.distiller.Distiller` needs to know."""
+
+    student: StudentConfig = field(default_factory=StudentConfig)
+    """The student's architecture."""
+    teachers: tuple[TeacherConfig, ...]
+    """The ensemble."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """Aggregation and loss."""
+    distortion: DistortionConfig = field(default_factory=DistortionConfig)
+    """What the student hears."""
+
+    def __post_init__(self) -> None:
+        names = [teacher.name for teacher in self.teachers]
+        _require(len(names) > 0, "teachers: name at least one teacher")
+        _require(len(set(names)) == len(names), f"teachers: names must be unique, found {', '.join(names)}")
+        start = self.student.initialize_from
+        _require(
+            start is None or start in names,
+            f"student.initialize_from: no teacher is named {start!r}; {nearest(str(start), names)}",
+        )
+        depths = {len(teacher.layers) for teacher in self.teachers}
+        aggregation = self.objective.aggregation
+        _require(
+            aggregation is Aggregation.SEPARATE_HEADS or len(depths) == 1,
+            f"objective.aggregation: {aggregation} pairs layers by position, but the teachers name"
+            f" {sorted(depths)} layers; name equally many, or use separate-heads",
+        )
+        weights = {teacher.weight for teacher in self.teachers}
+        _require(
+            aggregation is not Aggregation.LAYERWISE_CONCATENATION or len(weights) == 1,
+            "teachers: layerwise-concatenation has no weights; leave weight out, or use layerwise-average or"
+            " separate-heads",
+        )
