@@ -15,7 +15,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "mini-corpus": ("s3prl_ekd.data.mini_corpus", "synthesize the small speech corpus that the demo and the tests use"),
     "superb": ("s3prl_ekd.superb.command", "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner"),
     "report": ("s3prl_ekd.superb.report", "print one table from several summary.json files"),
-    "plug": ("s3prl_ekd.s3prl_plugin.plug", "let the unmodified s3prl of this environment (or of a checkout) find ekd_student"),
+    "plug": (
+        "s3prl_ekd.s3prl_plugin.plug",
+        "let the unmodified s3prl of this environment (or of a checkout) find ekd_student",
+    ),
     "unplug": ("s3prl_ekd.s3prl_plugin.unplug", "take back what plug did"),
     "export-checkpoint": ("s3prl_ekd.export.checkpoint", "make a student folder from a states-*.ckpt of run_pretrain"),
 }

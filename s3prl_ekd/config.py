@@ -118,9 +118,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if arguments[-1] is not ... and len(value) != len(arguments):
             raise UserError(f"{where}: expected {len(arguments)} values, found {len(value)}")
         kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
-        return tuple(
-            _convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True))
-        )
+        return tuple(_convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True)))
     if issubclass(hint, Config):
         return hint.from_mapping(value, where)
     if issubclass(hint, enum.StrEnum):
@@ -146,7 +144,7 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(Config):
-    """The student's architecture (DistilHuBERT, arXiv 2110.01900, section 3); names as in transformers' HubertConfig."""
+    """The student's architecture (DistilHuBERT, arXiv 2110.01900); names as in transformers' HubertConfig."""
 
     conv_dim: tuple[int, ...] = (512,) * 7
     """Output channels of each convolution of the waveform encoder."""
@@ -189,7 +187,8 @@ class StudentConfig(Config):
             _require(getattr(self, name) > 0, f"student.{name}: must be positive, found {getattr(self, name)}")
         _require(
             self.hidden_size % self.num_attention_heads == 0,
-            f"student.hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}",
+            f"student.hidden_size {self.hidden_size} is not divisible by num_attention_heads"
+            f" {self.num_attention_heads}",
         )
         _require(
             self.hidden_size % self.num_conv_pos_embedding_groups == 0,

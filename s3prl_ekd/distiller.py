@@ -1,0 +1,177 @@
+"""Where student, teachers, targets and loss meet. Everything above is an adapter of :class:`Distiller`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3prl_ekd.config import DistillConfig, TeacherInput
+from s3prl_ekd.loss import head_loss
+from s3prl_ekd.student.frames import length_mask
+from s3prl_ekd.student.heads import PredictionHeads
+from s3prl_ekd.student.model import Student
+from s3prl_ekd.targets import RULES, Source, Target
+from s3prl_ekd.teachers.base import Teacher
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Utterances as the two sides hear them.
+
+    Attributes:
+        clean: (B, S) waveforms at 16 kHz, zero-padded.
+        distorted: (B, S) what the student hears; the same tensor where nothing is distorted.
+        lengths: (B,) samples, on the CPU.
+        utterances: B names, for messages.
+    """
+
+    clean: Tensor
+    distorted: Tensor
+    lengths: Tensor
+    utterances: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The waveforms on ``device``, each moved once; lengths stay on the CPU, where they cost no synchronisation."""
+        clean = self.clean.to(device, non_blocking=True)
+        distorted = clean if self.distorted is self.clean else self.distorted.to(device, non_blocking=True)
+        return Batch(clean, distorted, self.lengths, self.utterances)
+
+
+@dataclass(frozen=True)
+class DistillOutput:
+    """Result of one forward pass.
+
+    Attributes:
+        loss: scalar with gradient.
+        frames: how many frames it is the mean over, a Python int.
+        metrics: scalars without gradient for the log; only ``loss`` unless details were asked for.
+    """
+
+    loss: Tensor
+    frames: int
+    metrics: dict[str, Tensor]
+
+
+def build_student(config: DistillConfig, teachers: Sequence[Teacher]) -> Student:
+    """A new student, initialised as the recipe says: from a named teacher, or at random."""
+    student = Student(config.student)
+    start = config.student.initialize_from
+    if start is not None:
+        teacher = next(teacher for teacher in teachers if teacher.name == start)
+        student.initialize_from(teacher.encoder_state(), start)
+    return student
+
+
+class Distiller(nn.Module):
+    """An ensemble of teachers, a student and one prediction head per target.
+
+    Teachers are no submodules: they are neither trained, nor saved, nor switched to train mode, nor wrapped by DDP.
+    """
+
+    def __init__(self, config: DistillConfig, teachers: Sequence[Teacher]) -> None:
+        super().__init__()
+        self.config = config
+        self.teachers = tuple(teachers)
+        self.sources = [
+            Source(teacher.name, teacher.layers, teacher.hidden_size, teacher.weight) for teacher in teachers
+        ]
+        self.rule = RULES[config.objective.aggregation]
+        self.targets: list[Target] = self.rule.plan(self.sources)
+        self.student = build_student(config, teachers)
+        self.heads = PredictionHeads(config.student.hidden_size, [target.size for target in self.targets])
+
+    def hidden_states(self, batch: Batch) -> tuple[list[list[Tensor]], Tensor]:
+        """What the teachers make of a batch.
+
+        Returns:
+            ``[teacher][layer]`` tensors (B, F, D), layer-normalised where the recipe asks for it, and the frames (B,)
+            that all teachers have.
+        """
+        distorted = self.config.distortion.teacher_input is TeacherInput.DISTORTED
+        waveforms = batch.distorted if distorted else batch.clean
+        states, lengths = [], []
+        for teacher, config in zip(self.teachers, self.config.teachers, strict=True):
+            layers, frames = teacher.hidden_states(
+                waveforms, batch.lengths, padded=self.config.objective.loss_on_padding
+            )
+            if config.layer_norm_targets:
+                layers = [F.layer_norm(layer, layer.shape[-1:]) for layer in layers]
+            states.append(layers)
+            lengths.append(frames.cpu())
+        return states, torch.stack(lengths).amin(dim=0)
+
+    def forward(self, batch: Batch, *, details: bool = False, total_frames: int | None = None) -> DistillOutput:
+        """The distillation loss of a batch.
+
+        Args:
+            batch: waveforms on the device of the student.
+            details: also give each target's and each teacher's losses.
+            total_frames: frames to divide by, when the mean runs over more than this batch (accumulation, other
+                processes); None: this batch's own.
+
+        Raises:
+            ValueError: a teacher's frames and the student's differ by more than one.
+        """
+        states, teacher_frames = self.hidden_states(batch)
+        padded = self.config.objective.loss_on_padding
+        output = self.student(batch.distorted, batch.lengths, padded_statistics=padded)
+        predictions = self.heads(output.hidden_states[-1])
+
+        gap = int((teacher_frames - output.frame_lengths).abs().max())
+        if gap > 1:
+            raise ValueError(f"teachers and student differ by {gap} frames; only one can be cropped away")
+        size = min(predictions[0].shape[1], states[0][0].shape[1])
+        states = [[layer[:, :size] for layer in layers] for layers in states]
+        predictions = [prediction[:, :size] for prediction in predictions]
+        frame_lengths = torch.minimum(teacher_frames, output.frame_lengths).clamp(max=size)
+        if padded:
+            frame_lengths = torch.full_like(frame_lengths, size)
+        mask = length_mask(frame_lengths.to(predictions[0].device), size)  # (B, F)
+        frames = int(frame_lengths.sum())
+        denominator = max(1, frames if total_frames is None else total_frames)
+
+        cosine_weight = self.config.objective.cosine_weight
+        loss = predictions[0].new_zeros((), dtype=torch.float32)
+        metrics: dict[str, Tensor] = {}
+        for target, prediction, wanted in zip(
+            self.targets, predictions, self.rule.combine(self.sources, states), strict=True
+        ):
+            parts = head_loss(prediction, wanted, mask)
+            loss = loss + target.weight / denominator * (parts.l1 + cosine_weight * parts.cosine_loss)
+            if details:
+                metrics[f"l1/{target.name}"] = parts.l1.detach() / denominator
+                metrics[f"cosine/{target.name}"] = parts.cosine / denominator
+        if details:
+            metrics |= self._teacher_metrics(predictions, states, mask, denominator)
+        metrics["loss"] = loss.detach()
+        return DistillOutput(loss, frames, metrics)
+
+    @torch.no_grad()
+    def _teacher_metrics(
+        self, predictions: list[Tensor], states: list[list[Tensor]], mask: Tensor, denominator: int
+    ) -> dict[str, Tensor]:
+        """How well each teacher's each layer is matched, whatever the aggregation, and its mean absolute value."""
+        wanted = {
+            (source.name, layer): state
+            for source, layers in zip(self.sources, states, strict=True)
+            for layer, state in zip(source.layers, layers, strict=True)
+        }
+        metrics = {}
+        for index, (target, prediction) in enumerate(zip(self.targets, predictions, strict=True)):
+            shares = self.rule.per_teacher(self.sources, prediction, index)
+            for part, share in zip(target.parts, shares, strict=True):
+                name = "{}/{}".format(*part)
+                if name != target.name:
+                    parts = head_loss(share, wanted[part], mask)
+                    metrics[f"l1/{name}"] = parts.l1 / denominator
+                    metrics[f"cosine/{name}"] = parts.cosine / denominator
+                magnitude = wanted[part].float().abs().mean(dim=-1)  # (B, F)
+                metrics[f"magnitude/{name}"] = (magnitude * mask).sum() / denominator
+        return metrics

@@ -1,0 +1,106 @@
+"""Reading training checkpoints as students: one reader per kind, and a name for every other kind."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s3prl_ekd.config import DistillConfig, StudentConfig
+from s3prl_ekd.errors import UserError
+
+CHECKPOINT_KEY = "EKD_Student"  # the Distiller's state dict in a checkpoint of s3prl's run_pretrain
+RECIPE_KEY = "Upstream_Config"  # the recipe beside it, plain values; s3prl's runner hands it back on resume
+
+Contents = tuple[StudentConfig, dict[str, Tensor], dict[str, Tensor] | None]
+
+# Key that gives a checkpoint away -> what it is, for the message; the first that is found counts.
+_OTHER_KINDS: dict[str, str] = {
+    "Downstream": "a downstream checkpoint of s3prl's run_downstream",
+    "Featurizer": "a downstream checkpoint of s3prl's run_downstream",
+    "Transformer": "an s3prl Mockingjay / TERA checkpoint",
+    "pytorch-lightning_version": "a Lightning checkpoint",
+    "model_cfg": "an s3prl-converted HuBERT / wav2vec 2.0 checkpoint (use it as a teacher)",
+    "cfg": "a fairseq or WavLM checkpoint (use it as a teacher)",
+    "args": "a fairseq checkpoint (use it as a teacher)",
+}
+
+
+def load_pickle_safely(path: str | Path) -> Any:
+    """``torch.load`` with ``weights_only=True``, allowing s3prl's ``argparse.Namespace`` beside tensors.
+
+    Raises:
+        UserError: missing, damaged, not a checkpoint, or holding objects that are not plain data.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "weights_only" in str(error).lower():
+            raise UserError(
+                f"{path}: holds Python objects besides tensors and plain values, so it is not loaded"
+                " (it could run code); it is no checkpoint of this package"
+            ) from error
+        raise UserError(f"{path}: not a checkpoint, or a damaged one") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a checkpoint, or a damaged one ({' '.join(str(error).split())[:120]})") from error
+
+
+def read_checkpoint(path: str | Path) -> Contents:
+    """Configuration, student weights and head weights (or None) of a training checkpoint.
+
+    Raises:
+        UserError: see :func:`load_pickle_safely`; or it is a checkpoint of another kind (said which).
+    """
+    states = load_pickle_safely(path)
+    if isinstance(states, Mapping):
+        for key, reader in _READERS.items():
+            if key in states:
+                try:
+                    return reader(states)
+                except UserError as error:
+                    raise UserError(f"{path}: {error}") from error
+    raise UserError(f"{path}: holds no student, it is {kind_of(states)}")
+
+
+def kind_of(states: Any) -> str:
+    """What an unusable checkpoint seems to be, in words."""
+    if not isinstance(states, Mapping):
+        return f"a pickled {type(states).__name__}"
+    for key, kind in _OTHER_KINDS.items():
+        if key in states:
+            return kind
+    return f"a checkpoint with the entries {', '.join(sorted(map(str, states))[:5]) or '(none)'}"
+
+
+def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The Distiller's state dict as student's and heads'."""
+    parts: dict[str, dict[str, Tensor]] = {"student": {}, "heads": {}}
+    for name, tensor in state.items():
+        module, _, rest = name.partition(".")
+        parts[module][rest] = tensor.float()
+    return parts["student"], parts["heads"]
+
+
+def _read_ours(states: Mapping[str, Any]) -> Contents:
+    config = DistillConfig.from_mapping(states[RECIPE_KEY])
+    return (config.student, *_split(states[CHECKPOINT_KEY]))
+
+
+def _read_s3prl_distiller(states: Mapping[str, Any]) -> Contents:
+    from s3prl_ekd.student.keys import from_s3prl_distiller
+
+    return from_s3prl_distiller(states["Config"]["distiller"], states["Distiller"])
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any]], Contents]] = {
+    CHECKPOINT_KEY: _read_ours,
+    "Distiller": _read_s3prl_distiller,
+}

@@ -1,0 +1,283 @@
+"""The student's one format on disk, and everything that can be read as a student.
+
+A student is a folder: ``config.json`` + ``model.safetensors`` in transformers' HuBERT names (it opens with
+``AutoModel.from_pretrained``), ``preprocessor_config.json``, ``heads.safetensors``, ``recipe.yaml`` and a model card.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from s3prl_ekd.config import DistillConfig, StudentConfig
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import atomic_path, write_json, write_yaml
+from s3prl_ekd.student.checkpoint import read_checkpoint
+from s3prl_ekd.student.heads import PredictionHeads
+from s3prl_ekd.student.model import Student
+
+logger = logging.getLogger(__name__)
+
+# What a HubertConfig must say for our network to be the one it describes.
+_ARCHITECTURE: dict[str, Any] = {
+    "model_type": "hubert",
+    "feat_extract_norm": "group",
+    "feat_extract_activation": "gelu",
+    "conv_bias": False,
+    "feat_proj_layer_norm": False,
+    "do_stable_layer_norm": False,
+    "hidden_act": "gelu",
+    "conv_pos_batch_norm": False,
+}
+# Training must neither mask nor drop layers behind the user's back; transformers' defaults would.
+_NO_AUGMENTATION: dict[str, Any] = {
+    "apply_spec_augment": False,
+    "mask_time_prob": 0.0,
+    "mask_feature_prob": 0.0,
+    "layerdrop": 0.0,
+    "feat_proj_dropout": 0.0,
+    "final_dropout": 0.0,
+}
+# transformers' defaults where a config.json says nothing (HubertConfig).
+_HUBERT_DEFAULTS: dict[str, Any] = {
+    "feat_extract_norm": "group",
+    "feat_extract_activation": "gelu",
+    "conv_bias": False,
+    "feat_proj_layer_norm": True,
+    "do_stable_layer_norm": False,
+    "hidden_act": "gelu",
+    "conv_pos_batch_norm": False,
+}
+_NOT_IN_CONFIG_JSON = {"initialize_from", "normalize_waveform"}
+# Older transformers folders (the published DistilHuBERT's) name the position convolution's weight norm this way.
+_OLD_WEIGHT_NORM = {
+    ".conv.weight_g": ".conv.parametrizations.weight.original0",
+    ".conv.weight_v": ".conv.parametrizations.weight.original1",
+}
+
+
+def load_student(where: str | Path) -> Student:
+    """A student in eval mode, on the CPU, in fp32; s3prl is not imported.
+
+    Args:
+        where: a student folder, a ``states-*.ckpt`` of run_pretrain (ours or s3prl's distiller), or a hub id. A local
+            path wins over a hub id.
+
+    Raises:
+        UserError: nothing is there, or it is not a student (said what it is).
+    """
+    return load_student_and_heads(where)[0]
+
+
+def load_student_and_heads(where: str | Path) -> tuple[Student, PredictionHeads | None]:
+    """As :func:`load_student`, with the prediction heads where they are stored."""
+    path = Path(where)
+    if path.is_dir():
+        return _read_folder(path)
+    if path.is_file():
+        config, state, heads = read_checkpoint(path)
+        return _assemble(config, state, heads, path)
+    return _read_folder(_download(str(where)))
+
+
+def save_student(
+    folder: str | Path,
+    student: Student,
+    heads: PredictionHeads | None = None,
+    recipe: DistillConfig | None = None,
+    *,
+    targets: list[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write a student folder, atomically, and read it back.
+
+    Args:
+        folder: replaced if it is already a student folder, otherwise it must not exist or be empty.
+        student: the network.
+        heads: its prediction heads, if they are to be kept.
+        recipe: what it was distilled with; saved as ``recipe.yaml`` and told in the model card.
+        targets: names of what the heads predict, in order.
+        dtype: of the stored tensors; loading always gives fp32.
+
+    Raises:
+        UserError: ``folder`` holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; name a folder for the student")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder}: holds other files; name a new folder for the student")
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "config.json", _to_transformers(student.config, dtype))
+        write_json(temporary / "preprocessor_config.json", _preprocessor(student.config))
+        save_file(_portable(student.state_dict(), dtype), temporary / "model.safetensors", {"format": "pt"})
+        if heads is not None:
+            metadata = {"format": "pt", "targets": json.dumps(targets or [])}
+            save_file(_portable(heads.state_dict(), dtype), temporary / "heads.safetensors", metadata)
+        if recipe is not None:
+            write_yaml(temporary / "recipe.yaml", recipe.to_mapping())
+        (temporary / "README.md").write_text(_model_card(student, recipe), encoding="utf-8")
+        reread, _ = _read_folder(temporary)
+        for name, tensor in student.state_dict().items():
+            if not torch.equal(reread.state_dict()[name], tensor.cpu().to(dtype).float()):
+                raise RuntimeError(f"{folder}: {name} was not stored faithfully")
+    logger.info("student saved to %s", folder)
+    return folder
+
+
+def _portable(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+
+
+def _to_transformers(config: StudentConfig, dtype: torch.dtype) -> dict[str, Any]:
+    sizes = {key: value for key, value in config.to_mapping().items() if key not in _NOT_IN_CONFIG_JSON}
+    return {
+        "architectures": ["HubertModel"],
+        **_ARCHITECTURE,
+        **sizes,
+        "num_feat_extract_layers": len(config.conv_dim),
+        "layer_norm_eps": 1e-5,
+        **_NO_AUGMENTATION,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _preprocessor(config: StudentConfig) -> dict[str, Any]:
+    return {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "do_normalize": config.normalize_waveform,
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+        "sampling_rate": 16000,
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; a student folder needs this file") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return {name: tensor.float() for name, tensor in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot be read as safetensors ({error}); the file is damaged or incomplete"
+        ) from error
+
+
+def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
+    raw = _read_json(folder / "config.json")
+    found = {**_HUBERT_DEFAULTS, **raw}
+    for key, wanted in _ARCHITECTURE.items():
+        if found.get(key) != wanted:
+            raise UserError(
+                f"{folder}: not a student, its config.json says {key}: {found.get(key)!r} where a student has"
+                f" {wanted!r}; a {raw.get('model_type', 'model')} like this can be a teacher (transformers: {folder})"
+            )
+    names = {field.name for field in dataclasses.fields(StudentConfig)} - _NOT_IN_CONFIG_JSON
+    mapping = {name: raw[name] for name in names if name in raw}
+    preprocessor = folder / "preprocessor_config.json"
+    if preprocessor.is_file():
+        mapping["normalize_waveform"] = bool(_read_json(preprocessor).get("do_normalize", False))
+    try:
+        config = StudentConfig.from_mapping(mapping, "student")
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder}: has no model.safetensors; a student folder needs one")
+    heads_file = folder / "heads.safetensors"
+    heads = _read_tensors(heads_file) if heads_file.is_file() else None
+    state = _read_tensors(folder / "model.safetensors")
+    state.pop("masked_spec_embed", None)  # only for masking in training, which a student never does
+    return _assemble(config, {_modern_name(name): tensor for name, tensor in state.items()}, heads, folder)
+
+
+def _modern_name(name: str) -> str:
+    for old, new in _OLD_WEIGHT_NORM.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _assemble(
+    config: StudentConfig, state: Mapping[str, Tensor], heads: Mapping[str, Tensor] | None, where: Path
+) -> tuple[Student, PredictionHeads | None]:
+    """Networks with exactly these weights."""
+    student = Student(config)
+    _load_strictly(student, state, where)
+    head_modules = None
+    if heads:
+        sizes = [heads[f"{i}.2.bias"].shape[0] for i in range(len({name.split(".")[0] for name in heads}))]
+        head_modules = PredictionHeads(config.hidden_size, sizes)
+        _load_strictly(head_modules, heads, where)
+        head_modules.eval()
+    return student.eval(), head_modules
+
+
+def _load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where}: the weights do not fit the student's configuration ({reason})") from error
+
+
+def _download(name: str) -> Path:
+    """The folder of a hub repository in the local cache, fetched if need be."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    files = ["*.json", "model.safetensors", "heads.safetensors", "recipe.yaml"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=files))
+    except HFValidationError as error:
+        raise UserError(f"{name}: no such file or folder") from error
+    except Exception as error:  # whatever the network, the hub or its client raise: the user can do one thing
+        raise UserError(
+            f"{name}: no such file or folder, and it could not be had from the hub ({type(error).__name__});"
+            " give the path of a student folder or of a states-*.ckpt"
+        ) from error
+
+
+def _model_card(student: Student, recipe: DistillConfig | None) -> str:
+    parameters = sum(parameter.numel() for parameter in student.parameters())
+    lines = [
+        "---",
+        "library_name: s3prl_ekd",
+        "tags: [speech, self-supervised, knowledge-distillation, hubert]",
+        "---",
+        "# A speech student",
+        "",
+        f"{parameters / 1e6:.1f} M parameters, {student.config.num_hidden_layers} transformer layers of width"
+        f" {student.config.hidden_size}, a frame every 20 ms of 16 kHz audio.",
+        "",
+    ]
+    if recipe is not None:
+        teachers = ", ".join(f"{t.name} (layers {', '.join(map(str, t.layers))})" for t in recipe.teachers)
+        lines += [f"Distilled from {teachers} by {recipe.objective.aggregation}; `recipe.yaml` has it all.", ""]
+    lines += [
+        "```python",
+        "from s3prl_ekd import load_student",
+        'student = load_student("this folder")            # or transformers.AutoModel.from_pretrained("this folder")',
+        "```",
+        "",
+        "s3prl: `python -m s3prl_ekd.run_downstream -m train -u ekd_student -k 'this folder' ...`",
+        "",
+    ]
+    return "\n".join(lines)

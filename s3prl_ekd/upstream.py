@@ -1,0 +1,123 @@
+"""The student as an s3prl upstream, without importing s3prl.
+
+These functions are what s3prl's hub, ``S3PRLUpstream`` and torch.hub call; ``hubconf.py`` and
+``s3prl_ekd/s3prl_plugin/hub.py`` re-export them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from s3prl_ekd import FRAME_SHIFT, assets
+from s3prl_ekd.config import Config
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.student.folder import load_student_and_heads
+from s3prl_ekd.student.heads import PredictionHeads
+from s3prl_ekd.student.model import Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamOptions(Config):
+    """What s3prl's ``-g FILE.yaml`` (``model_config``) may say."""
+
+    all_hidden_states: bool = False
+    """Also give ``all_hidden_states``: the hidden states followed by the prediction heads' outputs."""
+
+
+class EkdUpstream(nn.Module):
+    """A student behind s3prl's upstream interface: a list of waveforms in, a dict of features out."""
+
+    def __init__(self, student: Student, heads: PredictionHeads | None = None) -> None:
+        super().__init__()
+        self.student = student
+        self.heads = heads
+
+    def get_downsample_rates(self, key: str) -> int:
+        """Samples per frame, the same for every feature."""
+        return FRAME_SHIFT
+
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, list[Tensor] | Tensor]:
+        """Features of a batch.
+
+        s3prl's featurizers expect up to ``ceil(S / 320)`` frames of an utterance of S samples, one or two more than the
+        convolutions yield; the utterance's own last frame is repeated there, so that what they read never depends on
+        its batch mates.
+
+        Args:
+            wavs: B waveforms (S_b,) at 16 kHz. One shorter than 400 samples is extended with silence.
+
+        Returns:
+            ``hidden_states``: the projected features and each layer's output, (B, F, D) each;
+            ``last_hidden_state``: the last of them; ``all_hidden_states``, where asked for: these and each prediction
+            head's output.
+        """
+        if any(wav.dim() != 1 or wav.numel() == 0 for wav in wavs):
+            raise UserError("ekd_student: each waveform must be one-dimensional and not empty")
+        frames = -(-max(len(wav) for wav in wavs) // FRAME_SHIFT)
+        shortest = self.student.min_samples
+        wavs = [F.pad(wav, (0, shortest - len(wav))) if len(wav) < shortest else wav for wav in wavs]
+        lengths = torch.tensor([len(wav) for wav in wavs])
+        output = self.student(pad_sequence(list(wavs), batch_first=True).float(), lengths)
+
+        last = (output.frame_lengths - 1).unsqueeze(1)  # (B, 1)
+        index = torch.arange(frames).minimum(last).to(output.hidden_states[0].device)  # (B, F)
+        hidden_states = [_take_frames(state, index) for state in output.hidden_states]
+        features: dict[str, list[Tensor] | Tensor] = {
+            "hidden_states": hidden_states,
+            "last_hidden_state": hidden_states[-1],
+        }
+        if self.heads is not None:
+            features["all_hidden_states"] = hidden_states + self.heads(hidden_states[-1])
+        return features
+
+
+def _take_frames(state: Tensor, index: Tensor) -> Tensor:
+    """state (B, F', D) at frames index (B, F)."""
+    return state.gather(1, index.unsqueeze(2).expand(-1, -1, state.shape[2]))
+
+
+def ekd_student(
+    ckpt: str | Path | None = None,
+    model_config: str | Path | None = None,
+    refresh: bool = False,
+    *,
+    all_hidden_states: bool = False,
+    **kwargs: object,
+) -> EkdUpstream:
+    """The upstream of a distilled student.
+
+    Args:
+        ckpt: a student folder, a ``states-*.ckpt`` of run_pretrain, or a hub id (``-k`` in s3prl's runner).
+        model_config: a YAML file with :class:`UpstreamOptions` (``-g`` in s3prl's runner).
+        refresh: accepted for s3prl's interface; the hub's cache decides by itself what is new.
+        all_hidden_states: also give the prediction heads' outputs.
+        kwargs: other things that s3prl's callers pass along; ignored.
+
+    Raises:
+        UserError: no ``ckpt``, or it cannot be read as a student; predictions asked for but no heads stored.
+    """
+    if ckpt is None:
+        raise UserError(
+            "ekd_student needs a student: give -k (ckpt=) a student folder, a states-*.ckpt of run_pretrain or a hub"
+            " id; ekd_student_mini needs none"
+        )
+    if model_config is not None:
+        all_hidden_states = all_hidden_states or UpstreamOptions.from_yaml(model_config).all_hidden_states
+    student, heads = load_student_and_heads(ckpt)
+    if all_hidden_states and heads is None:
+        raise UserError(f"{ckpt}: has no prediction heads stored, so all_hidden_states cannot be given")
+    return EkdUpstream(student, heads if all_hidden_states else None)
+
+
+def ekd_student_mini(
+    ckpt: str | Path | None = None, model_config: str | Path | None = None, refresh: bool = False, **kwargs: object
+) -> EkdUpstream:
+    """The upstream of the tiny student that comes with this package; nothing has to be given or fetched."""
+    return ekd_student(assets.folder("student_mini"), model_config, refresh, **kwargs)
