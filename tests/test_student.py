@@ -47,10 +47,11 @@ def test_gradients_do_not_depend_on_padding(tiny_student, utterances):
             output = tiny_student(waveforms, lengths)
             for state, frames in zip(output.hidden_states[-1], output.frame_lengths, strict=True):
                 state[:frames].sin().sum().backward(retain_graph=True)
-        return [p.grad.clone() for p in tiny_student.parameters()]
+        return torch.cat([p.grad.flatten() for p in tiny_student.parameters()])
 
-    for padded, alone in zip(gradients([pad(utterances)]), gradients([pad([u]) for u in utterances]), strict=True):
-        torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
+    padded, alone = gradients([pad(utterances)]), gradients([pad([u]) for u in utterances])
+    assert alone.abs().max() > 1
+    assert (padded - alone).norm() < 1e-5 * alone.norm()
 
 
 def test_padded_statistics_are_what_a_plain_group_norm_does(utterances):

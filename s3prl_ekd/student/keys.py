@@ -1,0 +1,246 @@
+"""Names of weights: one table of patterns per format, between that format and transformers' HubertModel / WavLMModel.
+
+In a pattern ``{n}`` stands for a layer's number and ``{p}`` for ``weight`` or ``bias``. Conversion is strict in both
+directions: a name that no pattern knows is an error, nothing is guessed and nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from s3prl_ekd.errors import UserError
+
+Pairs = tuple[tuple[str, str], ...]
+
+_PLACEHOLDERS = {r"\{n\}": r"(?P<n>\d+)", r"\{p\}": r"(?P<p>weight|bias)", r"\*": r".+"}
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """How one format names what transformers names otherwise.
+
+    Attributes:
+        name: the format, for messages.
+        pairs: (its pattern, transformers' pattern).
+        dropped: its patterns of what transformers' encoder has no place for, such as pretraining heads.
+    """
+
+    name: str
+    pairs: Pairs
+    dropped: tuple[str, ...] = ()
+
+    def covers(self, keys: Mapping[str, Tensor]) -> bool:
+        """Whether every key is one of this format's."""
+        patterns = [theirs for theirs, _ in self.pairs] + list(self.dropped)
+        return all(any(_match(pattern, key) for pattern in patterns) for key in keys)
+
+
+def _match(pattern: str, key: str) -> re.Match[str] | None:
+    regex = re.escape(pattern)
+    for placeholder, group in _PLACEHOLDERS.items():
+        regex = regex.replace(placeholder, group)
+    return re.fullmatch(regex, key)
+
+
+_LAYER: Pairs = (
+    ("encoder.layers.{n}.self_attn.q_proj.{p}", "encoder.layers.{n}.attention.q_proj.{p}"),
+    ("encoder.layers.{n}.self_attn.k_proj.{p}", "encoder.layers.{n}.attention.k_proj.{p}"),
+    ("encoder.layers.{n}.self_attn.v_proj.{p}", "encoder.layers.{n}.attention.v_proj.{p}"),
+    ("encoder.layers.{n}.self_attn.out_proj.{p}", "encoder.layers.{n}.attention.out_proj.{p}"),
+    ("encoder.layers.{n}.self_attn_layer_norm.{p}", "encoder.layers.{n}.layer_norm.{p}"),
+    ("encoder.layers.{n}.fc1.{p}", "encoder.layers.{n}.feed_forward.intermediate_dense.{p}"),
+    ("encoder.layers.{n}.fc2.{p}", "encoder.layers.{n}.feed_forward.output_dense.{p}"),
+    ("encoder.layers.{n}.final_layer_norm.{p}", "encoder.layers.{n}.final_layer_norm.{p}"),
+)
+_ENCODER: Pairs = (
+    ("feature_extractor.conv_layers.{n}.0.{p}", "feature_extractor.conv_layers.{n}.conv.{p}"),
+    ("post_extract_proj.{p}", "feature_projection.projection.{p}"),
+    ("encoder.pos_conv.0.bias", "encoder.pos_conv_embed.conv.bias"),
+    ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
+    ("encoder.pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
+    ("encoder.layer_norm.{p}", "encoder.layer_norm.{p}"),
+    *_LAYER,
+)
+_GROUP_NORM: Pairs = (  # Base models: one GroupNorm, after the first convolution
+    ("feature_extractor.conv_layers.0.2.{p}", "feature_extractor.conv_layers.0.layer_norm.{p}"),
+)
+_LAYER_NORM: Pairs = (  # Large models: a LayerNorm after every convolution
+    ("feature_extractor.conv_layers.{n}.2.1.{p}", "feature_extractor.conv_layers.{n}.layer_norm.{p}"),
+)
+_FAIRSEQ: Pairs = (  # what DistilHuBERT does without
+    ("layer_norm.{p}", "feature_projection.layer_norm.{p}"),
+    ("mask_emb", "masked_spec_embed"),
+)
+_GATES: Pairs = (  # WavLM's gated relative position bias
+    ("encoder.layers.{n}.self_attn.grep_a", "encoder.layers.{n}.attention.gru_rel_pos_const"),
+    ("encoder.layers.{n}.self_attn.grep_linear.{p}", "encoder.layers.{n}.attention.gru_rel_pos_linear.{p}"),
+    ("encoder.layers.{n}.self_attn.relative_attention_bias.weight", "encoder.layers.{n}.attention.rel_attn_embed.weight"),
+)
+_PRETRAINING = ("final_proj.{p}", "label_embs_concat", "target_glu.*", "quantizer.*", "project_q.{p}")
+
+HUBERT = KeyTable("fairseq HuBERT", _ENCODER + _GROUP_NORM + _FAIRSEQ, _PRETRAINING)
+HUBERT_LARGE = KeyTable("fairseq HuBERT Large", _ENCODER + _LAYER_NORM + _FAIRSEQ, _PRETRAINING)
+WAVLM = KeyTable("WavLM", HUBERT.pairs + _GATES)
+WAVLM_LARGE = KeyTable("WavLM Large", HUBERT_LARGE.pairs + _GATES)
+DISTILLER = KeyTable("s3prl distiller", _ENCODER + _GROUP_NORM)
+
+_OWN = tuple((ours, ours) for ours in dict.fromkeys(ours for _, ours in WAVLM.pairs + _LAYER_NORM))
+TRANSFORMERS = KeyTable("transformers", _OWN, ("adapter.*",))
+_OLD_WEIGHT_NORM = {"weight.original0": "weight_g", "weight.original1": "weight_v"}
+TRANSFORMERS_OLD = KeyTable(  # written before torch had parametrizations
+    "transformers 4",
+    tuple(
+        (f"encoder.pos_conv_embed.conv.{_OLD_WEIGHT_NORM[ours.partition('parametrizations.')[2]]}", ours)
+        if "parametrizations" in ours
+        else (theirs, ours)
+        for theirs, ours in _OWN
+    ),
+    ("adapter.*",),
+)
+
+TABLES = (TRANSFORMERS, TRANSFORMERS_OLD, HUBERT, HUBERT_LARGE, WAVLM, WAVLM_LARGE)
+"""What :func:`recognize` looks through; a HuBERT's names are a subset of a WavLM's, so it comes first."""
+
+
+def recognize(state: Mapping[str, Tensor]) -> KeyTable:
+    """The table that knows every name in ``state``.
+
+    Raises:
+        UserError: none does.
+    """
+    for table in TABLES:
+        if table.covers(state):
+            return table
+    names = ", ".join(table.name for table in TABLES)
+    raise UserError(f"weights of an unknown kind (such as {_sample(state, TRANSFORMERS)!r}); known: {names}")
+
+
+def _sample(state: Mapping[str, Tensor], table: KeyTable) -> str:
+    return next((key for key in state if not table.covers({key: state[key]})), "nothing")
+
+
+def _rename(state: Mapping[str, Tensor], pairs: Pairs, dropped: tuple[str, ...], kind: str) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    unknown = []
+    for key, tensor in state.items():
+        for source, destination in pairs:
+            if match := _match(source, key):
+                renamed[destination.format(**match.groupdict())] = tensor
+                break
+        else:
+            if not any(_match(pattern, key) for pattern in dropped):
+                unknown.append(key)
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise UserError(f"not the weights of a {kind} model: unknown {', '.join(unknown[:3])}{more}")
+    return renamed
+
+
+def to_transformers_keys(state: Mapping[str, Tensor], table: KeyTable) -> dict[str, Tensor]:
+    """``state`` in the table's format under transformers' names; tensors are shared, not copied.
+
+    fairseq has no feature projection where the conv stack is as wide as the transformer; transformers always has one,
+    so it becomes the identity.
+
+    Raises:
+        UserError: a name that the table does not know.
+    """
+    renamed = _rename(state, table.pairs, table.dropped, table.name)
+    width = renamed.get("encoder.layer_norm.weight")
+    if width is not None and "feature_projection.projection.weight" not in renamed:
+        renamed["feature_projection.projection.weight"] = torch.eye(width.numel(), dtype=width.dtype)
+        renamed["feature_projection.projection.bias"] = torch.zeros(width.numel(), dtype=width.dtype)
+    return renamed
+
+
+def from_transformers_keys(state: Mapping[str, Tensor], table: KeyTable) -> dict[str, Tensor]:
+    """The inverse of :func:`to_transformers_keys`, without what the table drops.
+
+    Raises:
+        UserError: a name that the table does not know, or a feature projection that fairseq has no place for.
+    """
+    state = dict(state)
+    weight = state.get("feature_projection.projection.weight")
+    if weight is not None and weight.shape[0] == weight.shape[1]:
+        bias = state["feature_projection.projection.bias"]
+        if not torch.equal(weight.cpu(), torch.eye(len(weight), dtype=weight.dtype)) or bool(bias.any()):
+            raise UserError(
+                f"{table.name} models have no feature projection where the conv stack is as wide as the transformer"
+                f" (here both {len(weight)}): this model cannot be written in that format"
+            )
+        del state["feature_projection.projection.weight"], state["feature_projection.projection.bias"]
+    return _rename(state, tuple((ours, theirs) for theirs, ours in table.pairs), (), f"transformers (for {table.name})")
+
+
+def from_distiller(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The ``Distiller`` state dict of an s3prl checkpoint as ours: transformers' names, and ``heads.<i>.{0,2}.{p}``.
+
+    s3prl keeps all heads in one Linear and one SplitLinear: weights (H x I, D) and (H, I, D'), biases (H x I,) and
+    (1, 1, H, D'); with a single head the second is a Linear called ``layer``.
+
+    Raises:
+        UserError: not a distiller's weights.
+    """
+    heads = {key: tensor for key, tensor in state.items() if key.startswith("output_layer.")}
+    ours = to_transformers_keys({key: tensor for key, tensor in state.items() if key not in heads}, DISTILLER)
+    if not heads:
+        return ours
+    single = "output_layer.2.layer.weight" in heads
+    prefix = "output_layer.2.layer" if single else "output_layer.2"
+    expected = {"output_layer.0.weight", "output_layer.0.bias", f"{prefix}.weight", f"{prefix}.bias"}
+    if set(heads) != expected:
+        names = ", ".join(sorted(set(heads) ^ expected))
+        raise UserError(f"not the weights of a {DISTILLER.name} model: unexpected or missing {names}")
+    outer = heads[f"{prefix}.weight"].unsqueeze(0) if single else heads[f"{prefix}.weight"].transpose(1, 2)  # (H, D', I)
+    biases = heads[f"{prefix}.bias"].reshape(len(outer), -1)  # (H, D')
+    inner = zip(
+        heads["output_layer.0.weight"].chunk(len(outer)), heads["output_layer.0.bias"].chunk(len(outer)), strict=True
+    )
+    for i, (weight, bias) in enumerate(inner):
+        ours |= {
+            f"heads.{i}.0.weight": weight.contiguous(),
+            f"heads.{i}.0.bias": bias.contiguous(),
+            f"heads.{i}.2.weight": outer[i].contiguous(),
+            f"heads.{i}.2.bias": biases[i].contiguous(),
+        }
+    return ours
+
+
+def to_distiller(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`from_distiller`.
+
+    Raises:
+        UserError: a name that s3prl's distiller has no place for, or heads of different sizes.
+    """
+    heads = {key: tensor for key, tensor in state.items() if key.startswith("heads.")}
+    theirs = from_transformers_keys({key: tensor for key, tensor in state.items() if key not in heads}, DISTILLER)
+    if not heads:
+        return theirs
+    count = len({key.split(".")[1] for key in heads})
+
+    def gather(part: str) -> list[Tensor]:
+        names = [f"heads.{i}.{part}" for i in range(count)]
+        if missing := [name for name in names if name not in heads]:
+            raise UserError(f"heads for {DISTILLER.name}: missing {', '.join(missing)}")
+        tensors = [heads[name] for name in names]
+        if shapes := {tuple(tensor.shape) for tensor in tensors} - {tuple(tensors[0].shape)}:
+            raise UserError(
+                f"{DISTILLER.name} models need heads of one size, found {tuple(tensors[0].shape)} and {shapes.pop()};"
+                " leave the heads out"
+            )
+        return tensors
+
+    theirs["output_layer.0.weight"] = torch.cat(gather("0.weight"))
+    theirs["output_layer.0.bias"] = torch.cat(gather("0.bias"))
+    weights, biases = gather("2.weight"), gather("2.bias")
+    if count == 1:
+        theirs["output_layer.2.layer.weight"], theirs["output_layer.2.layer.bias"] = weights[0], biases[0]
+    else:
+        theirs["output_layer.2.weight"] = torch.stack([weight.T for weight in weights])
+        theirs["output_layer.2.bias"] = torch.stack(biases)[None, None]
+    return theirs
