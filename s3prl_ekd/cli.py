@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "let the unmodified s3prl of this environment (or of a checkout) find ekd_student",
     ),
     "unplug": ("s3prl_ekd.s3prl_plugin.unplug", "take back what plug did"),
+    "init-student": ("s3prl_ekd.export.initial", "save the student that a recipe starts from: the undistilled control"),
     "export-checkpoint": ("s3prl_ekd.export.checkpoint", "make a student folder from a states-*.ckpt of run_pretrain"),
 }
 

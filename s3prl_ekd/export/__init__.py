@@ -1,1 +1,1 @@
-"""TODO"""
+"""Students out of training checkpoints, and into other formats."""

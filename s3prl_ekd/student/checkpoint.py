@@ -68,6 +68,12 @@ def read_checkpoint(path: str | Path) -> Contents:
     raise UserError(f"{path}: holds no student, it is {kind_of(states)}")
 
 
+def read_recipe(path: str | Path) -> DistillConfig | None:
+    """What a training checkpoint was distilled with, if it says so."""
+    states = load_pickle_safely(path)
+    return DistillConfig.from_mapping(states[RECIPE_KEY]) if CHECKPOINT_KEY in states else None
+
+
 def kind_of(states: Any) -> str:
     """What an unusable checkpoint seems to be, in words."""
     if not isinstance(states, Mapping):

@@ -79,7 +79,10 @@ _FAIRSEQ: Pairs = (  # what DistilHuBERT does without
 _GATES: Pairs = (  # WavLM's gated relative position bias
     ("encoder.layers.{n}.self_attn.grep_a", "encoder.layers.{n}.attention.gru_rel_pos_const"),
     ("encoder.layers.{n}.self_attn.grep_linear.{p}", "encoder.layers.{n}.attention.gru_rel_pos_linear.{p}"),
-    ("encoder.layers.{n}.self_attn.relative_attention_bias.weight", "encoder.layers.{n}.attention.rel_attn_embed.weight"),
+    (
+        "encoder.layers.{n}.self_attn.relative_attention_bias.weight",
+        "encoder.layers.{n}.attention.rel_attn_embed.weight",
+    ),
 )
 _PRETRAINING = ("final_proj.{p}", "label_embs_concat", "target_glu.*", "quantizer.*", "project_q.{p}")
 
@@ -196,7 +199,8 @@ def from_distiller(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if set(heads) != expected:
         names = ", ".join(sorted(set(heads) ^ expected))
         raise UserError(f"not the weights of a {DISTILLER.name} model: unexpected or missing {names}")
-    outer = heads[f"{prefix}.weight"].unsqueeze(0) if single else heads[f"{prefix}.weight"].transpose(1, 2)  # (H, D', I)
+    outer = heads[f"{prefix}.weight"]
+    outer = outer.unsqueeze(0) if single else outer.transpose(1, 2)  # (H, D', I)
     biases = heads[f"{prefix}.bias"].reshape(len(outer), -1)  # (H, D')
     inner = zip(
         heads["output_layer.0.weight"].chunk(len(outer)), heads["output_layer.0.bias"].chunk(len(outer)), strict=True

@@ -1,0 +1,35 @@
+# Every target sets up what it needs in .venv and reuses it. PYTHON chooses the interpreter (3.11 or 3.12).
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS ?= 2
+DEMO ?= demo
+
+.PHONY: demo demo-full test test-all lint clean
+
+demo: $(READY)
+	$(BIN)/python recipes/mini/demo.py --out $(DEMO)
+
+demo-full: $(READY)
+	$(BIN)/python recipes/mini/demo.py --out $(DEMO) --hidden
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-all: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not network"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# About 6 GB: torch's wheels carry CUDA, also where there is no GPU.
+$(READY): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[mini,dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info $(DEMO)

@@ -1,0 +1,28 @@
+"""``s3prl-ekd init-student``: the student before any distillation, the control that every result needs."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "save the student that a recipe starts from, undistilled: the control to compare with"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="config_model.yaml")
+    parser.add_argument("folder", help="the student folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="for what no teacher initialises (default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from s3prl_ekd.config import DistillConfig
+    from s3prl_ekd.distiller import build_student
+    from s3prl_ekd.student.folder import save_student
+    from s3prl_ekd.teachers import load_teachers
+
+    config = DistillConfig.from_yaml(args.recipe)
+    torch.manual_seed(args.seed)
+    start = [teacher for teacher in config.teachers if teacher.name == config.student.initialize_from]
+    save_student(args.folder, build_student(config, load_teachers(start)), recipe=config)
+    return 0
