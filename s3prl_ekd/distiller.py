@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.config import DistillConfig, TeacherInput
 from s3prl_ekd.loss import head_loss
-from s3prl_ekd.student.frames import length_mask
+from s3prl_ekd.network.frames import Packing
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.targets import RULES, Source, Target
@@ -120,42 +120,50 @@ class Distiller(nn.Module):
             ValueError: a teacher's frames and the student's differ by more than one.
         """
         states, teacher_frames = self.hidden_states(batch)
-        padded = self.config.objective.loss_on_padding
-        output = self.student(batch.distorted, batch.lengths, padded_statistics=padded)
-        predictions = self.heads(output.hidden_states[-1])
-
-        gap = int((teacher_frames - output.frame_lengths).abs().max())
-        if gap > 1:
-            raise ValueError(f"teachers and student differ by {gap} frames; only one can be cropped away")
-        size = min(predictions[0].shape[1], states[0][0].shape[1])
-        states = [[layer[:, :size] for layer in layers] for layers in states]
-        predictions = [prediction[:, :size] for prediction in predictions]
-        frame_lengths = torch.minimum(teacher_frames, output.frame_lengths).clamp(max=size)
-        if padded:
-            frame_lengths = torch.full_like(frame_lengths, size)
-        mask = length_mask(frame_lengths.to(predictions[0].device), size)  # (B, F)
-        frames = int(frame_lengths.sum())
+        output = self.student(batch.distorted, batch.lengths, padded=self.config.objective.loss_on_padding)
+        rows, wanted = self._align(output.rows[-1], output.packing, states, teacher_frames)
+        predictions = self.heads(rows)
+        frames = rows.shape[0]
         denominator = max(1, frames if total_frames is None else total_frames)
 
         cosine_weight = self.config.objective.cosine_weight
-        loss = predictions[0].new_zeros((), dtype=torch.float32)
+        loss = rows.new_zeros((), dtype=torch.float32)
         metrics: dict[str, Tensor] = {}
-        for target, prediction, wanted in zip(
-            self.targets, predictions, self.rule.combine(self.sources, states), strict=True
-        ):
-            parts = head_loss(prediction, wanted, mask)
+        combined = self.rule.combine(self.sources, wanted)
+        for target, prediction, value in zip(self.targets, predictions, combined, strict=True):
+            parts = head_loss(prediction, value)
             loss = loss + target.weight / denominator * (parts.l1 + cosine_weight * parts.cosine_loss)
             if details:
                 metrics[f"l1/{target.name}"] = parts.l1.detach() / denominator
                 metrics[f"cosine/{target.name}"] = parts.cosine / denominator
         if details:
-            metrics |= self._teacher_metrics(predictions, states, mask, denominator)
+            metrics |= self._teacher_metrics(predictions, wanted, denominator)
         metrics["loss"] = loss.detach()
         return DistillOutput(loss, frames, metrics)
 
+    def _align(
+        self, rows: Tensor, packing: Packing, states: list[list[Tensor]], teacher_frames: Tensor
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        """Student's rows (N', D) and teachers' states (B, F, D) at the frames that both have, (N, D) each."""
+        size = min(packing.size, states[0][0].shape[1])
+        if self.config.objective.loss_on_padding:
+            frames = torch.full_like(packing.frames, size)
+        else:
+            gap = int((teacher_frames - packing.frames).abs().max())
+            if gap > 1:
+                raise ValueError(f"teachers and student differ by {gap} frames; only one can be cropped away")
+            frames = torch.minimum(teacher_frames, packing.frames)
+        if not torch.equal(frames, packing.frames):
+            rows = Packing(frames, rows.device, packing.size).pack(packing.unpack(rows))
+        aligned = []
+        for layers in states:
+            chosen = Packing(frames, rows.device, layers[0].shape[1])
+            aligned.append([chosen.pack(layer.to(rows.device)) for layer in layers])
+        return rows, aligned
+
     @torch.no_grad()
     def _teacher_metrics(
-        self, predictions: list[Tensor], states: list[list[Tensor]], mask: Tensor, denominator: int
+        self, predictions: list[Tensor], states: list[list[Tensor]], denominator: int
     ) -> dict[str, Tensor]:
         """How well each teacher's each layer is matched, whatever the aggregation, and its mean absolute value."""
         wanted = {
@@ -169,9 +177,8 @@ class Distiller(nn.Module):
             for part, share in zip(target.parts, shares, strict=True):
                 name = "{}/{}".format(*part)
                 if name != target.name:
-                    parts = head_loss(share, wanted[part], mask)
+                    parts = head_loss(share, wanted[part])
                     metrics[f"l1/{name}"] = parts.l1 / denominator
                     metrics[f"cosine/{name}"] = parts.cosine / denominator
-                magnitude = wanted[part].float().abs().mean(dim=-1)  # (B, F)
-                metrics[f"magnitude/{name}"] = (magnitude * mask).sum() / denominator
+                metrics[f"magnitude/{name}"] = wanted[part].float().abs().mean(dim=-1).sum() / denominator
         return metrics

@@ -24,19 +24,17 @@ class HeadLoss:
     cosine: Tensor
 
 
-def head_loss(prediction: Tensor, target: Tensor, frame_mask: Tensor) -> HeadLoss:
+def head_loss(prediction: Tensor, target: Tensor) -> HeadLoss:
     """Compare one head's prediction with its target, in fp32.
 
     Args:
-        prediction: (B, F, D).
-        target: (B, F, D); finite everywhere, also past an utterance's end.
-        frame_mask: (B, F), True at the frames that count.
+        prediction: (N, D), real frames only.
+        target: (N, D).
     """
     if prediction.shape != target.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape")
     with torch.autocast(prediction.device.type, enabled=False):
         prediction, target = prediction.float(), target.float()
-        weight = frame_mask.to(prediction.dtype)  # (B, F)
-        l1 = ((prediction - target).abs().mean(dim=-1) * weight).sum()
-        cosine = F.cosine_similarity(prediction, target, dim=-1)  # (B, F)
-        return HeadLoss(l1, (-F.logsigmoid(cosine) * weight).sum(), (cosine.detach() * weight).sum())
+        l1 = F.l1_loss(prediction, target, reduction="sum") / prediction.shape[-1]
+        cosine = F.cosine_similarity(prediction, target, dim=-1)  # (N,)
+        return HeadLoss(l1, -F.logsigmoid(cosine).sum(), cosine.detach().sum())

@@ -89,7 +89,7 @@ def test_loss_on_padding_is_s3prls_mean(utterances):
     teacher = FakeTeacher()
     distiller = make(teacher, objective={"loss_on_padding": True})
     batch = batch_of(*utterances)
-    student = distiller.student(batch.clean, batch.lengths, padded_statistics=True)
+    student = distiller.student(batch.clean, batch.lengths, padded=True)
     predictions = torch.stack(distiller.heads(student.hidden_states[-1]), 1)
     targets, _ = teacher.hidden_states(batch.clean, batch.lengths, padded=True)
     expected = distilhubert_loss(predictions, torch.stack(targets, 1))

@@ -10,6 +10,7 @@ import torch
 from s3prl_ekd.config import Aggregation
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.loss import head_loss
+from s3prl_ekd.network.frames import Packing
 from s3prl_ekd.targets import RULES, Source
 
 AVERAGE = RULES[Aggregation.LAYERWISE_AVERAGE]
@@ -20,8 +21,8 @@ SEPARATE = RULES[Aggregation.SEPARATE_HEADS]
 def test_loss_by_hand_with_padding():
     prediction = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[3.0, 4.0], [9.0, 9.0]]])
     target = torch.tensor([[[1.0, 1.0], [0.0, 1.0]], [[-3.0, -4.0], [-7.0, 5.0]]])
-    mask = torch.tensor([[True, True], [True, False]])  # the last frame is padding and must not count
-    loss = head_loss(prediction, target, mask)
+    packing = Packing(torch.tensor([2, 1]), prediction.device)  # the last frame is padding and must not count
+    loss = head_loss(packing.pack(prediction), packing.pack(target))
 
     def minus_log_sigmoid(x):
         return math.log(1 + math.exp(-x))
@@ -34,16 +35,29 @@ def test_loss_by_hand_with_padding():
 
 def test_padding_gets_no_gradient():
     prediction = torch.randn(2, 5, 3, requires_grad=True)
-    mask = torch.arange(5) < torch.tensor([[5], [2]])
-    loss = head_loss(prediction, torch.zeros(2, 5, 3), mask)
+    packing = Packing(torch.tensor([5, 2]), prediction.device)
+    loss = head_loss(packing.pack(prediction), torch.zeros(7, 3))
     (loss.l1 + loss.cosine_loss).backward()
+    mask = packing.mask()
     assert prediction.grad[~mask].abs().max() == 0
     assert prediction.grad[mask].abs().min() > 0
 
 
+def test_packing_and_back():
+    padded = torch.arange(1.0, 13.0).view(2, 3, 2)
+    packing = Packing(torch.tensor([1, 3]), padded.device)
+    rows = packing.pack(padded)
+    assert rows.tolist() == [[1, 2], [7, 8], [9, 10], [11, 12]]
+    back = packing.unpack(rows)
+    assert torch.equal(back[1], padded[1])
+    assert back[0].tolist() == [[1, 2], [0, 0], [0, 0]]
+    assert packing.mask().tolist() == [[True, False, False], [True, True, True]]
+    assert Packing(torch.tensor([3, 3]), padded.device).dense
+
+
 def test_loss_refuses_other_shapes():
     with pytest.raises(ValueError, match="differ in shape"):
-        head_loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4), torch.ones(1, 2, dtype=torch.bool))
+        head_loss(torch.zeros(2, 3), torch.zeros(2, 4))
 
 
 A = Source("a", (4, 8), 2, weight=1.0)

@@ -10,10 +10,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.config import StudentConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.student.conv import masked_group_norm
-from s3prl_ekd.student.frames import conv_frames, receptive_field
-from s3prl_ekd.student.heads import PredictionHeads
-from s3prl_ekd.student.model import Student, normalize_waveforms
+from s3prl_ekd.network.conv import masked_group_norm
+from s3prl_ekd.network.encoder import normalize_waveforms
+from s3prl_ekd.network.frames import conv_frames, receptive_field
+from s3prl_ekd.student.folder import load_student_and_heads
+from s3prl_ekd.student.model import Student
 
 
 def pad(utterances):
@@ -82,7 +83,7 @@ def test_feature_grad_scale():
 
 
 def test_too_short_input_is_an_error(tiny_student):
-    with pytest.raises(ValueError, match="399 samples; the student needs 400"):
+    with pytest.raises(ValueError, match="399 samples; 400 are needed"):
         tiny_student(torch.zeros(1, 399))
 
 
@@ -107,10 +108,8 @@ def test_initialization_copies_and_reports(tiny_config):
         student.initialize_from({k: torch.zeros(1) if "conv_layers.1" in k else v for k, v in teacher.items()}, "big")
 
 
-def test_single_utterance_equals_s3prls_distiller():
+def test_single_utterance_equals_s3prls_distiller(tmp_path):
     """Same weights, one utterance: hidden states and predictions within 1e-5 of s3prl's DistillerModel."""
-    from s3prl_ekd.student.keys import from_s3prl_distiller
-
     from s3prl_ekd.s3prl_plugin import compat
 
     compat.apply()
@@ -133,11 +132,9 @@ def test_single_utterance_equals_s3prls_distiller():
     reference = DistillerModel(DistillerConfig(mapping)).eval()
     for parameter in reference.parameters():  # LayerNorm and bias at 1 and 0 would hide a mix-up
         parameter.data.add_(0.05 * torch.randn_like(parameter))
-    config, state, heads = from_s3prl_distiller(mapping, reference.state_dict())
-    student = Student(config).eval()
-    student.load_state_dict(state)
-    head_modules = PredictionHeads(config.hidden_size, [24] * 3)
-    head_modules.load_state_dict(heads)
+    path = tmp_path / "states-200000.ckpt"
+    torch.save({"Distiller": reference.state_dict(), "Config": {"distiller": mapping}, "Step": 200000}, path)
+    student, head_modules = load_student_and_heads(path)
     waveform = speech_like(16000)[None]
     with torch.no_grad():
         _, projected, predictions, _, layers = reference(waveform, torch.ones_like(waveform), get_hidden=True)
@@ -146,3 +143,12 @@ def test_single_utterance_equals_s3prls_distiller():
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
         for i, ours in enumerate(head_modules(output.hidden_states[-1])):
             torch.testing.assert_close(ours, predictions[:, i], atol=1e-5, rtol=0)
+
+
+def test_conv_layers_of_s3prl_are_read_not_run():
+    from s3prl_ekd.student.s3prl_distiller import conv_layers
+
+    assert conv_layers("[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2")[4:6] == [(512, 3, 2), (512, 2, 2)]
+    for bad in ("__import__('os').getcwd()", "[(1, 2)]", "(", "None"):
+        with pytest.raises(UserError, match="cannot read"):
+            conv_layers(bad)

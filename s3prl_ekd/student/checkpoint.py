@@ -13,6 +13,8 @@ from torch import Tensor
 
 from s3prl_ekd.config import DistillConfig, StudentConfig
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.student.keys import from_distiller
+from s3prl_ekd.student.s3prl_distiller import student_config
 
 CHECKPOINT_KEY = "EKD_Student"  # the Distiller's state dict in a checkpoint of s3prl's run_pretrain
 RECIPE_KEY = "Upstream_Config"  # the recipe beside it, plain values; s3prl's runner hands it back on resume
@@ -37,8 +39,10 @@ def load_pickle_safely(path: str | Path) -> Any:
     Raises:
         UserError: missing, damaged, not a checkpoint, or holding objects that are not plain data.
     """
+    # Only what is not allowed yet: torch would take the others off its list, too, at the end of the block.
+    allowed = {argparse.Namespace}.difference(torch.serialization.get_safe_globals())
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
@@ -85,23 +89,20 @@ def kind_of(states: Any) -> str:
 
 
 def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The Distiller's state dict as student's and heads'."""
-    parts: dict[str, dict[str, Tensor]] = {"student": {}, "heads": {}}
-    for name, tensor in state.items():
-        module, _, rest = name.partition(".")
-        parts[module][rest] = tensor.float()
-    return parts["student"], parts["heads"]
+    """Weights of the student and, under ``heads.``, of the heads, apart and in fp32."""
+    heads = {name.removeprefix("heads."): tensor.float() for name, tensor in state.items() if name.startswith("heads.")}
+    student = {
+        name.removeprefix("student."): tensor.float() for name, tensor in state.items() if not name.startswith("heads.")
+    }
+    return student, heads
 
 
 def _read_ours(states: Mapping[str, Any]) -> Contents:
-    config = DistillConfig.from_mapping(states[RECIPE_KEY])
-    return (config.student, *_split(states[CHECKPOINT_KEY]))
+    return (DistillConfig.from_mapping(states[RECIPE_KEY]).student, *_split(states[CHECKPOINT_KEY]))
 
 
 def _read_s3prl_distiller(states: Mapping[str, Any]) -> Contents:
-    from s3prl_ekd.student.keys import from_s3prl_distiller
-
-    return from_s3prl_distiller(states["Config"]["distiller"], states["Distiller"])
+    return (student_config(states["Config"]["distiller"]), *_split(from_distiller(states["Distiller"])))
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], Contents]] = {

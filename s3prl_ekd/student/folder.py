@@ -23,6 +23,7 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, write_json, write_yaml
 from s3prl_ekd.student.checkpoint import read_checkpoint
 from s3prl_ekd.student.heads import PredictionHeads
+from s3prl_ekd.student.keys import recognize, to_transformers_keys
 from s3prl_ekd.student.model import Student
 
 logger = logging.getLogger(__name__)
@@ -58,11 +59,6 @@ _HUBERT_DEFAULTS: dict[str, Any] = {
     "conv_pos_batch_norm": False,
 }
 _NOT_IN_CONFIG_JSON = {"initialize_from", "normalize_waveform"}
-# Older transformers folders (the published DistilHuBERT's) name the position convolution's weight norm this way.
-_OLD_WEIGHT_NORM = {
-    ".conv.weight_g": ".conv.parametrizations.weight.original0",
-    ".conv.weight_v": ".conv.parametrizations.weight.original1",
-}
 
 
 def load_student(where: str | Path) -> Student:
@@ -206,13 +202,11 @@ def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
     heads = _read_tensors(heads_file) if heads_file.is_file() else None
     state = _read_tensors(folder / "model.safetensors")
     state.pop("masked_spec_embed", None)  # only for masking in training, which a student never does
-    return _assemble(config, {_modern_name(name): tensor for name, tensor in state.items()}, heads, folder)
-
-
-def _modern_name(name: str) -> str:
-    for old, new in _OLD_WEIGHT_NORM.items():
-        name = name.replace(old, new)
-    return name
+    try:
+        state = to_transformers_keys(state, recognize(state))  # older folders name the weight norm otherwise
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    return _assemble(config, state, heads, folder)
 
 
 def _assemble(
@@ -224,7 +218,7 @@ def _assemble(
     head_modules = None
     if heads:
         sizes = [heads[f"{i}.2.bias"].shape[0] for i in range(len({name.split(".")[0] for name in heads}))]
-        head_modules = PredictionHeads(config.hidden_size, sizes)
+        head_modules = PredictionHeads(config.hidden_size, sizes, heads["0.0.bias"].shape[0])
         _load_strictly(head_modules, heads, where)
         head_modules.eval()
     return student.eval(), head_modules

@@ -8,18 +8,19 @@ from torch import Tensor, nn
 
 
 class PredictionHead(nn.Sequential):
-    """Linear, GELU, Linear (DistilHuBERT, arXiv 2110.01900, section 3.2): (B, F, D) to (B, F, D')."""
+    """Linear, GELU, Linear (DistilHuBERT, arXiv 2110.01900, section 3.2): (..., D) to (..., D')."""
 
-    def __init__(self, hidden_size: int, target_size: int) -> None:
-        super().__init__(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, target_size))
+    def __init__(self, hidden_size: int, target_size: int, inner_size: int | None = None) -> None:
+        inner_size = hidden_size if inner_size is None else inner_size
+        super().__init__(nn.Linear(hidden_size, inner_size), nn.GELU(), nn.Linear(inner_size, target_size))
 
 
 class PredictionHeads(nn.ModuleList):
     """One head per target."""
 
-    def __init__(self, hidden_size: int, target_sizes: Sequence[int]) -> None:
-        super().__init__(PredictionHead(hidden_size, size) for size in target_sizes)
+    def __init__(self, hidden_size: int, target_sizes: Sequence[int], inner_size: int | None = None) -> None:
+        super().__init__(PredictionHead(hidden_size, size, inner_size) for size in target_sizes)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The student's last hidden state (B, F, D) to one prediction (B, F, D') per target."""
+        """The student's last hidden state (..., D) to one prediction (..., D') per target."""
         return [head(x) for head in self]

@@ -6,6 +6,7 @@ directions: a name that no pattern knows is an error, nothing is guessed and not
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,17 +35,22 @@ class KeyTable:
     pairs: Pairs
     dropped: tuple[str, ...] = ()
 
-    def covers(self, keys: Mapping[str, Tensor]) -> bool:
-        """Whether every key is one of this format's."""
+    def unknown(self, state: Mapping[str, Tensor]) -> list[str]:
+        """The names in ``state`` that are none of this format's."""
         patterns = [theirs for theirs, _ in self.pairs] + list(self.dropped)
-        return all(any(_match(pattern, key) for pattern in patterns) for key in keys)
+        return [key for key in state if not any(_match(pattern, key) for pattern in patterns)]
 
 
-def _match(pattern: str, key: str) -> re.Match[str] | None:
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
     regex = re.escape(pattern)
     for placeholder, group in _PLACEHOLDERS.items():
         regex = regex.replace(placeholder, group)
-    return re.fullmatch(regex, key)
+    return re.compile(regex)
+
+
+def _match(pattern: str, key: str) -> re.Match[str] | None:
+    return _compiled(pattern).fullmatch(key)
 
 
 _LAYER: Pairs = (
@@ -116,15 +122,12 @@ def recognize(state: Mapping[str, Tensor]) -> KeyTable:
     Raises:
         UserError: none does.
     """
+    unknown = {table.name: table.unknown(state) for table in TABLES}
     for table in TABLES:
-        if table.covers(state):
+        if not unknown[table.name]:
             return table
-    names = ", ".join(table.name for table in TABLES)
-    raise UserError(f"weights of an unknown kind (such as {_sample(state, TRANSFORMERS)!r}); known: {names}")
-
-
-def _sample(state: Mapping[str, Tensor], table: KeyTable) -> str:
-    return next((key for key in state if not table.covers({key: state[key]})), "nothing")
+    closest = min(unknown, key=lambda name: len(unknown[name]))
+    raise UserError(f"weights of no known kind; nearest is {closest}, but for {unknown[closest][0]}")
 
 
 def _rename(state: Mapping[str, Tensor], pairs: Pairs, dropped: tuple[str, ...], kind: str) -> dict[str, Tensor]:

@@ -5,18 +5,19 @@ Its state dict has transformers' HubertModel names, so a student folder opens wi
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from s3prl_ekd.config import StudentConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.student.conv import ConvStack
-from s3prl_ekd.student.encoder import Encoder
-from s3prl_ekd.student.frames import conv_frames, length_mask, receptive_field
+from s3prl_ekd.network.config import EncoderConfig
+from s3prl_ekd.network.encoder import SpeechEncoder, normalize_waveforms
+from s3prl_ekd.network.frames import Packing
 
 logger = logging.getLogger(__name__)
 
@@ -26,104 +27,55 @@ class StudentOutput:
     """What a forward pass gives.
 
     Attributes:
-        hidden_states: ``num_hidden_layers + 1`` tensors (B, F, D): the projected features (before the position
-            convolution, as DistilHuBERT counts), then each layer's output. Frames past an utterance's own are not
-            defined.
-        frame_lengths: (B,) real frames of each utterance, on the CPU.
+        rows: ``num_hidden_layers + 1`` tensors (N, D) of real frames, utterance after utterance: the projected features
+            (before the position convolution, as DistilHuBERT counts), then each layer's output.
+        packing: how the rows make up utterances.
     """
 
-    hidden_states: tuple[Tensor, ...]
-    frame_lengths: Tensor
+    rows: tuple[Tensor, ...]
+    packing: Packing
+
+    @property
+    def hidden_states(self) -> tuple[Tensor, ...]:
+        """The rows as (B, F, D), zero past each utterance's end."""
+        return tuple(self.packing.unpack(rows) for rows in self.rows)
+
+    @property
+    def frame_lengths(self) -> Tensor:
+        """(B,) real frames of each utterance, on the CPU."""
+        return self.packing.frames
 
 
-class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a constant."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.scale, None
+def encoder_config(config: StudentConfig) -> EncoderConfig:
+    """The student among the HuBERT family: no LayerNorm before the projection, post-norm layers."""
+    names = {field.name for field in dataclasses.fields(EncoderConfig)}
+    shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    return EncoderConfig(**shared, feat_proj_layer_norm=False)
 
 
-class FeatureProjection(nn.Module):
-    """Conv channels to the transformer's width."""
-
-    def __init__(self, config: StudentConfig) -> None:
-        super().__init__()
-        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.projection(x)
-
-
-def normalize_waveforms(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-    """Zero mean and unit variance over each utterance's own samples, as transformers' Wav2Vec2FeatureExtractor.
-
-    Args:
-        waveforms: (B, S), zero-padded; stays zero past the end.
-        lengths: (B,) samples; None: all.
-    """
-    if lengths is None:
-        lengths = torch.full((waveforms.shape[0],), waveforms.shape[1])
-    mask = length_mask(lengths.to(waveforms.device), waveforms.shape[1])
-    count = mask.sum(dim=1, keepdim=True)
-    centred = (waveforms - (waveforms * mask).sum(dim=1, keepdim=True) / count) * mask
-    return centred * torch.rsqrt(centred.square().sum(dim=1, keepdim=True) / count + 1e-7)
-
-
-class Student(nn.Module):
+class Student(SpeechEncoder):
     """Waveforms to hidden states. In eval mode an utterance's frames do not depend on its batch mates."""
 
     def __init__(self, config: StudentConfig) -> None:
-        super().__init__()
+        super().__init__(encoder_config(config))
         self.config = config
-        self.feature_extractor = ConvStack(config.conv_dim, config.conv_kernel, config.conv_stride)
-        self.feature_projection = FeatureProjection(config)
-        self.encoder = Encoder(config)
 
-    @property
-    def min_samples(self) -> int:
-        """The shortest input that yields a frame (400 samples for HuBERT's conv stack)."""
-        return receptive_field(self.config.conv_kernel, self.config.conv_stride)
-
-    def frame_lengths(self, lengths: Tensor) -> Tensor:
-        """Samples to frames, any integer shape."""
-        return conv_frames(lengths, self.config.conv_kernel, self.config.conv_stride)
-
-    def forward(
-        self, waveforms: Tensor, lengths: Tensor | None = None, *, padded_statistics: bool = False
-    ) -> StudentOutput:
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None, *, padded: bool = False) -> StudentOutput:
         """Run the student.
 
         Args:
             waveforms: (B, S) at 16 kHz, zero-padded.
             lengths: (B,) samples of each utterance, best on the CPU; None: all are S long.
-            padded_statistics: let the first layer's GroupNorm see the padding, as s3prl's distiller does.
+            padded: compute padding too, as s3prl's distiller does; the rows are then B times F.
 
         Raises:
             ValueError: an utterance is shorter than one frame's receptive field (:attr:`min_samples`).
         """
-        samples = torch.full((waveforms.shape[0],), waveforms.shape[1]) if lengths is None else lengths.cpu()
-        frame_lengths = self.frame_lengths(samples)
-        if int(samples.min()) < self.min_samples:
-            raise ValueError(f"an utterance of {int(samples.min())} samples; the student needs {self.min_samples}")
-        if bool((samples == waveforms.shape[1]).all()):
-            lengths = None
+        lengths = torch.full((waveforms.shape[0],), waveforms.shape[1]) if lengths is None else lengths.cpu()
         if self.config.normalize_waveform:
             waveforms = normalize_waveforms(waveforms, lengths)
-
-        features = self.feature_extractor(waveforms, None if padded_statistics else lengths)  # (B, F, C)
-        if self.config.feature_grad_scale != 1.0 and features.requires_grad:
-            features = _ScaleGradient.apply(features, self.config.feature_grad_scale)
-        projected = self.feature_projection(features)  # (B, F, D)
-        frame_mask = None
-        if lengths is not None:
-            frame_mask = length_mask(frame_lengths.to(projected.device), projected.shape[1])
-        return StudentOutput((projected, *self.encoder(projected, frame_mask)), frame_lengths)
+        output = self.encode(waveforms, lengths, padded=padded, feature_grad_scale=self.config.feature_grad_scale)
+        return StudentOutput((output.projected, *output.states[1:]), output.packing)
 
     def initialize_from(self, state: Mapping[str, Tensor], teacher: str) -> list[str]:
         """Copy conv stack, feature projection, position convolution and the first layers of a teacher.

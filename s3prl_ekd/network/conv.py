@@ -1,0 +1,95 @@
+"""The waveform encoder: seven convolutions, a frame every 320 samples (wav2vec 2.0, arXiv 2006.11477, section 2).
+
+Here is the plain form, and what both forms share; :mod:`s3prl_ekd.network.fast_conv` computes the same as matrix
+products and without padding. In both an utterance's frames depend on nothing but its own samples.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3prl_ekd.network.config import EncoderConfig
+from s3prl_ekd.network.fast_conv import applicable, conv_rows
+from s3prl_ekd.network.frames import Packing, conv_frames, length_mask
+
+
+def masked_group_norm(x: Tensor, norm: nn.GroupNorm, lengths: Tensor | None) -> Tensor:
+    """GroupNorm with one channel a group, whose statistics see only each utterance's own time steps.
+
+    torch's GroupNorm averages over padding too, so an utterance's features would depend on the longest one in its
+    batch.
+
+    Args:
+        x: (B, C, T).
+        norm: holds the affine part and eps; ``num_groups`` equals C.
+        lengths: (B,) real time steps; None: all T of each.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float()
+        if lengths is None:
+            return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        mask = length_mask(lengths.to(x.device), x.shape[2]).unsqueeze(1)  # (B, 1, T)
+        count = mask.sum(dim=2, keepdim=True)
+        mean = (x * mask).sum(dim=2, keepdim=True) / count  # (B, C, 1)
+        variance = ((x - mean).square() * mask).sum(dim=2, keepdim=True) / count
+        scale = norm.weight[:, None] * torch.rsqrt(variance + norm.eps)  # (B, C, 1)
+        return torch.addcmul(norm.bias[:, None] - mean * scale, x, scale)
+
+
+class ConvLayer(nn.Module):
+    """Convolution, normalization, GELU; parameter names as in transformers' HubertModel."""
+
+    def __init__(self, config: EncoderConfig, index: int) -> None:
+        super().__init__()
+        channels = (1, *config.conv_dim)
+        self.conv = nn.Conv1d(
+            channels[index],
+            channels[index + 1],
+            config.conv_kernel[index],
+            stride=config.conv_stride[index],
+            bias=config.conv_bias,
+        )
+        self.layer_norm: nn.GroupNorm | nn.LayerNorm | None = None
+        if config.conv_layer_norm:
+            self.layer_norm = nn.LayerNorm(channels[index + 1])
+        elif index == 0:
+            self.layer_norm = nn.GroupNorm(channels[1], channels[1])
+        nn.init.kaiming_normal_(self.conv.weight)
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """x (B, C, T) to (B, C', T'); ``lengths`` (B,) counts real time steps of the *output*."""
+        x = self.conv(x)
+        if isinstance(self.layer_norm, nn.GroupNorm):
+            x = masked_group_norm(x, self.layer_norm, lengths)
+        elif self.layer_norm is not None:
+            x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2)
+        return F.gelu(x)
+
+
+class ConvStack(nn.Module):
+    """Waveforms to frames."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.kernels, self.strides = config.conv_kernel, config.conv_stride
+        self.conv_layers = nn.ModuleList(ConvLayer(config, i) for i in range(len(config.conv_dim)))
+
+    def forward(self, waveforms: Tensor, lengths: Tensor, *, plain: bool = False) -> tuple[Tensor, Packing]:
+        """Waveforms (B, S) to the features of their real frames, (N, C), with N's packing.
+
+        Args:
+            waveforms: zero-padded.
+            lengths: (B,) samples, on the CPU.
+            plain: convolve the padded batch by torch's conv1d; always so where a gradient on the waveforms is wanted.
+        """
+        packing = Packing(conv_frames(lengths, self.kernels, self.strides), waveforms.device)
+        if not (plain or waveforms.requires_grad) and applicable(self.kernels, self.strides):
+            return conv_rows(self.conv_layers, waveforms, lengths, packing), packing
+        dense = bool((lengths == waveforms.shape[1]).all())
+        first = None if dense else conv_frames(lengths, self.kernels[:1], self.strides[:1])
+        x = waveforms.unsqueeze(1)
+        for layer in self.conv_layers:
+            x = layer(x, first)  # only the first layer has a GroupNorm, so only its output lengths matter
+        return packing.pack(x.transpose(1, 2)[:, : packing.size]), packing

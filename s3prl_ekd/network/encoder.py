@@ -1,0 +1,314 @@
+"""The HuBERT family's encoder: conv stack, projection, position convolution, transformer.
+
+Its parameters have the names of transformers' HubertModel and WavLMModel. Hidden states are rows (N, D), real frames
+only; attention and the position convolution alone see the batch as (B, F, D).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3prl_ekd.network.config import EncoderConfig
+from s3prl_ekd.network.conv import ConvStack
+from s3prl_ekd.network.frames import Packing, conv_frames, length_mask, receptive_field
+
+
+class PositionConv(nn.Module):
+    """Grouped convolution over frames that stands in for position embeddings (wav2vec 2.0, section 2)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        width, size = config.num_conv_pos_embeddings, config.hidden_size
+        conv = nn.Conv1d(size, size, width, padding=width // 2, groups=config.num_conv_pos_embedding_groups)
+        nn.init.normal_(conv.weight, std=math.sqrt(4 / (width * size)))
+        nn.init.zeros_(conv.bias)
+        self.conv = nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2)
+        self.surplus = 1 - width % 2  # an even kernel yields one frame too many
+
+    def forward(self, rows: Tensor, packing: Packing) -> Tensor:
+        """rows (N, D) to (N, D); past an utterance's end it sees zeros."""
+        x = self.conv(packing.unpack(rows).transpose(1, 2))
+        return packing.pack(F.gelu(x[:, :, : x.shape[2] - self.surplus]).transpose(1, 2))
+
+
+def relative_position_buckets(frames: int, num_buckets: int, max_distance: int, device: torch.device) -> Tensor:
+    """Bucket (F, F) of each (query, key) pair, as T5 and WavLM (arXiv 2110.13900, section 3.1) count them."""
+    half = num_buckets // 2
+    exact = half // 2
+    position = torch.arange(frames, device=device)
+    offset = position[None, :] - position[:, None]  # key minus query
+    distance = offset.abs()
+    # In single precision and in this order as transformers and the released code: bucket borders depend on it.
+    logarithmic = torch.log(distance.float() / exact) / math.log(max_distance / exact) * (half - exact)
+    far = (exact + logarithmic.clamp(min=0).long()).clamp(max=half - 1)
+    return torch.where(distance < exact, distance, far) + half * (offset > 0)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; one matrix product for queries, keys and values."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_dropout
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(size, size) for _ in range(4))
+
+    def forward(self, rows: Tensor, packing: Packing, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+        """rows (N, D) to (N, D).
+
+        Args:
+            rows: frames.
+            packing: how they make up utterances.
+            mask: (B, 1, 1, F), True where a frame may be attended to; None: everywhere.
+            bias: relative position bias (heads, F, F); None in HuBERT.
+        """
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        qkv = F.linear(rows, torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections]))
+        qkv = packing.unpack(qkv).unflatten(-1, (3, self.num_heads, -1))  # (B, F, 3, heads, D / heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mask = self._attention_mask(rows, packing, mask, bias, q.dtype)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.out_proj(packing.pack(y.transpose(1, 2).flatten(2)))
+
+    def _attention_mask(
+        self, rows: Tensor, packing: Packing, mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor | None:
+        """What scaled_dot_product_attention gets as its mask."""
+        return mask
+
+
+class GatedRelativeAttention(SelfAttention):
+    """WavLM's: each query scales the relative position bias by a gate (arXiv 2110.13900, section 3.1)."""
+
+    def __init__(self, config: EncoderConfig, *, owns_embedding: bool) -> None:
+        super().__init__(config)
+        self.gru_rel_pos_const = nn.Parameter(torch.ones(1, self.num_heads, 1, 1))
+        self.gru_rel_pos_linear = nn.Linear(config.hidden_size // self.num_heads, 8)
+        self.rel_attn_embed = nn.Embedding(config.num_buckets, self.num_heads) if owns_embedding else None
+
+    def _attention_mask(
+        self, rows: Tensor, packing: Packing, mask: Tensor | None, bias: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """What is added to the logits, (B, heads, F, F): the gated bias, and minus infinity where ``mask`` is False."""
+        gates = self.gru_rel_pos_linear(rows.unflatten(-1, (self.num_heads, -1)))  # (N, heads, 8)
+        update, reset = gates.unflatten(-1, (2, 4)).sum(-1).sigmoid().unbind(-1)  # (N, heads) each
+        gate = update * (reset * self.gru_rel_pos_const.view(-1) - 1.0) + 2.0
+        logits = (packing.unpack(gate).transpose(1, 2).unsqueeze(-1) * bias).to(dtype)
+        return logits if mask is None else logits.masked_fill(~mask, float("-inf"))
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.intermediate_dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = config.activation_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(F.gelu(self.intermediate_dense(x)), self.dropout, self.training)
+        return self.output_dense(x)
+
+
+class EncoderLayer(nn.Module):
+    """One transformer layer, post-norm or pre-norm."""
+
+    def __init__(self, config: EncoderConfig, index: int) -> None:
+        super().__init__()
+        relative = config.num_buckets > 0
+        self.attention = (
+            GatedRelativeAttention(config, owns_embedding=index == 0) if relative else SelfAttention(config)
+        )
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = config.hidden_dropout
+        self.pre_norm = config.do_stable_layer_norm
+
+    def forward(self, x: Tensor, packing: Packing, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+        attended = self.attention(self.layer_norm(x) if self.pre_norm else x, packing, mask, bias)
+        x = x + F.dropout(attended, self.dropout, self.training)
+        if not self.pre_norm:
+            x = self.layer_norm(x)
+        fed = self.feed_forward(self.final_layer_norm(x) if self.pre_norm else x)
+        x = x + F.dropout(fed, self.dropout, self.training)
+        return x if self.pre_norm else self.final_layer_norm(x)
+
+
+class Transformer(nn.Module):
+    """Position convolution, LayerNorm and the layers."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pos_conv_embed = PositionConv(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(EncoderLayer(config, i) for i in range(config.num_hidden_layers))
+        for module in self.layers.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, rows: Tensor, packing: Packing, depth: int, real: Tensor | None = None) -> list[Tensor]:
+        """The input of the first layer and the outputs of the first ``depth`` layers, (N, D) each.
+
+        The last layer's of a pre-norm model is given after the final LayerNorm, as s3prl has it.
+
+        Args:
+            rows: projected features (N, D).
+            packing: how they make up utterances.
+            depth: layers to compute.
+            real: (B, F), False at rows that are padding all the same: silenced and not attended to.
+        """
+        if real is not None:
+            rows = rows * real.flatten().unsqueeze(1)
+        x = rows + self.pos_conv_embed(rows, packing)
+        if not self.config.do_stable_layer_norm:
+            x = self.layer_norm(x)
+        x = F.dropout(x, self.config.hidden_dropout, self.training)
+        mask = packing.mask() if real is None and not packing.dense else real
+        mask = None if mask is None else mask[:, None, None, :]
+        bias = self._position_bias(packing) if depth > 0 else None
+        states = [x]
+        for layer in self.layers[:depth]:
+            states.append(layer(states[-1], packing, mask, bias))
+        if self.config.do_stable_layer_norm and depth == self.config.num_hidden_layers:
+            states[-1] = self.layer_norm(states[-1])
+        return states
+
+    def _position_bias(self, packing: Packing) -> Tensor | None:
+        """(heads, F, F), the same for all layers; None without relative positions."""
+        if self.config.num_buckets == 0:
+            return None
+        embedding = self.layers[0].attention.rel_attn_embed
+        buckets = relative_position_buckets(
+            packing.size, self.config.num_buckets, self.config.max_bucket_distance, embedding.weight.device
+        )
+        return embedding(buckets).permute(2, 0, 1)
+
+
+class FeatureProjection(nn.Module):
+    """Conv channels to the transformer's width."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        size = config.conv_dim[-1]
+        self.layer_norm = nn.LayerNorm(size, eps=config.layer_norm_eps) if config.feat_proj_layer_norm else None
+        self.projection = nn.Linear(size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(x if self.layer_norm is None else self.layer_norm(x))
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """Rows of real frames.
+
+    Attributes:
+        projected: (N, D) projected features, before the position convolution.
+        states: (N, D) each: the input of the first layer, then the layers' outputs.
+        packing: how the rows make up utterances.
+    """
+
+    projected: Tensor
+    states: list[Tensor]
+    packing: Packing
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a constant."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.scale, None
+
+
+class SpeechEncoder(nn.Module):
+    """Waveforms to hidden states. In eval mode an utterance's frames do not depend on its batch mates.
+
+    Attributes:
+        plain: compute the conv stack by torch's convolutions over the padded batch; the reference of the tests.
+    """
+
+    plain = False
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.encoder_config = config
+        self.feature_extractor = ConvStack(config)
+        self.feature_projection = FeatureProjection(config)
+        self.encoder = Transformer(config)
+
+    @property
+    def min_samples(self) -> int:
+        """The shortest input that yields a frame (400 samples for HuBERT's conv stack)."""
+        return receptive_field(self.encoder_config.conv_kernel, self.encoder_config.conv_stride)
+
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Samples to frames, any integer shape."""
+        return conv_frames(lengths, self.encoder_config.conv_kernel, self.encoder_config.conv_stride)
+
+    def encode(
+        self,
+        waveforms: Tensor,
+        lengths: Tensor,
+        *,
+        depth: int | None = None,
+        padded: bool = False,
+        feature_grad_scale: float = 1.0,
+    ) -> EncoderOutput:
+        """Run the encoder.
+
+        Args:
+            waveforms: (B, S) at 16 kHz, zero-padded.
+            lengths: (B,) samples of each utterance, on the CPU.
+            depth: transformer layers to compute; None: all.
+            padded: compute all S samples of each utterance, padding masked in the attention only, as s3prl and
+                transformers do; the rows are then B times F, and batch mates do matter.
+            feature_grad_scale: factor on the gradient that reaches the conv stack.
+
+        Raises:
+            ValueError: an utterance is shorter than one frame's receptive field (:attr:`min_samples`).
+        """
+        if int(lengths.min()) < self.min_samples:
+            raise ValueError(f"an utterance of {int(lengths.min())} samples; {self.min_samples} are needed")
+        real = None
+        if padded and bool((lengths < waveforms.shape[1]).any()):
+            whole = torch.full_like(lengths, waveforms.shape[1])
+            frames = self.frame_lengths(lengths).to(waveforms.device, non_blocking=True)
+            real = length_mask(frames, int(self.frame_lengths(whole[0])))
+            lengths = whole
+        rows, packing = self.feature_extractor(waveforms, lengths, plain=self.plain)
+        if feature_grad_scale != 1.0 and rows.requires_grad:
+            rows = _ScaleGradient.apply(rows, feature_grad_scale)
+        projected = self.feature_projection(rows)
+        depth = self.encoder_config.num_hidden_layers if depth is None else depth
+        return EncoderOutput(projected, self.encoder(projected, packing, depth, real), packing)
+
+
+def normalize_waveforms(waveforms: Tensor, lengths: Tensor, epsilon: float = 1e-7) -> Tensor:
+    """Zero mean and unit variance over each utterance's own samples, as transformers' Wav2Vec2FeatureExtractor.
+
+    Args:
+        waveforms: (B, S), zero-padded; stays zero past the end.
+        lengths: (B,) samples.
+        epsilon: added to the variance (transformers: 1e-7; fairseq and s3prl: 1e-5).
+    """
+    lengths = lengths.to(waveforms.device, non_blocking=True)
+    mask = length_mask(lengths, waveforms.shape[1])
+    count = lengths.unsqueeze(1)
+    centred = (waveforms - (waveforms * mask).sum(dim=1, keepdim=True) / count) * mask
+    return centred * torch.rsqrt(centred.square().sum(dim=1, keepdim=True) / count + epsilon)

@@ -1,0 +1,204 @@
+"""The conv stack as matrix products over packed utterances: same numbers as the plain form, about 1.5 times as fast.
+
+Three ideas. A convolution of stride s and kernel k <= 2s over rows (T, C) is one product of the rows read s at a time,
+(T', sC), plus one of the k - s columns that reach into the next group: nothing is copied. The first layer's GroupNorm
+is folded into its weights, since mean and variance of every channel follow from the k x k moments of the waveform's
+windows. And padding is not computed: utterances stand one behind the other, each starting on a whole number of frames,
+so that one product serves all of them; the few rows in between are computed and not used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3prl_ekd.network.frames import Packing, receptive_field
+
+if TYPE_CHECKING:
+    from s3prl_ekd.network.conv import ConvLayer
+
+_BLOCK_FRAMES = 4  # utterances start on multiples of this; one small product of the first layer covers a block
+_CHUNK_FRAMES = 25  # half a second: without gradients, what is computed at a time so that it stays in the CPU's cache
+
+
+def applicable(kernels: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether these convolutions can be computed here."""
+    return all(stride <= kernel <= 2 * stride for kernel, stride in zip(kernels, strides, strict=True))
+
+
+class _RowConv(torch.autograd.Function):
+    """Valid convolution over rows: x (T, C), weight (C', C, k) to (T', C')."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        channels_out, channels, kernel = weight.shape
+        steps = (x.shape[0] - kernel) // stride + 1
+        taps = weight.permute(2, 1, 0).reshape(kernel * channels, channels_out)
+        own, next_ = _split(x, steps, stride, kernel)
+        y = own @ taps[: stride * channels]
+        if next_ is not None:
+            y.addmm_(next_, taps[stride * channels :])
+        ctx.save_for_backward(x, taps)
+        ctx.stride, ctx.kernel = stride, kernel
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, taps = ctx.saved_tensors
+        grad = grad.contiguous()
+        channels = x.shape[1]
+        cut = ctx.stride * channels
+        own, next_ = _split(x, grad.shape[0], ctx.stride, ctx.kernel)
+        grad_taps = own.T @ grad if next_ is None else torch.cat((own.T @ grad, next_.T @ grad))
+        grad_weight = grad_taps.view(ctx.kernel, channels, -1).permute(2, 1, 0)
+        if not ctx.needs_input_grad[0]:
+            return None, grad_weight, None
+        grad_x = torch.empty_like(x)
+        grad_own, grad_next = _split(grad_x, grad.shape[0], ctx.stride, ctx.kernel)
+        torch.mm(grad, taps[:cut].T, out=grad_own)
+        grad_x[grad.shape[0] * ctx.stride :] = 0
+        if grad_next is not None:
+            grad_next.addmm_(grad, taps[cut:].T)
+        return grad_x, grad_weight, None
+
+
+def _split(x: Tensor, steps: int, stride: int, kernel: int) -> tuple[Tensor, Tensor | None]:
+    """Views of rows (T, C): each step's first ``stride`` rows (T', sC), and the k - s rows after them or None."""
+    channels = x.shape[1]
+    own = x[: steps * stride].view(steps, stride * channels)
+    if kernel == stride:
+        return own, None
+    surplus = (kernel - stride) * channels
+    start = x.storage_offset() + stride * channels
+    return own, x.as_strided((steps, surplus), (stride * channels, 1), start)
+
+
+def conv_rows(layers: Sequence[ConvLayer], waveforms: Tensor, lengths: Tensor, packing: Packing) -> Tensor:
+    """Features (N, C) of the real frames of waveforms (B, S).
+
+    Args:
+        layers: the stack.
+        waveforms: zero-padded.
+        lengths: (B,) samples of each, on the CPU.
+        packing: of the frames that ``lengths`` yields.
+    """
+    first = layers[0]
+    waveforms = waveforms.float()
+    with torch.autocast(waveforms.device.type, enabled=False):
+        weight, bias = first.conv.weight.float(), first.conv.bias
+        if isinstance(first.layer_norm, nn.GroupNorm):
+            waveforms, weight, bias = _fold_group_norm(first, waveforms, lengths)
+        else:
+            weight = weight[:, 0].T.expand(len(lengths), -1, -1)  # (B, k, C)
+            bias = weight.new_zeros(len(lengths), weight.shape[2]) if bias is None else bias.expand(len(lengths), -1)
+    if waveforms.device.type == "cpu" and not torch.is_grad_enabled():
+        return _in_chunks(layers, waveforms, lengths, weight, bias, packing)
+    return _packed(layers, waveforms, lengths, weight, bias, packing)
+
+
+def _fold_group_norm(first: ConvLayer, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Centred waveforms, and a weight (B, k, C) and bias (B, C) that make GroupNorm's output out of their windows.
+
+    With windows u of mean m and covariance V, channel c of the convolution has mean w_c'm and variance w_c'Vw_c. In
+    double precision, since w'Vw is a small difference of large terms for low-frequency input and a high-pass w.
+    """
+    kernel, stride = first.conv.kernel_size[0], first.conv.stride[0]
+    device, size = waveforms.device, waveforms.shape[1]
+    samples = lengths.to(device, non_blocking=True).unsqueeze(1)
+    if bool((lengths < size).any()):
+        real = torch.arange(size, device=device) < samples
+        waveforms = waveforms.masked_fill(~real, 0.0)
+        # A constant changes no output of a GroupNorm, but costs digits.
+        waveforms = (waveforms - waveforms.double().sum(1, keepdim=True).div(samples).float()).masked_fill(~real, 0.0)
+    else:
+        waveforms = waveforms - waveforms.double().mean(1, keepdim=True).float()
+
+    windows_of = (lengths - kernel) // stride + 1  # (B,)
+    steps = int(windows_of.max())
+    count = windows_of.to(device, non_blocking=True).double().view(-1, 1, 1)
+    with torch.no_grad():
+        windows = waveforms.unfold(1, kernel, stride)[:, :steps].double()  # (B, T, k)
+        if int(windows_of.min()) < steps:
+            windows = windows * (torch.arange(steps, device=device).view(1, -1, 1) < count)
+        mean = windows.sum(1, keepdim=True) / count  # (B, 1, k)
+        covariance = windows.transpose(1, 2) @ windows / count - mean.transpose(1, 2) @ mean  # (B, k, k)
+
+    w = first.conv.weight[:, 0].double().T  # (k, C)
+    variance = (w * (covariance @ w)).sum(1).clamp(min=0)  # (B, C)
+    scale = first.layer_norm.weight.double() * torch.rsqrt(variance + first.layer_norm.eps)  # (B, C)
+    # The convolution's own bias, if there is one, is taken out again by the mean.
+    bias = first.layer_norm.bias.double() - (mean @ w).squeeze(1) * scale
+    return waveforms, (w * scale.unsqueeze(1)).float(), bias.float()
+
+
+def _later_layers(layers: Sequence[ConvLayer], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What follows the first layer's convolution, over rows (T, C)."""
+    for layer in layers:
+        if layer is not layers[0]:
+            x = _RowConv.apply(x, layer.conv.weight.to(dtype), layer.conv.stride[0])
+            if layer.conv.bias is not None:
+                x = x + layer.conv.bias.to(dtype)
+        if isinstance(layer.layer_norm, nn.LayerNorm):
+            x = layer.layer_norm(x).to(dtype)
+        x = F.gelu(x)
+    return x
+
+
+def _compute_dtype(device: torch.device) -> torch.dtype:
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if enabled else torch.float32
+
+
+def _packed(
+    layers: Sequence[ConvLayer], waveforms: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor, packing: Packing
+) -> Tensor:
+    """All utterances in one go."""
+    kernel, stride = layers[0].conv.kernel_size[0], layers[0].conv.stride[0]
+    block = _BLOCK_FRAMES * math.prod(layer.conv.stride[0] for layer in layers)
+    device = waveforms.device
+
+    blocks_of = -(-lengths // block)  # (B,)
+    most = int(blocks_of.max())
+    grid = F.pad(waveforms[:, : most * block], (0, max(0, most * block - waveforms.shape[1]))).view(-1, block)
+    owner = torch.arange(len(lengths)).repeat_interleave(blocks_of)
+    first_block = blocks_of.cumsum(0) - blocks_of  # (B,)
+    index = torch.arange(len(owner)) - first_block[owner] + owner * most
+    if len(owner) < len(lengths) * most:
+        grid = grid.index_select(0, index.to(device, non_blocking=True))
+    flat = F.pad(grid.flatten(), (0, kernel - stride))
+    windows = flat.unfold(0, kernel, stride).unflatten(0, (len(owner), -1))  # (blocks, steps, k)
+    owner = owner.to(device, non_blocking=True)
+    dtype = _compute_dtype(device)
+    with torch.autocast(device.type, enabled=False):
+        x = torch.baddbmm(bias.index_select(0, owner).unsqueeze(1), windows, weight.index_select(0, owner))
+        x = _later_layers(layers, x.flatten(0, 1).to(dtype), dtype)  # (frames and gaps, C)
+    start = first_block * _BLOCK_FRAMES - (packing.frames.cumsum(0) - packing.frames)
+    rows = torch.arange(packing.rows) + start.repeat_interleave(packing.frames)
+    return x.index_select(0, rows.to(device, non_blocking=True))
+
+
+def _in_chunks(
+    layers: Sequence[ConvLayer], waveforms: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor, packing: Packing
+) -> Tensor:
+    """Half a second at a time into one result: what is in between never leaves the cache."""
+    kernel, stride = layers[0].conv.kernel_size[0], layers[0].conv.stride[0]
+    kernels = [layer.conv.kernel_size[0] for layer in layers]
+    strides = [layer.conv.stride[0] for layer in layers]
+    field, hop = receptive_field(kernels, strides), math.prod(strides)
+    dtype = _compute_dtype(waveforms.device)
+    result = waveforms.new_empty(packing.rows, layers[-1].conv.out_channels, dtype=dtype)
+    row = 0
+    with torch.autocast(waveforms.device.type, enabled=False):
+        for b, frames in enumerate(packing.frames.tolist()):
+            for start in range(0, frames, _CHUNK_FRAMES):
+                count = min(_CHUNK_FRAMES, frames - start)
+                stretch = waveforms[b, start * hop : (start + count - 1) * hop + field]
+                x = torch.addmm(bias[b], stretch.unfold(0, kernel, stride), weight[b]).to(dtype)
+                result[row : row + count] = _later_layers(layers, x, dtype)
+                row += count
+    return result
