@@ -1,0 +1,172 @@
+"""The fast encoder against its plain twin and against transformers, with the same weights."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from conftest import TINY, speech_like
+from torch.nn.utils.rnn import pad_sequence
+
+from s3prl_ekd.network.config import EncoderConfig
+from s3prl_ekd.network.encoder import SpeechEncoder
+
+SIZES = {key: tuple(value) if isinstance(value, list) else value for key, value in TINY.items()}
+BASE = EncoderConfig(**SIZES)
+STUDENT = dataclasses.replace(BASE, feat_proj_layer_norm=False)
+LARGE = dataclasses.replace(BASE, conv_layer_norm=True, conv_bias=True, do_stable_layer_norm=True)
+WAVLM = dataclasses.replace(BASE, num_buckets=32, max_bucket_distance=40)
+WAVLM_LARGE = dataclasses.replace(WAVLM, conv_layer_norm=True, do_stable_layer_norm=True)
+KINDS = {"student": STUDENT, "base": BASE, "large": LARGE, "wavlm": WAVLM, "wavlm-large": WAVLM_LARGE}
+
+
+def batch(*utterances):
+    return pad_sequence(list(utterances), batch_first=True), torch.tensor([len(u) for u in utterances])
+
+
+def make(config):
+    encoder = SpeechEncoder(config).eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():  # LayerNorm and bias at 1 and 0 would hide a mix-up
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return encoder
+
+
+def plain_twin(encoder):
+    twin = copy.deepcopy(encoder)
+    twin.plain = True
+    return twin
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("grad", [True, False], ids=["packed", "in chunks"])
+def test_fast_equals_plain(config, grad, utterances):
+    """Forward within 1e-5, whether computed in one go (with gradients) or half a second at a time (without)."""
+    encoder = make(config)
+    with torch.set_grad_enabled(grad):
+        fast, plain = (e.encode(*batch(*utterances)) for e in (encoder, plain_twin(encoder)))
+    for ours, reference in zip([fast.projected, *fast.states], [plain.projected, *plain.states], strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", [STUDENT, LARGE], ids=["group norm", "layer norm"])
+def test_fast_gradients_equal_plain(config, utterances):
+    """Relative difference of all gradients together below 1e-5."""
+
+    def gradients(encoder):
+        output = encoder.encode(*batch(*utterances))
+        loss = output.states[-1].sin().sum() + output.projected.cos().sum()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(encoder.parameters()))])
+
+    encoder = make(config)
+    fast, plain = gradients(encoder), gradients(plain_twin(encoder))
+    assert plain.abs().max() > 1
+    assert (fast - plain).norm() < 1e-5 * plain.norm()
+
+
+def silence(samples):
+    return torch.zeros(samples)
+
+
+def offset(samples):
+    """A direct-current offset of 0.3 under a signal of 1e-4."""
+    return 0.3 + 1e-4 * speech_like(samples) / 0.1
+
+
+def hum(samples):
+    """50 Hz hum at full scale over faint speech."""
+    return 0.9 * torch.sin(2 * torch.pi * 50 * torch.arange(samples) / 16000) + 0.01 * speech_like(samples)
+
+
+@pytest.mark.parametrize("signal", [silence, offset, hum])
+def test_hard_inputs_match_group_norm_in_double_precision(signal):
+    """Where variance is a small difference of large terms, ours is as near to exact arithmetic as torch's GroupNorm."""
+    encoder = make(STUDENT)
+    waveforms, lengths = batch(signal(16000), speech_like(9000))
+    with torch.no_grad():
+        ours = encoder.encode(waveforms, lengths).states[-1]
+        exact = plain_twin(encoder).double()
+        conv = exact.feature_extractor.conv_layers[0]
+        conv.forward = lambda x, n: torch.nn.functional.gelu(group_norm_double(conv, x, n))
+        reference = exact.encode(waveforms.double(), lengths).states[-1]
+    assert ours.isfinite().all()
+    torch.testing.assert_close(ours.double(), reference, atol=2e-5, rtol=0)
+
+
+def group_norm_double(layer, x, lengths):
+    """The first layer in double precision, utterance by utterance, by torch's own GroupNorm."""
+    y = layer.conv(x)
+    out = torch.zeros_like(y)
+    for b, steps in enumerate(lengths.tolist()):
+        out[b, :, :steps] = layer.layer_norm(y[b : b + 1, :, :steps])[0]
+    return out
+
+
+def test_gradient_on_the_waveform_takes_the_plain_path():
+    encoder = make(STUDENT)
+    waveform = speech_like(4000)[None].requires_grad_()
+    encoder.encode(waveform, torch.tensor([4000])).states[-1].sin().sum().backward()
+    assert waveform.grad.abs().max() > 0
+
+
+def test_depth_stops_early(utterances):
+    encoder = make(BASE)
+    with torch.no_grad():
+        full, short = (encoder.encode(*batch(*utterances), depth=depth).states for depth in (None, 1))
+    assert [len(full), len(short)] == [3, 2]
+    assert torch.equal(full[1], short[1])
+
+
+@pytest.mark.parametrize("kind", ["base", "large", "wavlm", "wavlm-large"])
+def test_equals_transformers(kind, utterances):
+    """Each utterance of a padded batch within 1e-5 of transformers' HubertModel / WavLMModel for it alone."""
+    from transformers import HubertConfig, HubertModel, WavLMConfig, WavLMModel
+
+    config = KINDS[kind]
+    names = {f.name for f in dataclasses.fields(config)} & set(HubertConfig().to_dict())
+    theirs = {name: getattr(config, name) for name in names}
+    theirs["feat_extract_norm"] = "layer" if config.conv_layer_norm else "group"
+    if config.num_buckets:
+        theirs |= {"num_buckets": config.num_buckets, "max_bucket_distance": config.max_bucket_distance}
+        reference = WavLMModel(WavLMConfig(**theirs, mask_time_prob=0.0))
+    else:
+        reference = HubertModel(HubertConfig(**theirs, mask_time_prob=0.0))
+    encoder = make(config)
+    reference.load_state_dict(encoder.state_dict())
+    reference.eval()
+    with torch.no_grad():
+        output = encoder.encode(*batch(*utterances))
+        for b, utterance in enumerate(utterances):
+            expected = reference(utterance[None], output_hidden_states=True)
+            for i, ours in enumerate(output.states[:-1]):
+                mine = output.packing.unpack(ours)[b, : output.packing.frames[b]]
+                torch.testing.assert_close(mine, expected.hidden_states[i][0], atol=1e-5, rtol=0)
+            mine = output.packing.unpack(output.states[-1])[b, : output.packing.frames[b]]
+            torch.testing.assert_close(mine, expected.last_hidden_state[0], atol=1e-5, rtol=0)
+
+
+def test_padded_mode_equals_transformers_on_a_padded_batch(utterances):
+    """``padded=True`` is what the usual implementations do: padding in the GroupNorm, masked in the attention."""
+    from transformers import HubertConfig, HubertModel
+
+    reference = HubertModel(HubertConfig(**SIZES, mask_time_prob=0.0)).eval()
+    encoder = SpeechEncoder(BASE).eval()
+    encoder.load_state_dict(reference.state_dict())
+    waveforms, lengths = batch(*utterances)
+    mask = (torch.arange(waveforms.shape[1]) < lengths[:, None]).long()
+    with torch.no_grad():
+        output = encoder.encode(waveforms, lengths, padded=True)
+        expected = reference(waveforms, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(output.packing.unpack(output.states[-1]), expected, atol=1e-5, rtol=0)
+
+
+def test_bfloat16_autocast_is_close(utterances):
+    encoder = make(STUDENT)
+    with torch.no_grad():
+        exact = encoder.encode(*batch(*utterances)).states[-1]
+    with torch.autocast("cpu", torch.bfloat16):
+        low = encoder.encode(*batch(*utterances)).states[-1].float()
+    assert (low - exact).norm() < 0.02 * exact.norm()
+    assert torch.nn.functional.cosine_similarity(low, exact, dim=-1).mean() > 0.999
