@@ -136,12 +136,22 @@ def test_single_utterance_equals_s3prls_distiller(tmp_path):
     torch.save({"Distiller": reference.state_dict(), "Config": {"distiller": mapping}, "Step": 200000}, path)
     student, head_modules = load_student_and_heads(path)
     waveform = speech_like(16000)[None]
+    assert_equals_distiller(reference, student, head_modules, waveform, torch.ones_like(waveform))
+    # Padding computed as s3prl does it: equal in the padding too.
+    waveforms, lengths = pad([speech_like(16000), speech_like(9000, 1)])
+    mask = (torch.arange(16000) < lengths[:, None]).float()
+    assert_equals_distiller(reference, student, head_modules, waveforms, mask, lengths=lengths, padded=True)
+
+
+def assert_equals_distiller(reference, student, heads, waveforms, mask, **options):
     with torch.no_grad():
-        _, projected, predictions, _, layers = reference(waveform, torch.ones_like(waveform), get_hidden=True)
-        output = student(waveform)
-        for ours, theirs in zip(output.hidden_states, [projected, *layers], strict=True):
+        _, projected, predictions, _, layers = reference(waveforms, mask, get_hidden=True)
+        output = student(waveforms, **options)
+        for ours, theirs in zip(output.hidden_states[1:], layers, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-        for i, ours in enumerate(head_modules(output.hidden_states[-1])):
+        if not options:  # in padding s3prl's encoder overwrites the projected features with zeros, in place
+            torch.testing.assert_close(output.hidden_states[0], projected, atol=1e-5, rtol=0)
+        for i, ours in enumerate(heads(output.hidden_states[-1])):
             torch.testing.assert_close(ours, predictions[:, i], atol=1e-5, rtol=0)
 
 
