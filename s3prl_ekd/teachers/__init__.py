@@ -1,1 +1,42 @@
-"""TODO"""
+"""Teachers: frozen speech encoders behind one interface (:class:`~s3prl_ekd.teachers.base.Teacher`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from tqdm import tqdm
+
+from s3prl_ekd.config import TeacherConfig, TeacherSource
+from s3prl_ekd.teachers.base import Teacher
+from s3prl_ekd.teachers.fast import accelerate
+from s3prl_ekd.teachers.s3prl_source import load_s3prl_teacher
+from s3prl_ekd.teachers.transformers_source import load_mini_teacher, load_transformers_teacher
+
+__all__ = ["Teacher", "load_teacher", "load_teachers"]
+
+logger = logging.getLogger(__name__)
+
+LOADERS: dict[TeacherSource, Callable[[TeacherConfig], Teacher]] = {
+    TeacherSource.S3PRL: load_s3prl_teacher,
+    TeacherSource.TRANSFORMERS: load_transformers_teacher,
+    TeacherSource.MINI: load_mini_teacher,
+}
+
+
+def load_teacher(config: TeacherConfig) -> Teacher:
+    """The teacher that an entry of the recipe describes, on the CPU.
+
+    Raises:
+        UserError: it cannot be had, is no speech encoder of 320 samples a frame, or lacks a layer.
+    """
+    teacher = LOADERS[config.source](config)
+    if not config.own_forward:
+        teacher = accelerate(teacher)
+    logger.info("teacher %s", teacher.describe())
+    return teacher
+
+
+def load_teachers(configs: Iterable[TeacherConfig]) -> list[Teacher]:
+    """All of a recipe's teachers, in order."""
+    return [load_teacher(config) for config in tqdm(list(configs), desc="loading teachers", leave=False)]

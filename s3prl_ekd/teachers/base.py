@@ -1,0 +1,244 @@
+"""What a teacher is, whatever its source: waveforms to the hidden states that the recipe names."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
+from s3prl_ekd.config import TeacherConfig
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.student.keys import recognize, to_transformers_keys
+
+RECEPTIVE_FIELD = 400  # samples that one frame of every HuBERT-like conv stack sees
+
+_INITIALIZES = ("feature_extractor.", "feature_projection.", "encoder.")
+
+
+class Teacher(ABC):
+    """A frozen speech encoder in eval mode.
+
+    Not an ``nn.Module``, so that nothing wraps, saves, trains or counts it.
+
+    Attributes:
+        name, layers, weight: as in the recipe.
+        module: the model itself; whoever switches it to train mode finds it back in eval mode at the next call.
+        source: where it comes from, for the log.
+        num_hidden_layers: the index of its last hidden state.
+        hidden_size: width D of the hidden states that the recipe names.
+    """
+
+    def __init__(
+        self, config: TeacherConfig, module: nn.Module, *, source: str, normalize_waveform: bool, batches: bool
+    ) -> None:
+        """Freeze ``module``, try it on a second of noise and drop the layers that are not needed.
+
+        Args:
+            config: the recipe's entry.
+            module: the model in float32 or convertible to it.
+            source: where it comes from, for messages.
+            normalize_waveform: whether each utterance is brought to zero mean and unit variance here.
+            batches: whether utterances of equal length may share a forward pass; else they run one by one.
+
+        Raises:
+            UserError: it is no speech encoder of 320 samples a frame, or has fewer layers than the recipe names.
+        """
+        self.name = config.name
+        self.layers = config.layers
+        self.weight = config.weight
+        self.source = source
+        self.module = module.float().eval().requires_grad_(False)
+        self._normalize = normalize_waveform
+        self._batches = batches
+        self._device = torch.device("cpu")
+
+        states = self._try()
+        self.num_hidden_layers = len(states) - 1
+        self._check_layers()
+        sizes = {layer: states[layer].shape[-1] for layer in self.layers}
+        if len(set(sizes.values())) > 1:
+            raise UserError(f"teacher {self.name!r}: its layers differ in width {sizes}; make a teacher of each width")
+        self.hidden_size = sizes[self.layers[0]]
+        self._parameters = sum(parameter.numel() for parameter in self.module.parameters())
+        self._depth = max(1, *self.layers)  # layers to compute; hidden state 0 is the first one's input
+        self._dropped = self._drop_layers(self._depth)
+
+    @abstractmethod
+    def _forward(self, waveforms: list[Tensor]) -> Sequence[Tensor]:
+        """All hidden states (B, F, D), from index 0, of B waveforms (S_b,); where they differ in length they are padded
+        and masked as the model does it."""
+
+    @abstractmethod
+    def _drop_layers(self, depth: int) -> dict[str, nn.Module]:
+        """Take out of :attr:`module` what comes after layer ``depth``, if its architecture is known.
+
+        Returns:
+            What was taken out, by the names that :meth:`_weights` would have given.
+        """
+
+    @abstractmethod
+    def _weights(self) -> Mapping[str, Tensor]:
+        """The encoder's state dict as it is now, in any format that :func:`s3prl_ekd.student.keys.recognize` knows."""
+
+    def _try(self) -> list[Tensor]:
+        """All hidden states of a second of noise."""
+        noise = 0.1 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+        try:
+            with torch.no_grad():
+                states = list(self._forward([noise]))
+            frames = {int(state.shape[1]) for state in states}
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"teacher {self.name!r}: {self.source} is not a speech encoder that turns waveforms into hidden states"
+                f" ({one_line(error)})"
+            ) from error
+        wanted = SAMPLE_RATE // FRAME_SHIFT
+        if min(frames) < wanted - 1 or max(frames) > wanted + 1:
+            found = " or ".join(str(count) for count in sorted(frames))
+            raise UserError(
+                f"teacher {self.name!r}: {self.source} gives {found} frames for a second of speech; a teacher needs"
+                f" {wanted} ({FRAME_SHIFT} samples a frame)"
+            )
+        return states
+
+    def _check_layers(self) -> None:
+        if max(self.layers) > self.num_hidden_layers:
+            raise UserError(
+                f"teacher {self.name!r}: layer {max(self.layers)} of {self.num_hidden_layers}; {self.source} has hidden"
+                f" states 0 to {self.num_hidden_layers}, name those to predict under 'layers'"
+            )
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the model; returns itself."""
+        self.module.to(device)
+        self._device = torch.device(device)
+        return self
+
+    def describe(self) -> str:
+        """One line for the log."""
+        layers = f"layers {' '.join(map(str, self.layers))} of {self.num_hidden_layers}"
+        computed = f" ({self._depth} computed)" if self._dropped else ""
+        normalized = ", input normalised" if self._normalize else ""
+        size = f"width {self.hidden_size}, {self._parameters:,} parameters"
+        return f"{self.name}: {self.source}, {layers}{computed}, {size}{normalized}"
+
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Samples to frames of an utterance alone, any integer shape."""
+        return torch.div(lengths - RECEPTIVE_FIELD, FRAME_SHIFT, rounding_mode="floor") + 1
+
+    def hidden_states(self, waveforms: Tensor, lengths: Tensor, *, padded: bool = False) -> tuple[list[Tensor], Tensor]:
+        """The hidden states that the recipe names.
+
+        An utterance's frames are those it has alone: neither padding nor batch mates change them.
+
+        Args:
+            waveforms: (B, S) at 16 kHz, on any device.
+            lengths: (B,) samples of each, best on the CPU.
+            padded: one forward pass over the zero-padded batch instead, with the model's own masking and with whatever
+                it gives for padding: what s3prl's distiller trains on.
+
+        Returns:
+            One (B, F, D) float32 tensor per layer, zero past an utterance's frames (unless ``padded``), and the
+            frames (B,) of each utterance, on the CPU.
+
+        Raises:
+            ValueError: an utterance is too short for a frame.
+            UserError: the layers differ by more than one frame.
+        """
+        samples = lengths.tolist()
+        if min(samples) < RECEPTIVE_FIELD:
+            raise ValueError(f"an utterance of {min(samples)} samples; teacher {self.name!r} needs {RECEPTIVE_FIELD}")
+        batch = waveforms.to(self._device, torch.float32, non_blocking=True)
+        utterances = [waveform[:count] for waveform, count in zip(batch, samples, strict=True)]
+        groups = [list(range(len(samples)))] if padded else self._groups(samples)
+        with torch.no_grad():
+            self.module.eval()  # whoever called .train() on it meanwhile
+            if self._normalize:  # as fairseq and s3prl, epsilon 1e-5 included
+                utterances = [F.layer_norm(waveform, waveform.shape) for waveform in utterances]
+            parts = [self._selected([utterances[i] for i in group]) for group in groups]
+        frames = torch.zeros(len(samples), dtype=torch.long)
+        for group, states in zip(groups, parts, strict=True):
+            frames[group] = states[0].shape[1]
+        if padded:
+            return parts[0], torch.minimum(frames, self.frame_lengths(torch.tensor(samples)))
+        if len(groups) == 1:
+            return parts[0], frames
+        merged = [state.new_zeros(len(samples), int(frames.max()), self.hidden_size) for state in parts[0]]
+        for group, states in zip(groups, parts, strict=True):
+            for whole, state in zip(merged, states, strict=True):
+                whole[group, : state.shape[1]] = state
+        return merged, frames
+
+    def _groups(self, samples: list[int]) -> list[list[int]]:
+        """Indices of the utterances that may share a forward pass."""
+        if not self._batches:
+            return [[i] for i in range(len(samples))]
+        groups: dict[int, list[int]] = {}
+        for i, count in enumerate(samples):
+            groups.setdefault(count, []).append(i)
+        return list(groups.values())
+
+    def _selected(self, waveforms: list[Tensor]) -> list[Tensor]:
+        """The layers of the recipe, float32, cropped to the frames that all of them have."""
+        states = self._forward(waveforms)
+        selected = [states[layer].float() for layer in self.layers]
+        frames = [state.shape[1] for state in selected]
+        if max(frames) - min(frames) > 1:
+            raise UserError(f"teacher {self.name!r}: its layers have {frames} frames; only one can be cropped away")
+        return [state[:, : min(frames)] for state in selected]
+
+    def encoder_state(self) -> dict[str, Tensor]:
+        """Conv stack, feature projection, position convolution and all layers, for a student's initialisation.
+
+        Returns:
+            float32 tensors under transformers' HubertModel names; what only this kind of model has (a WavLM's position
+            bias, a feature-projection LayerNorm) is there too.
+
+        Raises:
+            UserError: the layout is not a HuBERT's.
+        """
+        weights = dict(self._weights())
+        for prefix, module in self._dropped.items():
+            weights = {key: value for key, value in weights.items() if not key.startswith(f"{prefix}.")}
+            weights |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
+        try:
+            state = to_transformers_keys(weights, recognize(weights))
+        except UserError as error:
+            raise UserError(
+                f"teacher {self.name!r} cannot initialise a student ({error}); HuBERT, WavLM and wav2vec 2.0 can, and"
+                " their distilled students; or set student.initialize_from: null"
+            ) from error
+        return {key: value.float().cpu() for key, value in state.items() if key.startswith(_INITIALIZES)}
+
+
+def truncate(encoder: nn.Module, depth: int, *, final_norm: bool) -> dict[str, nn.Module]:
+    """Shorten a transformer encoder in place to its first ``depth`` layers.
+
+    Args:
+        encoder: has ``layers`` and ``layer_norm``.
+        depth: layers to keep.
+        final_norm: whether ``layer_norm`` follows the last layer (pre-norm models): then it goes with that layer.
+
+    Returns:
+        What was taken out, by its name in ``encoder``.
+    """
+    removed: dict[str, nn.Module] = {f"layers.{i}": encoder.layers[i] for i in range(depth, len(encoder.layers))}
+    if removed:
+        encoder.layers = encoder.layers[:depth]
+        if final_norm:
+            removed["layer_norm"] = encoder.layer_norm
+            encoder.layer_norm = nn.Identity()
+    return removed
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """An exception's first lines as one, not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."
