@@ -55,8 +55,11 @@ def test_same_numbers_by_either_forward(shelf, source, kind, large, utterances):
     assert fast.describe().removesuffix(", input normalised") == own.describe().removesuffix(", input normalised")
 
 
-def test_only_what_is_needed_is_kept(shelf):
-    teacher = load_teacher(dataclasses.replace(entry(shelf, "transformers", "hubert", False), layers=(1,)))
+@pytest.mark.parametrize("source", ["transformers", "s3prl"])
+@pytest.mark.parametrize("large", [False, True])
+def test_only_what_is_needed_is_kept(shelf, source, large):
+    teacher = load_teacher(dataclasses.replace(entry(shelf, source, "hubert", large), layers=(1,)))
+    assert isinstance(teacher, FastTeacher)
     assert len(teacher.module.encoder.layers) == 1
     assert "encoder.layers.2.attention.k_proj.weight" in teacher.encoder_state()
 

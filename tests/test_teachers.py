@@ -48,14 +48,14 @@ def copy(shelf: Path, tmp_path: Path) -> Path:
 
 
 def from_transformers(folder: Path, **options: Any) -> Teacher:
-    return load_teacher(TeacherConfig(**{"name": "t", "transformers": str(folder), "layers": (0, 1, 2, 3)} | options))
+    defaults = {"name": "t", "transformers": str(folder), "layers": (0, 1, 2, 3), "own_forward": True}
+    return load_teacher(TeacherConfig(**defaults | options))
 
 
 def from_s3prl(upstream: str, ckpt: Path | None = None, **options: Any) -> Teacher:
     ckpt = None if ckpt is None else str(ckpt)
-    return load_teacher(
-        TeacherConfig(**{"name": "t", "s3prl": upstream, "ckpt": ckpt, "layers": (0, 1, 2, 3)} | options)
-    )
+    defaults = {"name": "t", "s3prl": upstream, "ckpt": ckpt, "layers": (0, 1, 2, 3), "own_forward": True}
+    return load_teacher(TeacherConfig(**defaults | options))
 
 
 def batch() -> Tensor:

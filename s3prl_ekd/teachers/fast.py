@@ -57,7 +57,10 @@ class FastTeacher(Teacher):
         return {}
 
     def _weights(self) -> Mapping[str, Tensor]:
-        return {**self.module.state_dict(), **self._unused}
+        return self.module.state_dict()
+
+    def encoder_state(self) -> dict[str, Tensor]:
+        return {name: tensor.cpu() for name, tensor in (self._weights() | self._unused).items()}
 
 
 def accelerate(teacher: Teacher) -> Teacher:
@@ -144,7 +147,7 @@ def _s3prl_layout(module: nn.Module) -> dict[str, Any] | None:
         "intermediate_size": first.fc1.out_features,
         "num_conv_pos_embeddings": position.kernel_size[0],
         "num_conv_pos_embedding_groups": position.groups,
-        "layer_norm_eps": model.encoder.layer_norm.eps,
+        "layer_norm_eps": first.final_layer_norm.eps,
         "conv_bias": convs[0].bias is not None,
         "conv_layer_norm": all(norms),
         "feat_proj_layer_norm": True,

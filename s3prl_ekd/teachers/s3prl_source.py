@@ -205,7 +205,9 @@ def _unsafe_loads_named(who: str) -> Iterator[None]:
 
 def normalizes_itself(expert: nn.Module) -> bool:
     """Whether an s3prl expert brings its waveforms to zero mean and unit variance."""
-    holders = ((expert if part is None else getattr(expert, part, None), switch) for part, switch in _NORMALIZE_SWITCHES)
+    holders = (
+        (expert if part is None else getattr(expert, part, None), switch) for part, switch in _NORMALIZE_SWITCHES
+    )
     return any(getattr(holder, switch, None) is True for holder, switch in holders)
 
 
