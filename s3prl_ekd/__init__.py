@@ -7,13 +7,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
 
 SAMPLE_RATE = 16000  # samples per second, everywhere in this package
 FRAME_SHIFT = 320  # samples per frame: 20 ms
 
+TYPE_CHECKING = False  # as typing's, without its import: a plugged environment loads this file at every start
 if TYPE_CHECKING:
     from s3prl_ekd.student.folder import load_student
 

@@ -13,6 +13,8 @@ from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
 # name -> (module with `add_arguments(parser)` and `run(args) -> int`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "mini-corpus": ("s3prl_ekd.data.mini_corpus", "synthesize the small speech corpus that the demo and the tests use"),
+    "data": ("s3prl_ekd.data.command", "make manifests of speech, noise and impulse responses for distill"),
+    "distill": ("s3prl_ekd.distill", "train a student from one YAML recipe: many devices, exact resume"),
     "superb": ("s3prl_ekd.superb.command", "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner"),
     "report": ("s3prl_ekd.superb.report", "print one table from several summary.json files"),
     "plug": (

@@ -291,7 +291,7 @@ class NoiseConfig(Config):
     """Recorded noise added to the student's input."""
 
     folder: str | None = None
-    """A folder of audio files, searched through all its subfolders (MUSAN's layout), or a manifest of ``s3prl-ekd data``."""
+    """A folder of audio files, searched through all its subfolders (MUSAN's layout), or a manifest of them."""
     probability: float = 0.0
     """Chance that an utterance gets it."""
     snr_db: tuple[float, float] = (0.0, 20.0)

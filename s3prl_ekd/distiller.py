@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,18 +30,20 @@ class Batch:
         distorted: (B, S) what the student hears; the same tensor where nothing is distorted.
         lengths: (B,) samples, on the CPU.
         utterances: B names, for messages.
+        starts: (B,) first sample of each within its whole utterance, where crops are taken; on the CPU.
     """
 
     clean: Tensor
     distorted: Tensor
     lengths: Tensor
     utterances: tuple[str, ...]
+    starts: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The waveforms on ``device``, each moved once; lengths stay on the CPU, where they cost no synchronisation."""
         clean = self.clean.to(device, non_blocking=True)
         distorted = clean if self.distorted is self.clean else self.distorted.to(device, non_blocking=True)
-        return Batch(clean, distorted, self.lengths, self.utterances)
+        return replace(self, clean=clean, distorted=distorted)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from s3prl_ekd.student import keys
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.teachers import Teacher, load_teacher, load_teachers
+from s3prl_ekd.teachers.fast import FastTeacher
 
 KINDS = [(kind, large) for kind in ("hubert", "wav2vec2", "wavlm") for large in (False, True)]
 UPSTREAMS = {"hubert": "hubert_local", "wav2vec2": "wav2vec2_custom", "wavlm": "wavlm_local"}
@@ -58,6 +59,12 @@ def from_s3prl(upstream: str, ckpt: Path | None = None, **options: Any) -> Teach
     return load_teacher(TeacherConfig(**defaults | options))
 
 
+def from_source(source: str, shelf: Path, kind: str, large: bool, **options: Any) -> Teacher:
+    if source == "transformers":
+        return from_transformers(shelf / f"{kind}-{large}", **options)
+    return from_s3prl(UPSTREAMS[kind], shelf / f"{kind}-{large}.pt", **options)
+
+
 def batch() -> Tensor:
     waveforms = torch.zeros(len(LENGTHS), int(LENGTHS.max()))
     for i, length in enumerate(LENGTHS.tolist()):
@@ -75,21 +82,31 @@ def difference(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
 @pytest.mark.parametrize(("kind", "large"), KINDS)
 @pytest.mark.parametrize("layers", [(0, 1, 2, 3), (1,), (2, 0)])
 def test_sources_agree(shelf, kind, large, layers):
-    ours = from_transformers(shelf / f"{kind}-{large}", layers=layers)
-    theirs = from_s3prl(UPSTREAMS[kind], shelf / f"{kind}-{large}.pt", layers=layers)
-    left, frames = ours.hidden_states(batch(), LENGTHS)
-    right, other_frames = theirs.hidden_states(batch(), LENGTHS)
-    assert frames.tolist() == other_frames.tolist() == [49, 30, 49, 2]
-    assert [tuple(state.shape) for state in left] == [(4, 49, 24)] * len(layers)
-    assert difference(left, right) < 1e-5
-    assert ours.num_hidden_layers == theirs.num_hidden_layers == 3
-    assert len(ours.module.encoder.layers) == len(theirs.module.model.encoder.layers) == max(layers)
+    reference = from_transformers(shelf / f"{kind}-{large}", layers=layers)
+    expected, frames = reference.hidden_states(batch(), LENGTHS)
+    assert frames.tolist() == [49, 30, 49, 2]
+    assert [tuple(layer.shape) for layer in expected] == [(4, 49, 24)] * len(layers)
+    assert len(reference.module.encoder.layers) == max(layers)
+    weights = tiny_model(kind, large=large).state_dict()
+    del weights["masked_spec_embed"]
+    assert_same_weights(reference, weights)
 
-    state = tiny_model(kind, large=large).state_dict()
-    del state["masked_spec_embed"]
-    for found in (ours.encoder_state(), theirs.encoder_state()):
-        assert set(found) == set(state)
-        assert all(torch.equal(found[key], state[key]) for key in state)
+    for source, own_forward in (("s3prl", True), ("s3prl", False), ("transformers", False)):
+        teacher = from_source(source, shelf, kind, large, layers=layers, own_forward=own_forward)
+        assert isinstance(teacher, FastTeacher) is not own_forward
+        found, other_frames = teacher.hidden_states(batch(), LENGTHS)
+        assert other_frames.tolist() == frames.tolist()
+        assert difference(found, expected) < (1e-5 if own_forward else 2e-5)
+        assert teacher.num_hidden_layers == 3
+        assert len((teacher.module.model if own_forward else teacher.module).encoder.layers) == max(layers)
+        assert_same_weights(teacher, weights)
+
+
+def assert_same_weights(teacher: Teacher, weights: dict[str, Tensor]) -> None:
+    """All of them, whether or not the teacher still computes their layer."""
+    found = teacher.encoder_state()
+    assert set(found) == set(weights)
+    assert all(torch.equal(found[key], weights[key]) for key in weights)
 
 
 @pytest.mark.parametrize("kind", ["hubert", "wavlm"])
@@ -144,14 +161,11 @@ def test_distilled_students_teach_and_initialise_through_s3prl(tiny_config, tmp_
 # --- the targets of an utterance are its targets alone ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("own_forward", [True, False])
 @pytest.mark.parametrize("source", ["transformers", "s3prl"])
 @pytest.mark.parametrize(("kind", "large"), KINDS)
-def test_targets_alone_are_targets_in_a_batch(shelf, source, kind, large):
-    teacher = (
-        from_transformers(shelf / f"{kind}-{large}")
-        if source == "transformers"
-        else from_s3prl(UPSTREAMS[kind], shelf / f"{kind}-{large}.pt")
-    )
+def test_targets_alone_are_targets_in_a_batch(shelf, source, kind, large, own_forward):
+    teacher = from_source(source, shelf, kind, large, own_forward=own_forward)
     waveforms = batch()
     junk = waveforms.clone()
     for i, length in enumerate(LENGTHS.tolist()):
@@ -222,13 +236,10 @@ def test_only_equal_lengths_share_a_forward_pass(batches, seen):
 # --- frozen, in eval mode, in float32 ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("own_forward", [True, False])
 @pytest.mark.parametrize("source", ["transformers", "s3prl"])
-def test_train_mode_changes_nothing(shelf, source):
-    teacher = (
-        from_transformers(shelf / "hubert-False")
-        if source == "transformers"
-        else from_s3prl("hubert_local", shelf / "hubert-False.pt")
-    )
+def test_train_mode_changes_nothing(shelf, source, own_forward):
+    teacher = from_source(source, shelf, "hubert", False, own_forward=own_forward)
     before, _ = teacher.hidden_states(batch(), LENGTHS)
     teacher.module.train()
     after, _ = teacher.hidden_states(batch(), LENGTHS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,18 +34,42 @@ _OTHER_KINDS: dict[str, str] = {
 }
 
 
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+# s3prl's schedule classes by both names that they have, depending on the runner; nothing of them is ever used here.
+_SCHEDULES = tuple(
+    type(name, (), {"__module__": module})
+    for module in ("optimizers", "s3prl.optimizers")
+    for name in (
+        "ConstantLR",
+        "WarmupCosineSchedule",
+        "WarmupCosineWithHardRestartsSchedule",
+        "WarmupCosineWithWarmupRestartsSchedule",
+        "WarmupConstantSchedule",
+        "WarmupLinearSchedule",
+    )
+)
+
+
 def load_pickle_safely(path: str | Path) -> Any:
-    """``torch.load`` with ``weights_only=True``, allowing s3prl's ``argparse.Namespace`` beside tensors.
+    """``torch.load`` with ``weights_only=True``, allowing what s3prl's runners store beside tensors: their options as
+    ``argparse.Namespace`` and the schedule objects of the ``*_with_schedule`` optimizers (as empty stand-ins, if s3prl
+    is not loaded).
 
     Raises:
         UserError: missing, damaged, not a checkpoint, or holding objects that are not plain data.
     """
     # Only what is not allowed yet: torch would take the others off its list, too, at the end of the block.
-    allowed = {argparse.Namespace}.difference(torch.serialization.get_safe_globals())
+    known = {_full_name(item) for item in torch.serialization.get_safe_globals() if isinstance(item, type)}
+    allowed = [item for item in (argparse.Namespace, *_SCHEDULES) if _full_name(item) not in known]
     try:
-        with torch.serialization.safe_globals(list(allowed)):
+        with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        if Path(path).is_file() and os.access(path, os.R_OK):  # torch seeks to where a whole file would go on
+            raise UserError(f"{path}: not a checkpoint, or a damaged one") from error
         raise UserError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # a file of any other kind makes the unpickler raise nearly anything
         if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):

@@ -1,0 +1,1 @@
+"""Speech for training and judging: recordings, distortions and the synthetic mini corpus."""

@@ -1,0 +1,279 @@
+"""The training data of s3prl's run_pretrain: buckets of utterances of like length, read, cropped and distorted.
+
+Everything random is keyed on (seed, epoch, utterance), and the sampler hands the epoch to the workers with the index of
+the batch, so that a run can be repeated with any number of workers and continued at any batch.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from s3prl_ekd.config import Config, DistortionConfig
+from s3prl_ekd.data.audio import audio_files, audio_length, load_audio
+from s3prl_ekd.data.distortion import Distorter
+from s3prl_ekd.data.randomness import integer, keyed_generator
+from s3prl_ekd.distiller import Batch
+from s3prl_ekd.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MIN_SAMPLES = 400  # one frame: the receptive field of the conv stack
+_TOLERATED = 0.01  # share of recordings that may be bad
+_JUDGED_FROM = 200  # recordings read before the share means anything
+_BATCHES_IN_A_ROW = 10  # of nothing but bad recordings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainDataConfig(Config):
+    """``pretrain_expert.datarc`` of a config_runner.yaml; the first six keys are s3prl's own.
+
+    The recordings are either those of s3prl's ``len_for_bucket`` lists (``libri_root``, ``file_path``, ``sets``) or all
+    below ``audio_folder``.
+    """
+
+    train_batch_size: int
+    """Utterances of a batch B."""
+    num_workers: int = 4
+    """Processes that read and distort; 0: the training process does it itself."""
+    max_timestep: int | None = 250_000
+    """Longer utterances are cropped to this many samples, elsewhere in every epoch; null, 0 or less: never."""
+    libri_root: str | None = None
+    """Folder that the lists' ``file_path`` column is relative to."""
+    file_path: str | None = None
+    """Folder of the lists, ``<set>.csv`` with columns file_path and length (samples)."""
+    sets: tuple[str, ...] | None = None
+    """Names of the lists to read."""
+    audio_folder: str | None = None
+    """Instead of lists: a folder whose audio files, however deeply nested, are all used."""
+    seed: int = 0
+    """Determines the order of batches and the crops."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("train_batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        lists = {name: getattr(self, name) for name in ("libri_root", "file_path", "sets")}
+        missing = [name for name, value in lists.items() if not value]
+        if self.audio_folder is not None and len(missing) < len(lists):
+            raise UserError(f"give either audio_folder or {', '.join(lists)}, not both")
+        if self.audio_folder is None and missing:
+            raise UserError(f"no recordings: {', '.join(missing)} missing; give {', '.join(lists)}, or audio_folder")
+
+    @property
+    def crop(self) -> int | None:
+        """Samples that an utterance keeps at most, or None."""
+        return self.max_timestep if self.max_timestep is not None and self.max_timestep > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One recording: its name (the path relative to the corpus, so that no draw depends on where that is)."""
+
+    name: str
+    path: Path
+    samples: int
+
+
+def read_utterances(config: PretrainDataConfig) -> list[Utterance]:
+    """The recordings that ``config`` names, those shorter than a frame left out with a warning.
+
+    Raises:
+        UserError: a list or folder is missing or unusable, or nothing is left.
+    """
+    found = _scan(Path(config.audio_folder)) if config.audio_folder is not None else _read_lists(config)
+    kept = [utterance for utterance in found if utterance.samples >= MIN_SAMPLES]
+    if len(kept) < len(found):
+        first = next(utterance.name for utterance in found if utterance.samples < MIN_SAMPLES)
+        logger.warning(
+            "%d of %d recordings are shorter than a frame (%d samples) and left out, the first: %s",
+            len(found) - len(kept), len(found), MIN_SAMPLES, first,
+        )  # fmt: skip
+    if not kept:
+        raise UserError(f"{config.audio_folder or config.file_path}: no recording of at least {MIN_SAMPLES} samples")
+    logger.info("%d recordings, %.1f h", len(kept), sum(utterance.samples for utterance in kept) / 16000 / 3600)
+    return kept
+
+
+def _scan(folder: Path) -> list[Utterance]:
+    found, tally = [], Tally()
+    for path in tqdm(audio_files(folder), desc="lengths of recordings", unit="file", delay=2):
+        name = path.relative_to(folder).as_posix()
+        try:
+            found.append(Utterance(name, path, audio_length(path)))
+        except UserError as error:
+            tally.bad(name, error)
+        else:
+            tally.good(name)
+    return found
+
+
+def _read_lists(config: PretrainDataConfig) -> list[Utterance]:
+    root, found = Path(config.libri_root), []
+    if not root.is_dir():
+        raise UserError(f"libri_root: no folder {root}")
+    for name in config.sets:
+        path = Path(config.file_path, f"{name}.csv")
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            found += [Utterance(row["file_path"], root / row["file_path"], int(row["length"])) for row in rows]
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or error}; file_path and sets name this list") from error
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise UserError(f"{path}: expected the columns file_path and length (samples) in every line") from error
+    if found and not any(utterance.path.is_file() for utterance in found[:_BATCHES_IN_A_ROW]):
+        raise UserError(f"{found[0].path}: no such file; libri_root does not fit the lists' file_path column")
+    return found
+
+
+def make_buckets(utterances: Sequence[Utterance], size: int) -> list[list[Utterance]]:
+    """Batches of ``size`` utterances of like length, longest first, as s3prl's WaveDataset; the last may be smaller."""
+    ordered = sorted(utterances, key=lambda utterance: (-utterance.samples, utterance.name))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def collate(clean: Sequence[torch.Tensor], distorted: Sequence[torch.Tensor], names: Sequence[str]) -> Batch:
+    """Zero-pad waveforms (S,) to a batch (B, S)."""
+    padded = pad_sequence(list(clean), batch_first=True)
+    same = all(a is b for a, b in zip(clean, distorted, strict=True))
+    return Batch(
+        clean=padded,
+        distorted=padded if same else pad_sequence(list(distorted), batch_first=True),
+        lengths=torch.tensor([waveform.numel() for waveform in clean]),
+        utterances=tuple(names),
+    )
+
+
+class Tally:
+    """Counts recordings, good and bad, and stops when more than 1 % of at least 200 are bad."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._bad: dict[str, UserError] = {}
+
+    def good(self, name: str) -> None:
+        """Note a recording that could be read."""
+        self._seen.add(name)
+        self._judge()
+
+    def bad(self, name: str, error: UserError) -> None:
+        """Note and log (once) one that could not."""
+        if name not in self._bad:
+            logger.warning("skipped: %s", error)
+        self._seen.add(name)
+        self._bad[name] = error
+        self._judge()
+
+    def _judge(self) -> None:
+        if len(self._seen) >= _JUDGED_FROM and len(self._bad) > _TOLERATED * len(self._seen):
+            last = list(self._bad.values())[-1]
+            raise UserError(f"{len(self._bad)} of {len(self._seen)} recordings cannot be used, the last one: {last}")
+
+
+class PretrainDataset(Dataset):
+    """Batches by ``(epoch, index)``; its length is the number of batches, from which s3prl's runner counts epochs."""
+
+    def __init__(self, config: PretrainDataConfig, distortion: DistortionConfig) -> None:
+        self.config = config
+        self.buckets = make_buckets(read_utterances(config), config.train_batch_size)
+        self.distorter = Distorter(distortion)
+        self._tally = Tally()
+
+    def __len__(self) -> int:
+        return len(self.buckets)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
+        """Batch ``index`` as epoch ``epoch`` hears it, or the next one that has a readable recording.
+
+        A UserError is returned, not raised: a worker's exception would reach the user wrapped in its traceback.
+        """
+        epoch, index = key
+        try:
+            for step in range(_BATCHES_IN_A_ROW):
+                batch = self._read(epoch, self.buckets[(index + step) % len(self.buckets)])
+                if batch is not None:
+                    return batch
+        except UserError as error:
+            return error
+        return UserError(f"{_BATCHES_IN_A_ROW} batches in a row hold no usable recording; see the warnings above")
+
+    def _read(self, epoch: int, bucket: Sequence[Utterance]) -> Batch | None:
+        clean, names = [], []
+        for utterance in bucket:
+            try:
+                clean.append(self._crop(epoch, utterance))
+            except UserError as error:
+                self._tally.bad(utterance.name, error)
+            else:
+                self._tally.good(utterance.name)
+                names.append(utterance.name)
+        if not clean:
+            return None
+        distorted = [self.distorter(wave, epoch=epoch, utterance=name) for wave, name in zip(clean, names, strict=True)]
+        return collate(clean, distorted, names)
+
+    def _crop(self, epoch: int, utterance: Utterance) -> torch.Tensor:
+        crop, start = self.config.crop, 0
+        if crop is not None and utterance.samples > crop:
+            generator = keyed_generator(self.config.seed, epoch, utterance.name, "crop")
+            start = integer(generator, utterance.samples - crop + 1)
+        waveform = load_audio(utterance.path, start=start, samples=crop)
+        if waveform.numel() < MIN_SAMPLES:
+            raise UserError(f"{utterance.path}: has {start + waveform.numel()} samples, the list says more")
+        return waveform
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Each pass is one epoch of ``(epoch, index)`` in an order keyed on (seed, epoch); the first may start midway."""
+
+    def __init__(self, batches: int, seed: int, position: int = 0) -> None:
+        """``position`` batches, counted over all epochs, have been consumed already."""
+        self.batches = batches
+        self.seed = seed
+        self.epoch, self.start = divmod(position, batches)
+
+    def __len__(self) -> int:
+        return self.batches - self.start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        # A generator function on purpose: DataLoader calls iter() twice for its first epoch with workers, and only the
+        # iterator that is really used may count.
+        epoch, start = self.epoch, self.start
+        self.epoch, self.start = epoch + 1, 0
+        order = torch.randperm(self.batches, generator=keyed_generator(self.seed, epoch, "order"))
+        yield from ((epoch, index) for index in order[start:].tolist())
+
+
+class PretrainLoader(DataLoader):
+    """Iterates epochs of :class:`~s3prl_ekd.distiller.Batch`, each pass the next epoch.
+
+    Raises:
+        UserError: while iterating, when too many recordings are bad.
+    """
+
+    def __init__(self, dataset: PretrainDataset, position: int = 0) -> None:
+        """``position``: batches consumed before, over all epochs (a resumed run)."""
+        workers = dataset.config.num_workers
+        super().__init__(
+            dataset,
+            batch_size=None,  # an item of the dataset is a batch already
+            sampler=EpochSampler(len(dataset), dataset.config.seed, position),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in super().__iter__():
+            if isinstance(item, UserError):
+                raise item
+            yield item

@@ -1,0 +1,33 @@
+"""``s3prl-ekd distill``: trains a student as a recipe says, on one device or many."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+HELP = "train a student from one YAML recipe: many devices, exact resume"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML, such as recipes/mini/ekd.yaml; every key: s3prl_ekd/train_config.py")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest readable checkpoint of the recipe's output; from the start if there is none",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    from s3prl_ekd.train_config import RunConfig
+
+    config = RunConfig.from_recipe(args.recipe, args.overrides)
+    if args.print_config:
+        import yaml
+
+        yaml.safe_dump(config.to_mapping(), sys.stdout, sort_keys=False, allow_unicode=True)
+        return 0
+    from s3prl_ekd.train import train
+
+    return train(config, resume=args.resume)

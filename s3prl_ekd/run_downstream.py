@@ -1,0 +1,8 @@
+"""``python -m s3prl_ekd.run_downstream``: s3prl's downstream runner, same options."""
+
+import sys
+
+from s3prl_ekd.s3prl_plugin.downstream_runner import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""``s3prl-ekd plug``: lets the unmodified s3prl of this environment, or of a checkout, find ``ekd_student``."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from s3prl_ekd import assets
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import atomic_path
+from s3prl_ekd.s3prl_plugin import hook
+
+HELP = "let the unmodified s3prl of this environment (or of a checkout) find ekd_student"
+
+PTH = "s3prl_ekd_plug.pth"
+# Every start of Python runs it: nothing is imported that is not loaded anyway, and should the package be gone one day,
+# nothing happens.
+PTH_LINE = (
+    f"import os; os.path.isfile({hook.__file__!r}) and __import__({hook.__name__!r}, fromlist=['install']).install()\n"
+)
+RECIPE = "ekd_student"
+CODE = {
+    "__init__.py": "",
+    "pretrain_expert.py": "from s3prl_ekd.s3prl_plugin.checkout import UpstreamPretrainExpert  # noqa: F401\n",
+}
+YAML = ("config_model.yaml", "config_runner.yaml")
+FILES = (*CODE, *YAML)
+_MARK = "# Written by s3prl-ekd plug; taken out by s3prl-ekd unplug --s3prl DIR unless edited. sha256 "
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add_target(parser)
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="with --s3prl: the packaged recipe whose YAML become the checkout's defaults (default: mini)",
+    )
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """The option that plug and unplug share."""
+    parser.add_argument(
+        "--s3prl",
+        metavar="DIR",
+        type=Path,
+        help="a checkout of s3prl, for its run_pretrain.py; without it: the s3prl of this Python environment, for"
+        " python -m s3prl.run_downstream and s3prl.nn.S3PRLUpstream",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plug one of the two."""
+    if args.s3prl is None:
+        if args.recipe is not None:
+            raise UserError("--recipe goes with --s3prl DIR")
+        plug_environment()
+    else:
+        plug_checkout(args.s3prl, args.recipe or "mini")
+    return 0
+
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+
+def pth_file() -> Path:
+    """Where this environment's line of plugging is, if it is plugged."""
+    return Path(sysconfig.get_path("purelib")) / PTH
+
+
+def plug_environment() -> None:
+    """Put one line into site-packages that waits, at the start of Python, for s3prl to be imported."""
+    path = pth_file()
+    if path.is_file() and path.read_text(encoding="utf-8") == PTH_LINE:
+        print(f"already plugged: {path}")
+        return
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(PTH_LINE, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; use python -m s3prl_ekd.run_downstream, which needs no plugging"
+        ) from error
+    print(f"plugged: {path}")
+    print("python -m s3prl.run_downstream -u ekd_student -k WHERE ... works now (without a GPU add --device cpu)")
+
+
+# --- a checkout -------------------------------------------------------------------------------------------------------
+
+
+def plug_checkout(folder: Path, recipe: str) -> None:
+    """Put ``pretrain/ekd_student/`` into a checkout: a re-export and two YAML files.
+
+    A file that is there from an earlier plugging and has been edited stays.
+    """
+    target = recipe_folder(folder)
+    if target.exists() and not any(is_ours(target / name) for name in FILES):
+        raise UserError(f"{target} is there already and not from s3prl-ekd plug; move it away first")
+    source = assets.recipe(recipe)
+    missing = [name for name in YAML if not (source / name).is_file()]
+    if missing:
+        raise UserError(f"--recipe {recipe}: has no {missing[0]}; recipes for pretraining: {', '.join(recipe_names())}")
+    texts = CODE | {name: (source / name).read_text(encoding="utf-8") for name in YAML}
+    kept = {name for name in FILES if (target / name).exists() and not is_untouched(target / name)}
+    try:
+        if not target.exists():
+            with atomic_path(target) as temporary:
+                temporary.mkdir()
+                for name, text in texts.items():
+                    (temporary / name).write_text(marked(text), encoding="utf-8")
+        else:
+            for name in texts.keys() - kept:
+                with atomic_path(target / name) as temporary:
+                    temporary.write_text(marked(texts[name]), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{target}: {error.strerror}") from error
+    print(f"plugged: {target}")
+    for name in sorted(kept):
+        print(f"kept, since it was edited: {target / name}")
+    print(f"in {target.parent.parent}: python run_pretrain.py -u {RECIPE} -n NAME (without a GPU add --device cpu)")
+
+
+def recipe_folder(folder: Path) -> Path:
+    """``pretrain/ekd_student`` of a checkout, given the repository or the folder ``s3prl`` in it.
+
+    Raises:
+        UserError: it is no checkout of s3prl.
+    """
+    for root in (folder / "s3prl", folder):
+        if all((root / name).is_file() for name in ("run_pretrain.py", "pretrain/runner.py", "utility/helper.py")):
+            return root / "pretrain" / RECIPE
+    raise UserError(f"--s3prl {folder}: not a checkout of s3prl (no s3prl/run_pretrain.py with its pretrain/ there)")
+
+
+def recipe_names() -> Iterator[str]:
+    """Packaged recipes that can be plugged."""
+    root = assets.recipe()
+    return (str(file.parent.relative_to(root)) for file in sorted(root.rglob(YAML[0])))
+
+
+def marked(text: str) -> str:
+    """``text`` under a line that says whose it is and what it was."""
+    return f"{_MARK}{_digest(text)}\n{text}"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether plug wrote this file, edited since or not."""
+    return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(_MARK)
+
+
+def is_untouched(path: Path) -> bool:
+    """Whether this file is as plug wrote it."""
+    if not is_ours(path):
+        return False
+    first, _, text = path.read_text(encoding="utf-8").partition("\n")
+    return first.removeprefix(_MARK) == _digest(text)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.replace(os.linesep, "\n").encode()).hexdigest()[:16]

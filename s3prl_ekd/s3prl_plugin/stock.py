@@ -1,0 +1,207 @@
+"""What both runner wrappers need around s3prl's unmodified scripts: checks before, order after."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import logging
+import os
+import re
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from s3prl_ekd import assets
+from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
+from s3prl_ekd.files import atomic_path
+from s3prl_ekd.s3prl_plugin import compat
+
+_log = logging.getLogger(__name__)
+
+
+def main(run: Callable[[Sequence[str]], None], prog: str, argv: Sequence[str] | None) -> int:
+    """Run a wrapper as a command: a UserError becomes one line and exit status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":  # under torchrun all processes fail alike
+            print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def one_line(error: UserError) -> str:
+    """The message, also of an error that a data loader's worker sent with its whole traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return re.sub(r"^(\w+\.)*\w*Error: ", "", lines[-1]) if len(lines) > 1 else str(error)
+
+
+def input_file(path: str, option: str) -> str:
+    """``path`` if it is a file; a ``recipes/...`` path that is not here, from the packaged recipes.
+
+    Raises:
+        UserError: neither.
+    """
+    if Path(path).is_file():
+        return path
+    parts = Path(path).parts
+    if parts[0] == "recipes":
+        return str(assets.recipe("/".join(parts[1:])))
+    raise UserError(f"{option} {path}: no such file (working folder: {Path.cwd()})")
+
+
+def default_device() -> str:
+    """``cuda`` where there is a GPU, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU that is not there in one line."""
+    if device.startswith("cuda") and default_device() == "cpu":
+        raise UserError(f"--device {device}: torch sees no GPU here; leave --device out to use the CPU")
+
+
+def newest_checkpoint(where: str, option: str) -> str:
+    """The file to resume from: ``where`` itself, or the one in the folder ``where`` that is furthest in training.
+
+    A run that was killed while it wrote can leave a damaged newest file: then the one before is taken, with a warning.
+    s3prl itself sorts by the number in the name, but its last checkpoint may be called ``states-epoch-3.ckpt``.
+
+    Raises:
+        UserError: nothing there, or nothing readable.
+    """
+    path = Path(where)
+    if path.is_file():
+        _read_step(path)
+        return where
+    if not path.is_dir():
+        raise UserError(f"{option} {where}: no such checkpoint file or folder (working folder: {Path.cwd()})")
+    candidates = list(path.glob("states-*.ckpt"))
+    if not candidates:
+        raise UserError(f"{option} {where}: holds no states-*.ckpt to go on from")
+    problems, found = [], []
+    # Those named after an epoch have their step inside only; of the others the highest readable one is enough.
+    numbered = sorted((p for p in candidates if _number(p) is not None), key=_number, reverse=True)
+    for group in (numbered, [p for p in candidates if _number(p) is None]):
+        for candidate in group:
+            try:
+                found.append((_read_step(candidate), candidate))
+                if group is numbered:
+                    break
+            except UserError as error:
+                problems.append(str(error))
+    if not found:
+        raise UserError(f"{option} {where}: no readable checkpoint: {problems[0]}")
+    step, newest = max(found)
+    for problem in problems:
+        _log.warning("%s; going on from %s (step %d)", problem, newest.name, step)
+    return str(newest)
+
+
+def _number(path: Path) -> int | None:
+    match = re.fullmatch(r"states-(\d+)\.ckpt", path.name)
+    return int(match[1]) if match else None
+
+
+def _read_step(path: Path) -> int:
+    """The step stored in a runner's checkpoint; a UserError says what is wrong with another kind of file."""
+    from s3prl_ekd.student.checkpoint import kind_of, load_pickle_safely
+
+    states = load_pickle_safely(path)
+    if not isinstance(states, dict) or "Step" not in states or "Args" not in states:
+        raise UserError(f"{path}: not a checkpoint that training can go on from, but {kind_of(states)}")
+    return int(states["Step"])
+
+
+def warn_if_unpickled(path: str) -> None:
+    """Say it where s3prl's own ``torch.load`` would run code that is in the file."""
+    import torch
+
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        _log.warning(
+            "s3prl unpickles %s and torch %s lets it run code from there: use only files that you trust, or torch 2.6"
+            " and newer",
+            path,
+            torch.__version__,
+        )
+
+
+@contextlib.contextmanager
+def stock_process(argv: Sequence[str]) -> Iterator[None]:
+    """The surroundings of a script: ``sys.argv``, and everything put back that s3prl's scripts change for good.
+
+    Checkpoints are written under another name first, so that a killed run leaves none that is half written.
+    """
+    import torch
+
+    kept_argv, kept_isinstance, kept_save = sys.argv, builtins.isinstance, torch.save
+    hub_folder = torch.hub.get_dir()
+
+    def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+        if not kept_isinstance(f, str | os.PathLike):
+            kept_save(obj, f, *args, **kwargs)
+            return
+        with atomic_path(f) as temporary:
+            kept_save(obj, temporary, *args, **kwargs)
+
+    sys.argv = list(argv)
+    torch.save = save
+    try:
+        with compat.quiet():
+            yield
+    except UserError as error:
+        close_event_files(error.__traceback__)
+        raise
+    finally:
+        sys.argv, builtins.isinstance, torch.save = kept_argv, kept_isinstance, kept_save  # s3prl wraps isinstance
+        if torch.hub.get_dir() != hub_folder:
+            torch.hub.set_dir(hub_folder)
+
+
+def close_event_files(traceback: TracebackType | None) -> None:
+    """Close the TensorBoard writers of a run that an error has ended.
+
+    They would be closed at exit, where Python 3.12 starts no more threads, with a traceback of their own.
+    """
+    while traceback is not None:
+        names = traceback.tb_frame.f_locals
+        for writer in (names.get("logger"), getattr(names.get("self"), "logger", None)):
+            if type(writer).__name__ == "SummaryWriter":
+                writer.close()
+        traceback = traceback.tb_next
+
+
+def run_module(name: str, argv: Sequence[str]) -> None:
+    """``python -m name argv...`` in this process."""
+    with stock_process([name, *argv]):
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+@contextlib.contextmanager
+def forget_new_folder(folder: str | Path | None) -> Iterator[None]:
+    """If the block fails for bad input before it has made anything of worth in a new folder, take that folder away."""
+    folder = Path(folder) if folder is not None else None
+    is_new = folder is not None and not folder.exists()
+    try:
+        yield
+    except UserError:
+        if is_new:
+            _remove_if_empty_run(folder)
+        raise
+
+
+def _remove_if_empty_run(folder: Path) -> None:
+    """Remove a run's folder that holds but the settings and an event file."""
+    if not folder.is_dir():
+        return
+    files = list(folder.iterdir())
+    if all(file.is_file() and re.match(r"(args_|config_).*\.yaml$|events\.out\.", file.name) for file in files):
+        for file in files:
+            file.unlink()
+        folder.rmdir()

@@ -1,0 +1,191 @@
+"""An upstream, judged on some tasks: from what is asked for to experiments, processes and rows of results."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import write_json
+from s3prl_ekd.superb import child
+from s3prl_ekd.superb.corpora import Corpora, Split
+from s3prl_ekd.superb.experiments import Experiment, load_template, plan, set_option, with_steps
+from s3prl_ekd.superb.jobs import Job
+from s3prl_ekd.superb.outcome import METRICS
+from s3prl_ekd.superb.summary import Row
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is judged, on what, and where the results go."""
+
+    upstream: str
+    """Name of an s3prl upstream, ``ekd_student`` among them."""
+    ckpt: str | None = None
+    """Its weights (``-k``), if it needs any."""
+    label: str = ""
+    """Name in tables; empty: made from upstream and ckpt."""
+    tasks: tuple[str, ...] = tuple(METRICS)
+    """Any of ``pr``, ``sid``, ``er`` and ``asr``."""
+    corpora: Corpora
+    """Where the data is."""
+    splits: frozenset[Split] = frozenset({Split.PUBLIC})
+    """Which test sets judge."""
+    out: Path
+    """Folder of all results; one folder is for one upstream."""
+    seed: int = 1337
+    """Seed of s3prl's runner (its own default)."""
+    steps: Mapping[str, int] = field(default_factory=dict)
+    """Steps by task, where not those of the recipe."""
+    options: Sequence[tuple[str | None, str, Any]] = ()
+    """(task or None for all, dotted key of the configuration, value)."""
+    fine_tune: bool = False
+    """Whether the upstream is trained too."""
+    remember_features: bool = False
+    """Whether the features of an utterance are computed once and kept in memory while a task is trained."""
+    device: str | None = None
+    """``cpu``, ``cuda``; None: the GPU if there is one."""
+
+    @functools.cached_property
+    def experiments(self) -> list[Experiment]:
+        """All experiments, with the files they need written and their folders claimed.
+
+        Raises:
+            UserError: data is missing, an option is unknown, or the folder holds other results.
+        """
+        experiments = [
+            experiment
+            for task in self.tasks
+            for experiment in plan(task, self.corpora, self.splits, self._template(task), self.out / "prepared")
+        ]
+        for experiment in experiments:
+            self._claim(experiment)
+        return experiments
+
+    def jobs(self, *, prefix: str = "", after: tuple[str, ...] = ()) -> list[Job]:
+        """The processes that are still needed, one per experiment that is not finished.
+
+        Args:
+            prefix: put before the names of the jobs.
+            after: names of jobs to wait for.
+        """
+        jobs = []
+        for experiment in self.experiments:
+            folder = self.out / experiment.name
+            if not self._missing(experiment):
+                logger.info("%s: reusing the results in %s (same settings)", experiment.name, folder)
+                continue
+            jobs.append(
+                Job(
+                    name=prefix + experiment.name,
+                    command=("-m", "s3prl_ekd.superb.child", str(folder)),
+                    log=folder / "log.txt",
+                    steps=experiment.steps,
+                    after=after,
+                )
+            )
+        return jobs
+
+    def rows(self) -> list[Row]:
+        """The results, one row per task and test set; folds are averaged."""
+        found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        for experiment in self.experiments:
+            trained = _read(self.out / experiment.name / child.TRAINED)
+            for test in experiment.tests:
+                result = _read(self._result(experiment, test.name))
+                seconds = trained["seconds"] + result["seconds"]
+                entry = {**result, "steps": experiment.steps, "seconds": seconds, "checkpoint": trained["checkpoint"]}
+                found.setdefault((experiment.task, str(test.split), test.name), []).append(entry)
+        return [
+            Row.from_folds(
+                entries,
+                task=task,
+                split=split,
+                test_set=name,
+                metric=METRICS[task].name,
+                upstream=self.upstream,
+                ckpt=self.ckpt,
+                label=self.label or default_label(self.upstream, self.ckpt),
+                seed=self.seed,
+                corpus=self.corpora.recipes,
+            )
+            for (task, split, name), entries in found.items()
+        ]
+
+    def _template(self, task: str) -> dict[str, Any]:
+        config = load_template(task, self.corpora.recipes)
+        for only, key, value in self.options:
+            if only in (None, task):
+                config = set_option(config, key, value)
+        return with_steps(config, self.steps[task]) if task in self.steps else config
+
+    def _claim(self, experiment: Experiment) -> None:
+        """Write the experiment into its folder, unless other results are there."""
+        path = self.out / experiment.name / child.EXPERIMENT
+        settings = {
+            "upstream": self.upstream,
+            "ckpt": self.ckpt,
+            "seed": self.seed,
+            "fine_tune": self.fine_tune,
+            "remember_features": self.remember_features,
+            "device": self.device,
+            "corpus": self.corpora.fingerprint,
+        }
+        now = {"settings": settings, "experiment": experiment.to_mapping()}
+        if path.is_file():
+            before = _read(path)
+            differing = _differences({**before["settings"], **before["experiment"]["config"]},
+                                     {**settings, **experiment.config})  # fmt: skip
+            if differing:
+                raise UserError(
+                    f"{path.parent} holds results of other settings ({', '.join(differing)}): give another --out,"
+                    " or delete that folder"
+                )
+        if (path.parent / child.WEIGHTS).is_file():
+            child.check_weights(path.parent, self.ckpt)
+        write_json(path, now)
+
+    def _missing(self, experiment: Experiment) -> list[str]:
+        """Test sets without a result. One whose data lies elsewhere now is judged again."""
+        missing = []
+        for test in experiment.tests:
+            path = self._result(experiment, test.name)
+            if path.is_file() and _read(path)["changes"] != test.changes:
+                path.unlink()
+            if not path.is_file():
+                missing.append(test.name)
+        return missing
+
+    def _result(self, experiment: Experiment, test: str) -> Path:
+        return self.out / experiment.name / child.TESTS / test / child.RESULT
+
+
+def default_label(upstream: str, ckpt: str | None) -> str:
+    """Name for tables: the upstream, and the last two parts of where its weights are."""
+    return upstream if ckpt is None else f"{upstream} ({'/'.join(Path(ckpt).parts[-2:])})"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete the folder {path.parent} to make it anew") from error
+
+
+def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now}, key=str)
+        return [
+            key
+            for name in keys
+            for key in _differences(before.get(name), now.get(name), f"{where}.{name}" if where else str(name))
+        ]
+    return [] if before == now else [where]

@@ -1,0 +1,71 @@
+"""IEMOCAP's labels as s3prl's ER reads them: four classes, five folds by session."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from tqdm import tqdm
+
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import write_json
+
+SESSIONS = tuple(f"Session{number}" for number in range(1, 6))
+CLASSES = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
+"""SUPERB's four classes and their indices; excited speech counts as happy."""
+_CLASS_OF = {name: name for name in CLASSES} | {"exc": "hap"}
+# [6.2901 - 8.2357]<tab>Ses01F_impro01_F000<tab>neu<tab>[2.5000, 2.5000, 2.5000]
+_LINE = re.compile(r"\[[^\]]*\]\t(?P<turn>\S+)\t(?P<emotion>\S+)")
+
+
+def session_labels(root: Path, session: str) -> list[dict[str, str]]:
+    """The labelled turns of one session, in the order of their names: ``{"path", "label", "speaker"}``.
+
+    Raises:
+        UserError: ``root`` is not laid out as IEMOCAP_full_release.
+    """
+    audio = {path.stem: path for path in sorted((root / session / "sentences" / "wav").glob("*/*.wav"))}
+    files = sorted((root / session / "dialog" / "EmoEvaluation").glob("*.txt"))
+    if not audio or not files:
+        raise UserError(
+            f"{root / session}: no sentences/wav/*/*.wav or no dialog/EmoEvaluation/*.txt; --iemocap must be"
+            " the folder IEMOCAP_full_release with Session1 to Session5"
+        )
+    turns: dict[str, str] = {}
+    for file in tqdm(files, desc=f"labels of {session}", unit="file", delay=2):
+        for match in map(_LINE.match, file.read_text(encoding="utf-8", errors="replace").splitlines()):
+            if match and match["emotion"] in _CLASS_OF and match["turn"] in audio:
+                turns[match["turn"]] = _CLASS_OF[match["emotion"]]
+    return [
+        {"path": audio[turn].relative_to(root).as_posix(), "label": label, "speaker": turn.split("_")[0]}
+        for turn, label in sorted(turns.items())
+    ]
+
+
+def write_folds(root: Path, folder: Path) -> Path:
+    """Write ``SessionN/{train,test}_meta_data.json`` for the five folds; fold N tests on session N."""
+    sessions = {session: session_labels(root, session) for session in SESSIONS}
+    for held_out in SESSIONS:
+        train = [turn for session in SESSIONS if session != held_out for turn in sessions[session]]
+        for name, turns in (("train", train), ("test", sessions[held_out])):
+            write_json(folder / held_out / f"{name}_meta_data.json", {"labels": CLASSES, "meta_data": turns})
+    return folder
+
+
+def test_only(root: Path, folder: Path) -> Path:
+    """Write a fold that only tests: s3prl opens its training list too, so that one is the test list again.
+
+    Raises:
+        UserError: ``root`` has no ``meta_data/Session1/test_meta_data.json``, or its classes are others.
+    """
+    path = root / "meta_data" / SESSIONS[0] / "test_meta_data.json"
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): the hidden emotional speech needs it") from error
+    if labels.get("labels") != CLASSES:
+        raise UserError(f"{path}: the classes are {labels.get('labels')}, not {CLASSES}")
+    for name in ("train", "test"):
+        write_json(folder / SESSIONS[0] / f"{name}_meta_data.json", labels)
+    return folder

@@ -1,0 +1,166 @@
+"""Processes of ours, a few at a time, behind one progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
+
+_ERROR_LINE = re.compile(r"^s3prl-ekd: error: (?P<message>.+)$", flags=re.MULTILINE)
+# s3prl's runners count optimizer steps on a bar of this name.
+_STEP = re.compile(r"overall:\s+\d+%\|[^|]*\|\s*(\d+)/\d+")
+_TAIL_BYTES = 16384
+_POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One process."""
+
+    name: str
+    """Unique; shown beside the bar."""
+    command: tuple[str, ...]
+    """Arguments after the Python interpreter."""
+    log: Path
+    """Where its output goes."""
+    steps: int
+    """Optimizer steps it will take."""
+    after: tuple[str, ...] = ()
+    """Names of jobs that must end before it starts."""
+
+
+class JobError(Exception):
+    """A process ended with an error that is no :class:`UserError`; the message shows its last lines and its log."""
+
+
+def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -> None:
+    """Run all ``jobs``; at the first failure, or on an interrupt, end the others.
+
+    Args:
+        jobs: what to run, in the order of preference.
+        at_a_time: how many processes at a time.
+        threads: arithmetic threads per process.
+        title: name of the progress bar.
+
+    Raises:
+        UserError: a process ended because of bad input.
+        JobError: a process failed otherwise.
+    """
+    waiting, running, ended = list(jobs), {}, set()
+    bar = tqdm(total=sum(job.steps for job in jobs), desc=title, unit="step")
+    shown = 0.0
+    with bar, _terminated_as_exit(), contextlib.ExitStack() as cleanup:
+        cleanup.callback(lambda: _end(running))
+        while waiting or running:
+            for job in [job for job in waiting if ended.issuperset(job.after)][: at_a_time - len(running)]:
+                waiting.remove(job)
+                running[job] = _start(job, threads)
+            for job, process in list(running.items()):
+                status = process.poll()
+                if status is None:
+                    continue
+                del running[job]
+                if status != 0:
+                    raise _failure(job, status)
+                ended.add(job.name)
+                bar.write(f"{job.name}: done ({job.log})", file=sys.stderr)
+            if time.monotonic() - shown > _bar_interval():
+                shown = time.monotonic()
+                _show(bar, [job.steps for job in jobs if job.name in ended], running)
+            if running:
+                time.sleep(_POLL_SECONDS)
+        _show(bar, [job.steps for job in jobs], running)
+
+
+def steps_done(log: Path) -> int:
+    """The last step of s3prl's bar in a log; 0 before the first."""
+    return int((_STEP.findall(_tail(log)) or ["0"])[-1])
+
+
+def _bar_interval() -> float:
+    return 0.5 if sys.stderr.isatty() else 10.0
+
+
+def _show(bar: tqdm, ended: Sequence[int], running: Iterable[Job]) -> None:
+    steps = {job: min(job.steps, steps_done(job.log)) for job in running}
+    bar.n = sum(ended) + sum(steps.values())
+    bar.set_postfix_str(", ".join(f"{job.name} {count}/{job.steps}" for job, count in steps.items()))
+
+
+def _start(job: Job, threads: int) -> subprocess.Popen:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("w") as stream:
+        return subprocess.Popen(
+            [sys.executable, *job.command],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **_environment(threads)},
+        )
+
+
+def _environment(threads: int) -> Mapping[str, str]:
+    count = str(threads)
+    return {
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_MININTERVAL": "1",  # logs stay small
+    }
+
+
+def _tail(log: Path) -> str:
+    with contextlib.suppress(OSError), log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        return stream.read().decode("utf-8", errors="replace").replace("\r", "\n")
+    return ""
+
+
+def _failure(job: Job, status: int) -> Exception:
+    tail = _tail(job.log)
+    said = _ERROR_LINE.findall(tail)
+    if status == EXIT_USER_ERROR and said:
+        return UserError(f"{said[-1]} ({job.name}, log: {job.log})")
+    lines = [line for line in tail.splitlines() if line.strip()][-15:]
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    return JobError("\n".join([*lines, f"{job.name} {how}; log: {job.log}"]))
+
+
+def _end(running: Mapping[Job, subprocess.Popen]) -> None:
+    for process in running.values():
+        process.terminate()
+    for process in running.values():
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _terminated_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that no process is left behind."""
+
+    def leave(*_: object) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

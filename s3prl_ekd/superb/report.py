@@ -1,0 +1,59 @@
+"""``s3prl-ekd report``: one table, and on request a picture, from several ``summary.json``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import atomic_path
+from s3prl_ekd.superb.summary import CHANCE, Table, read_summary, tables
+
+HELP = "print one table from several summary.json files"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument(
+        "summaries", nargs="+", type=Path, metavar="SUMMARY", help="summary.json, or the folder it is in"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw bars (needs matplotlib)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table per corpus and split."""
+    made = tables([row for path in args.summaries for row in read_summary(path)])
+    print("\n\n".join(table.markdown() if args.markdown else table.text() for table in made))
+    if args.plot:
+        plot(made, args.plot)
+        print(f"\n{args.plot}", file=sys.stderr)
+    return 0
+
+
+def plot(made: list[Table], path: Path) -> None:
+    """Draw the tables as groups of bars, one panel each.
+
+    Raises:
+        UserError: matplotlib is not installed, or cannot write such a file.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("--plot needs matplotlib: pip install matplotlib") from error
+    figure = Figure(figsize=(10, 4 * len(made)), layout="constrained")
+    for axes, table in zip(figure.subplots(len(made), squeeze=False)[:, 0], made, strict=True):
+        width = 0.8 / len(table.lines)
+        for number, (label, cells) in enumerate(table.lines):
+            values = [float(cell.split(" ")[0]) if cell != "-" else 0.0 for cell in cells]
+            places = [column + number * width for column in range(len(cells))]
+            axes.bar(places, values, width, label=label, color="lightgray" if label == CHANCE else None)
+        axes.set_title(table.title)
+        axes.set_xticks([column + 0.4 - width / 2 for column in range(len(table.columns))], table.columns)
+        axes.legend()
+    with atomic_path(path) as temporary:
+        try:
+            figure.savefig(temporary)
+        except ValueError as error:
+            raise UserError(f"--plot {path}: {error}") from error

@@ -1,0 +1,233 @@
+"""Training as a recipe says: the Distiller in Lightning's Trainer, from an empty folder or from where it stopped.
+
+The adapters are in :mod:`s3prl_ekd.training`.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from s3prl_ekd import SAMPLE_RATE
+from s3prl_ekd.distiller import Batch, Distiller
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import write_yaml
+from s3prl_ekd.student.folder import save_student
+from s3prl_ekd.teachers import load_teachers
+from s3prl_ekd.train_config import Precision, RunConfig, TrainerConfig, check_resumable
+from s3prl_ekd.training.batches import Stream
+from s3prl_ekd.training.checkpoints import (
+    Checkpoints,
+    SyncedCheckpointIO,
+    newest_readable,
+    remove_leftovers,
+    step_files,
+)
+from s3prl_ekd.training.module import DistillModule, OpenData
+from s3prl_ekd.training.report import Report
+from s3prl_ekd.training.stopping import Preempted, StopSignals
+
+logger = logging.getLogger(__name__)
+
+EXIT_PREEMPTED = 75
+"""Exit status of a run that SIGTERM or SIGUSR1 stopped after saving (sysexits' EX_TEMPFAIL): start it with --resume."""
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def open_data(config: RunConfig, rank: int, world_size: int) -> tuple[Stream, Iterable[Batch] | None]:
+    """The recipe's training and dev speech for one process."""
+    from s3prl_ekd.data.stream import BatchStream, dev_loader
+
+    options = {
+        "seed": config.seed,
+        "rank": rank,
+        "world_size": world_size,
+        "targets_cache": config.targets.cache,
+        "bad_recordings": Path(config.output, "bad_recordings.tsv"),
+    }
+    stream = BatchStream(config.data, config.distortion, **options)
+    return stream, dev_loader(config.data, config.distortion, **options)
+
+
+def build_distiller(config: RunConfig) -> Distiller:
+    """Teachers, student and heads, the student with weights that depend on the seed alone."""
+    teachers = load_teachers(config.teachers)
+    seed_everything(config.seed, verbose=False)
+    return Distiller(config.distill, teachers)
+
+
+def train(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    open_data: OpenData = open_data,
+    build: Callable[[RunConfig], Distiller] = build_distiller,
+) -> int:
+    """Train, and export the student at the end.
+
+    Args:
+        config: the recipe.
+        resume: go on from the newest readable checkpoint of ``config.output``, from the start if there is none.
+        open_data: opens the data.
+        build: makes the Distiller.
+
+    Returns:
+        0, or :data:`EXIT_PREEMPTED` where a signal stopped the run after a checkpoint.
+
+    Raises:
+        UserError: recipe or data are wrong; the folder holds a run already and ``resume`` is False; the resumed recipe
+            differs; memory or disk are full; the loss stays infinite.
+    """
+    folder = Path(config.output)
+    start = _prepare(folder, config, resume)
+    signals = StopSignals()
+    module = DistillModule(config, build, open_data, signals)
+    signals.listen()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        trainer = _trainer(config, folder, start, signals)
+        trainer.fit(module, ckpt_path=start, weights_only=True)
+    except (Preempted, SIGTERMException) as stop:
+        logger.warning("%s; go on with --resume (exit status %d)", stop or "stopped by SIGTERM", EXIT_PREEMPTED)
+        return EXIT_PREEMPTED
+    except torch.OutOfMemoryError as error:
+        raise UserError(_out_of_memory(module.batch, config)) from error
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise UserError(f"{folder}: {error.strerror}; make room and go on with --resume") from error
+        raise
+    finally:
+        signals.unlisten()
+    if trainer.is_global_zero:
+        names = [target.name for target in module.distiller.targets]
+        student, heads = module.distiller.student, module.distiller.heads
+        save_student(folder / "student", student, heads, config.distill, targets=names)
+    return 0
+
+
+def _prepare(folder: Path, config: RunConfig, resume: bool) -> Path | None:
+    """The checkpoint to start from, if any; the recipe is saved beside the run."""
+    checkpoints = folder / "checkpoints"
+    found = newest_readable(checkpoints) if resume else None
+    if found is not None:
+        check_resumable(found[1]["recipe"], config)
+        logger.info("resuming from %s", found[0])
+    elif resume:
+        logger.info("%s: no checkpoint to resume from, starting anew", checkpoints)
+    if rank_zero_only.rank == 0:
+        if not resume and step_files(checkpoints):
+            raise UserError(
+                f"{folder}: holds a run already ({step_files(checkpoints)[-1].name}); add --resume to go on with it,"
+                " or name another output"
+            )
+        try:
+            remove_leftovers(checkpoints)
+            write_yaml(folder / "recipe.yaml", config.to_mapping())
+        except OSError as error:
+            raise UserError(f"output: {folder} cannot be written ({error.strerror or error})") from error
+    return found[0] if found is not None else None
+
+
+def _trainer(config: RunConfig, folder: Path, start: Path | None, signals: StopSignals) -> Trainer:
+    settings = config.trainer
+    plugins: list[Any] = [SyncedCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # the job script does it, on our exit status
+    # Not Trainer(precision="16-mixed"): on a CPU that silently is bf16.
+    if settings.precision is Precision.FP16:
+        plugins.append(MixedPrecision("16-mixed", _device_type(settings)))
+    elif settings.precision is Precision.BF16:
+        plugins.append(MixedPrecision("bf16-mixed", _device_type(settings)))
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*`lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`.*")  # skipped steps
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
+    try:
+        trainer = Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices if settings.devices is not None else "auto",
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            plugins=plugins,
+            logger=_loggers(config, folder, start),
+            callbacks=[
+                signals,
+                Report(log_every=settings.log_every, max_nonfinite=settings.max_nonfinite),
+                Checkpoints(
+                    folder / "checkpoints",
+                    every=settings.checkpoint_every,
+                    dev_every=settings.dev_every,
+                    keep=settings.keep_checkpoints,
+                ),
+            ],
+            max_steps=settings.max_steps,
+            max_epochs=-1,
+            accumulate_grad_batches=settings.accumulate,
+            val_check_interval=settings.dev_every * settings.accumulate,
+            check_val_every_n_epoch=None,
+            limit_val_batches=None if config.data.dev_cuts else 0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    _check_processes(trainer)
+    return trainer
+
+
+def _check_processes(trainer: Trainer) -> None:
+    """That a launcher has started as many processes as the recipe asks for; else each might train a run of its own."""
+    launcher = next((kind() for kind in (SLURMEnvironment, TorchElasticEnvironment) if kind.detect()), None)
+    wanted = trainer.num_devices * trainer.num_nodes
+    if launcher is not None and launcher.world_size() != wanted:
+        raise UserError(
+            f"trainer: devices x num_nodes is {trainer.num_devices} x {trainer.num_nodes}, but"
+            f" {launcher.world_size()} processes were started; start one for each device (srun, torchrun"
+            " --nproc-per-node) or correct the recipe"
+        )
+
+
+def _device_type(settings: TrainerConfig) -> str:
+    if settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    return "cpu"
+
+
+def _loggers(config: RunConfig, folder: Path, start: Path | None) -> list[Logger]:
+    # A resumed run writes its own CSV file (Lightning's logger would delete one that is there); TensorBoard joins them.
+    first = int(start.stem.removeprefix("step-")) if start is not None else 0
+    loggers: list[Logger] = [
+        TensorBoardLogger(folder / "logs", name="tensorboard", version="", purge_step=first + 1 if first else None),
+        CSVLogger(folder / "logs", name="csv", version=f"from-step-{first:08d}", flush_logs_every_n_steps=1),
+    ]
+    if config.trainer.wandb_project and importlib.util.find_spec("wandb"):
+        offline = "WANDB_API_KEY" not in os.environ and "WANDB_MODE" not in os.environ
+        loggers.append(WandbLogger(project=config.trainer.wandb_project, save_dir=folder / "logs", offline=offline))
+    return loggers
+
+
+def _out_of_memory(batch: Batch | None, config: RunConfig) -> str:
+    seconds = float(batch.lengths.sum()) / SAMPLE_RATE if batch is not None else 0.0
+    longest = float(batch.lengths.max()) / SAMPLE_RATE if batch is not None and batch.lengths.numel() else 0.0
+    count = len(batch.utterances) if batch is not None else 0
+    return (
+        f"out of memory with a batch of {seconds:.1f} s of speech ({count} utterances, the longest {longest:.1f} s);"
+        f" lower data.batch_seconds (now {config.data.batch_seconds:g}) and raise trainer.accumulate (now"
+        f" {config.trainer.accumulate}) by the same factor"
+    )

@@ -1,0 +1,254 @@
+"""The recipe of ``s3prl-ekd distill``: the model side, and data, optimizer, schedule and trainer beside it.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from s3prl_ekd.config import Config, DistillConfig
+from s3prl_ekd.data.config import DataConfig
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import read_yaml
+
+
+class Precision(enum.StrEnum):
+    """What the networks compute in; weights, losses and the optimizer's state are float32 in every case."""
+
+    FP32 = "32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Precision | None:
+        return cls.FP32 if value == 32 else None  # YAML reads an unquoted 32 as a number
+
+
+class Decay(enum.StrEnum):
+    """How the learning rate falls after the warm-up."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+def _check(config: Config, section: str, least: Mapping[str, float], below: Mapping[str, float] | None = None) -> None:
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= bound:
+            raise UserError(f"{section}.{name}: expected at least {bound}, found {value}")
+    for name, bound in (below or {}).items():
+        if not getattr(config, name) < bound:
+            raise UserError(f"{section}.{name}: expected less than {bound}, found {getattr(config, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetsConfig(Config):
+    """Where the targets come from."""
+
+    cache: str | None = None
+    """A folder written by ``s3prl-ekd cache-targets``; null: the teachers run in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Config):
+    """AdamW (arXiv 1711.05101)."""
+
+    lr: float = 2e-4
+    """Learning rate at the end of the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of the averages of gradient and squared gradient."""
+    eps: float = 1e-6
+    """Added to the denominator."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices and convolutions; biases, norms and weight norm's magnitudes have none."""
+    clip_norm: float | None = 5.0
+    """Largest norm of the gradient of a step; null: no clipping."""
+
+    def __post_init__(self) -> None:
+        _check(self, "optimizer", {"lr": 0, "eps": 0, "weight_decay": 0, "clip_norm": 0})
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise UserError(f"optimizer.betas: expected numbers in [0, 1), found {list(self.betas)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Config):
+    """Linear warm-up, then decay until ``trainer.max_steps``."""
+
+    warmup: float = 0.07
+    """Share of the steps during which the learning rate rises to ``optimizer.lr`` (DistilHuBERT: 0.07)."""
+    decay: Decay = Decay.LINEAR
+    """``linear``, ``cosine`` or ``constant``."""
+    final: float = 0.0
+    """Learning rate after the last step, as a share of ``optimizer.lr``; ``constant`` ignores it."""
+
+    def __post_init__(self) -> None:
+        _check(self, "schedule", {"warmup": 0, "final": 0}, {"warmup": 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig(Config):
+    """How long, on what, and what is written meanwhile. A step is one update of the weights, on all devices."""
+
+    max_steps: int = 200_000
+    """Steps of the whole run."""
+    accumulate: int = 1
+    """Batches of each device that make a step."""
+    precision: Precision = Precision.BF16
+    """``32``, ``bf16`` or ``fp16``."""
+    compile: bool = False
+    """Whether torch.compile optimizes feed-forward blocks and heads; the first step then takes a minute more."""
+    accelerator: str = "auto"
+    """Lightning's: ``auto``, ``gpu``, ``cpu`` ..."""
+    devices: int | None = None
+    """Devices of each node; null: all (one, on a CPU)."""
+    num_nodes: int = 1
+    """Nodes."""
+    strategy: str = "auto"
+    """Lightning's: ``auto``, ``ddp`` ..."""
+    log_every: int = 50
+    """Steps between two lines of the log."""
+    dev_every: int = 5_000
+    """Steps between two dev losses (where ``data`` names a dev set)."""
+    checkpoint_every: int = 1_000
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay, besides the one with the best dev loss."""
+    max_nonfinite: int = 20
+    """So many steps in a row whose loss or gradient is not finite stop the run."""
+    wandb_project: str | None = "s3prl-ekd"
+    """Weights & Biases project, where wandb is installed; null: no Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        counts = "max_steps accumulate num_nodes log_every dev_every checkpoint_every keep_checkpoints max_nonfinite"
+        _check(self, "trainer", dict.fromkeys(counts.split(), 1))
+        if self.devices is not None and self.devices != -1:
+            _check(self, "trainer", {"devices": 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DistillConfig):
+    """A whole recipe: student, teachers, objective and distortion as in DistillConfig, and how to train."""
+
+    data: DataConfig
+    """The speech."""
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
+    """Targets computed before."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """The learning rate over time."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Steps, devices, precision, logs, checkpoints."""
+    seed: int = 0
+    """Determines the student's random weights, dropout, the order of the data and the crops."""
+    output: str
+    """Folder of the run."""
+
+    @property
+    def distill(self) -> DistillConfig:
+        """The model side alone."""
+        return DistillConfig(**{item.name: getattr(self, item.name) for item in fields(DistillConfig)})
+
+    @classmethod
+    def from_recipe(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+        """A recipe file with ``key.path=value`` overrides.
+
+        Raises:
+            UserError: an unknown or missing key, a value of a wrong type, an override that is none.
+        """
+        mapping = read_yaml(path)
+        try:
+            for override in overrides:
+                apply_override(mapping, override)
+            return cls.from_mapping(mapping)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+
+def apply_override(mapping: dict[str, Any], override: str) -> None:
+    """Set ``key.path=value`` in nested YAML values, in place.
+
+    Args:
+        mapping: as read from a file.
+        override: the value is YAML (``trainer.devices=4``, ``student.initialize_from=null``); entries of a list go by
+            their number (``teachers.0.layers=[4,8]``).
+
+    Raises:
+        UserError: no ``=``, a path through something that has no keys, or a value that is not YAML.
+    """
+    import yaml
+
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"{override!r}: expected key.path=value, such as trainer.devices=4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override!r}: the value is not YAML ({' '.join(str(error).split())})") from error
+    *parents, last = path.split(".")
+    place: Any = mapping
+    for depth, key in enumerate(parents):
+        place = _descend(place, key, ".".join(parents[: depth + 1]))
+    if isinstance(place, dict):
+        place[last] = value
+    else:
+        place[_index(place, last, path)] = value
+
+
+def _descend(place: Any, key: str, path: str) -> Any:
+    if isinstance(place, dict):
+        if place.get(key) is None:
+            place[key] = {}
+        return place[key]
+    return place[_index(place, key, path)]
+
+
+def _index(place: Any, key: str, path: str) -> int:
+    if not isinstance(place, list):
+        raise UserError(f"{path}: {place!r} has no keys below it")
+    if not key.isdigit() or int(key) >= len(place):
+        raise UserError(f"{path}: expected an entry's number below {len(place)}, found {key!r}")
+    return int(key)
+
+
+# What a resumed run may do otherwise than its recipe said: nothing of it changes what is computed. The number of
+# processes is checked by itself.
+_FREE_ON_RESUME = frozenset(
+    {"output", "data.num_workers"}
+    | {f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "log_every", "dev_every")}
+    | {f"trainer.{key}" for key in ("checkpoint_every", "keep_checkpoints", "max_nonfinite", "wandb_project")}
+)
+
+
+def check_resumable(saved: Mapping[str, Any], config: RunConfig) -> None:
+    """That a run of ``config`` can go on exactly where a run of the recipe ``saved`` stopped.
+
+    Raises:
+        UserError: settings that matter differ (named, with both values).
+    """
+    before, now = dict(_flatten(saved)), dict(_flatten(config.to_mapping()))
+    changed = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in _FREE_ON_RESUME
+    ]
+    if changed:
+        raise UserError(
+            f"cannot resume: the checkpoint's recipe differs ({'; '.join(changed)}); give the recipe it was started"
+            " with (recipe.yaml in the run's folder), or another output for a new run"
+        )
+
+
+def _flatten(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

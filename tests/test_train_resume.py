@@ -1,0 +1,163 @@
+"""Runs that are killed, stopped, or run out of disk, and go on bit for bit where they were: real processes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import signal
+
+import helpers_train as h
+import pytest
+import torch
+
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.train import EXIT_PREEMPTED
+from s3prl_ekd.training.checkpoints import newest_readable, step_files
+
+# Two epochs and a half; dropout, dev losses, a log and a checkpoint that do not fall together.
+PLAIN = {"checkpoint_every": 1}
+UNEVEN = {"checkpoint_every": 3, "log_every": 2, "accumulate": 2}
+SCALED = {"checkpoint_every": 2, "precision": "fp16"}
+
+
+@functools.cache
+def uninterrupted(folder, **settings):
+    output = folder / "-".join(map(str, settings.values()))
+    assert h.finish(h.start(h.recipe(output, **settings))) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The folder of an uninterrupted run with these settings."""
+    return functools.partial(uninterrupted, tmp_path_factory.mktemp("reference"))
+
+
+def assert_same_run(output, reference):
+    """All losses, weights, optimizer, schedule, scaler, place in the data and random states are equal bit for bit."""
+    for column in ("train/loss", "dev/loss", "train/grad_norm"):
+        assert h.logged(output, column) == h.logged(reference, column)
+    ours, theirs = h.checkpoint(output), h.checkpoint(reference)
+    for states in (ours, theirs):
+        states["EKD_Run"]["recipe"].pop("output")
+    assert_equal(ours, theirs)
+
+
+def assert_equal(a, b, path=""):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_equal(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list):
+        for index, pair in enumerate(zip(a, b, strict=True)):
+            assert_equal(*pair, f"{path}[{index}]")
+    elif isinstance(a, torch.Tensor):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=path)
+    else:
+        assert a == b, path
+
+
+def interrupted(output, settings, kills, number=signal.SIGKILL):
+    """Start and resume a run that gets a signal after so many batches each time; exit statuses."""
+    statuses, fed = [], output.parent / "fed"
+    for batches in kills:
+        fed.unlink(missing_ok=True)
+        process = h.start(h.recipe(output, **settings), resume=True, fed=str(fed))
+        statuses.append(h.signal_after(process, fed, batches, number))
+    statuses.append(h.finish(h.start(h.recipe(output, **settings), resume=True)))
+    return statuses
+
+
+@pytest.mark.parametrize("settings", [PLAIN, UNEVEN, SCALED], ids=["plain", "uneven", "scaled"])
+def test_killed_at_random_steps(settings, reference, tmp_path):
+    kills = random.Random(str(settings)).sample(range(2, 7), 3)
+    statuses = interrupted(tmp_path / "run", settings, kills)
+    assert statuses == [-signal.SIGKILL] * 3 + [0]
+    assert_same_run(tmp_path / "run", reference(**settings))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [PLAIN, UNEVEN, SCALED], ids=["plain", "uneven", "scaled"])
+@pytest.mark.parametrize("seed", range(8))
+def test_killed_at_many_random_steps(settings, seed, reference, tmp_path):
+    draw = random.Random(seed)
+    statuses = interrupted(tmp_path / "run", settings, [draw.randrange(1, 16) for _ in range(5)])
+    assert statuses[-1] == 0
+    assert_same_run(tmp_path / "run", reference(**settings))
+
+
+@pytest.mark.parametrize("call", [3, 5, 6])
+def test_killed_while_a_checkpoint_is_written(call, reference, tmp_path):
+    """Before the second or third file is synced (and renamed), and before the folder is."""
+    output = tmp_path / "run"
+    process = h.start(h.recipe(output, **PLAIN), before=functools.partial(h.at_fsync, call, h.die))
+    assert h.finish(process) == -signal.SIGKILL
+    leftovers = [name for name in os.listdir(output / "checkpoints") if name.startswith(".step")]
+    assert len(leftovers) == call % 2
+    assert newest_readable(output / "checkpoints")[0].name == f"step-{call // 2:08d}.ckpt"
+    assert h.finish(h.start(h.recipe(output, **PLAIN), resume=True)) == 0
+    assert_same_run(output, reference(**PLAIN))
+    assert not [name for name in os.listdir(output / "checkpoints") if name.startswith(".")]
+
+
+def test_full_disk(reference, tmp_path):
+    """The run stops with one line, the last good checkpoint is whole, and with room again it goes on from there."""
+    output = tmp_path / "run"
+    process = h.start(h.recipe(output, **PLAIN), before=functools.partial(h.at_fsync, 6, h.fill_disk))
+    assert h.finish(process) == 2
+    error = (tmp_path / "run.error").read_text()
+    assert "step-00000004.ckpt" in error
+    assert "--resume" in error
+    assert "step-00000003.ckpt" in error.split("checkpoints that are there")[1]
+    assert newest_readable(output / "checkpoints")[0].name == "step-00000003.ckpt"
+    assert not [name for name in os.listdir(output / "checkpoints") if name.startswith(".")]
+    assert h.finish(h.start(h.recipe(output, **PLAIN), resume=True)) == 0
+    assert_same_run(output, reference(**PLAIN))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_preempted(number, reference, tmp_path):
+    """No interval makes a checkpoint before the end: the signal does."""
+    settings = {"checkpoint_every": 12}
+    statuses = interrupted(tmp_path / "run", settings, [3], number)
+    assert statuses == [EXIT_PREEMPTED, 0]
+    starts = {path.name for path in (tmp_path / "run" / "logs" / "csv").iterdir()}
+    assert len(starts) == 2, "it did not resume from the checkpoint that the signal asked for"
+    assert_same_run(tmp_path / "run", reference(**settings))
+
+
+def test_unreadable_checkpoints_are_passed_over(reference, tmp_path, caplog):
+    output, settings = tmp_path / "run", {"checkpoint_every": 1, "keep_checkpoints": 3}
+    reference = reference(**settings)
+    assert interrupted(output, settings, [8])[0] == -signal.SIGKILL
+    whole, flipped, short = step_files(output / "checkpoints")[-3:]
+    short.write_bytes(short.read_bytes()[:-5000])
+    contents = bytearray(flipped.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    flipped.write_bytes(contents)
+    assert newest_readable(output / "checkpoints")[0] == whole
+    assert [record.message.split(":")[0] for record in caplog.records] == [str(short), str(flipped)]
+    assert h.finish(h.start(h.recipe(output, **settings), resume=True)) == 0
+    assert_same_run(output, reference)
+    for path in step_files(output / "checkpoints"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none of its"):
+        newest_readable(output / "checkpoints")
+
+
+def test_two_processes_resume(tmp_path):
+    """Each process has its own random state; a signal to one of them stops both at the same step."""
+    settings = {"devices": 2, "checkpoint_every": 12, "max_steps": 12}
+    whole, output, fed = tmp_path / "whole", tmp_path / "run", tmp_path / "fed"
+    assert [h.finish(p) for p in h.start_all(h.recipe(whole, **settings))] == [0, 0]
+    first, second = h.start_all(h.recipe(output, **settings), fed=str(fed))
+    assert h.signal_after(second, fed, 6, signal.SIGUSR1) == EXIT_PREEMPTED
+    assert h.finish(first) == EXIT_PREEMPTED
+    states = h.checkpoint(output)["EKD_Run"]["ranks"]["torch"]
+    assert not torch.equal(states[0], states[1])
+    with pytest.raises(UserError, match="cannot resume with 1 process"):
+        h.run(h.recipe(output, checkpoint_every=12), resume=True)
+    assert [h.finish(p) for p in h.start_all(h.recipe(output, **settings), resume=True)] == [0, 0]
+    assert len(list((output / "logs" / "csv").iterdir())) == 2
+    assert_same_run(output, whole)
