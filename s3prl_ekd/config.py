@@ -224,8 +224,8 @@ class TeacherConfig(Config):
     normalize_waveform: bool | None = None
     """Zero mean and unit variance of the teacher's input; null: as the model's own configuration says."""
     own_forward: bool = False
-    """Run a HuBERT or WavLM by its source's code, utterance by utterance, instead of by this package's encoder (the same
-    numbers, faster)."""
+    """Run a HuBERT or WavLM by its source's code, utterance by utterance, instead of by this package's encoder (which
+    gives the same numbers, faster)."""
 
     def __post_init__(self) -> None:
         given = [str(source) for source in TeacherSource if getattr(self, source) is not None]

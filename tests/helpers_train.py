@@ -86,7 +86,13 @@ def recipe(output, *, student: dict | None = None, data: dict | None = None, **t
     mapping = {
         "student": {**TINY, **(student or {})},
         "teachers": [{"name": "fake", "transformers": "unused", "layers": [1, 2]}],
-        "data": {"cuts": ["train"], "dev_cuts": ["dev"], "batch_seconds": 1.0, "max_crop_samples": 16000, **(data or {})},
+        "data": {
+            "cuts": ["train"],
+            "dev_cuts": ["dev"],
+            "batch_seconds": 1.0,
+            "max_crop_samples": 16000,
+            **(data or {}),
+        },
         "optimizer": {"lr": 3e-3},
         "trainer": {**settings, **trainer},
         "output": str(output),

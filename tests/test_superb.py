@@ -201,7 +201,7 @@ def test_remembered_features_are_those_of_the_upstream(student):
 def test_lengths_are_made_as_s3prl_reads_them(corpus, tmp_path):
     folder = librispeech.lengths_folder(corpus / "LibriSpeech", ["dev-clean"], None, tmp_path)
     assert (folder / "dev-clean.csv").read_text() == (corpus / "len_for_bucket/dev-clean.csv").read_text()
-    with pytest.raises(UserError, match="no nothing.csv"):
+    with pytest.raises(UserError, match=r"no nothing\.csv"):
         librispeech.lengths_folder(corpus / "LibriSpeech", ["nothing"], corpus / "len_for_bucket", tmp_path)
     with pytest.raises(UserError, match="no audio"):
         librispeech.write_lengths(corpus / "LibriSpeech", "nothing", tmp_path / "x.csv")
@@ -467,7 +467,10 @@ def job(tmp_path: Path, name: str, code: str, **options) -> Job:
 def test_jobs_wait_for_others_and_run_side_by_side(tmp_path):
     touch = "import pathlib, sys; pathlib.Path(r'{}').touch()"
     need = "import pathlib, sys; sys.exit(not pathlib.Path(r'{}').exists())"
-    meet = "import pathlib, time\npathlib.Path(r'{0}/{1}').touch()\nwhile not pathlib.Path(r'{0}/{2}').exists(): time.sleep(.01)"
+    meet = (
+        "import pathlib, time\npathlib.Path(r'{0}/{1}').touch()\n"
+        "while not pathlib.Path(r'{0}/{2}').exists(): time.sleep(.01)"
+    )
     jobs = [
         job(tmp_path, "second", need.format(tmp_path / "made"), after=("first",)),
         job(tmp_path, "first", touch.format(tmp_path / "made")),

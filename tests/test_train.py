@@ -285,7 +285,9 @@ def test_a_step_that_is_not_finite_is_skipped(precision, wrong, tmp_path, caplog
 
 def test_many_in_a_row_end_the_run_with_a_checkpoint(tmp_path):
     odd = {(0, index): "nan" for index in (2, 3, 4)}
-    config = h.recipe(tmp_path / "run", max_nonfinite=3, log_every=2, checkpoint_every=100, max_steps=20, data={"dev_cuts": []})
+    config = h.recipe(
+        tmp_path / "run", max_nonfinite=3, log_every=2, checkpoint_every=100, max_steps=20, data={"dev_cuts": []}
+    )
     with pytest.raises(UserError, match="3 steps in a row up to step 6") as error:
         h.run(config, odd=odd)
     assert "0-2-u0, 0-2-u1, 0-3-u0" not in str(error.value), "already named with the log before"

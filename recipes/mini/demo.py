@@ -32,7 +32,7 @@ DISTORTED = ("-noisy",)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the demonstration; 0 if the student is off chance on every task, 1 if not or if a part failed, 2 for bad input."""
+    """Run it: 0 if the student is off chance everywhere, 1 if not or if a part failed, 2 for bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for everything (default: demo)"
@@ -97,27 +97,28 @@ def demonstrate(args: argparse.Namespace) -> int:
 
 
 def _distillation(out: Path, args: argparse.Namespace) -> list[Job]:
-    """The undistilled student, the distillation, and the distilled student as a folder: what of it is still to be done."""
+    """The undistilled student, the distillation, the distilled student as a folder: what of it is still to be done."""
     folder, run = out / "distillation", out / "distillation" / "run"
     model, runner = _recipe(out, args.tiny)
-    for name, config in (("config_model.yaml", model), ("config_runner.yaml", runner)):
-        if (folder / name).is_file() and read_yaml(folder / name) != config:
-            raise UserError(f"{folder / name} is of another demonstration: give another --out, or delete {out}")
-        write_yaml(folder / name, config)
+    model_yaml, runner_yaml = folder / "config_model.yaml", folder / "config_runner.yaml"
+    for path, config in ((model_yaml, model), (runner_yaml, runner)):
+        if path.is_file() and read_yaml(path) != config:
+            raise UserError(f"{path} is of another demonstration: give another --out, or delete {out}")
+        write_yaml(path, config)
     steps = runner["runner"]["total_steps"]
     jobs = [
         Job(
             name="distil",
             command=(
                 "-m", "s3prl_ekd.run_pretrain", "-u", "ekd_student", "-n", "demo", "-p", str(run), "-a",
-                "-g", str(folder / "config_model.yaml"), "-c", str(folder / "config_runner.yaml"), "--seed", str(args.seed),
+                "-g", str(model_yaml), "-c", str(runner_yaml), "--seed", str(args.seed),
             ),
             log=folder / "distil.txt",
             steps=steps,
         ),
         Job(
             name="init",
-            command=("-m", "s3prl_ekd", "init-student", str(folder / "config_model.yaml"), str(out / "undistilled_student")),
+            command=("-m", "s3prl_ekd", "init-student", str(model_yaml), str(out / "undistilled_student")),
             log=folder / "init.txt",
             steps=1,
         ),
@@ -154,7 +155,8 @@ def _report(rows: list[Row], out: Path, seconds: float) -> int:
         temporary.write_text("\n\n".join(table.markdown() for table in made) + "\n", encoding="utf-8")
     print("\n" + "\n\n".join(table.text() for table in made))
     print(
-        f"\nchance is the best constant answer; FBANK is at chance on SID and ER because s3prl's features have zero mean.\n"
+        "\nchance is the best constant answer;"
+        " FBANK is at chance on SID and ER because s3prl's features have zero mean.\n"
         f"The student: {out / 'student'} (undistilled: {out / 'undistilled_student'})\n"
         f"The table:   {out / 'table.md'}, {out / 'summary.json'}\n"
         f"The rest:    {out / 'corpus'}, {out / 'distillation'}, {out / 'results'}\n"
@@ -167,7 +169,8 @@ def _report(rows: list[Row], out: Path, seconds: float) -> int:
     ]
     for row in at_chance:
         print(
-            f"demo: error: ekd_student is at chance on {row.task.upper()} {row.test_set}: {row.metric} {row.value:.1f} %,"
+            f"demo: error: ekd_student is at chance on {row.task.upper()} {row.test_set}: {row.metric} {row.value:.1f} %"
+            ","
             f" the best constant answer {row.chance:.1f} % (standard error {row.chance_error:.1f})",
             file=sys.stderr,
         )
