@@ -169,9 +169,9 @@ def _report(rows: list[Row], out: Path, seconds: float) -> int:
     ]
     for row in at_chance:
         print(
-            f"demo: error: ekd_student is at chance on {row.task.upper()} {row.test_set}: {row.metric} {row.value:.1f} %"
-            ","
-            f" the best constant answer {row.chance:.1f} % (standard error {row.chance_error:.1f})",
+            f"demo: error: ekd_student is at chance on {row.task.upper()} {row.test_set}:"
+            f" {row.metric} {row.value:.1f} %, the best constant answer {row.chance:.1f} %"
+            f" (standard error {row.chance_error:.1f})",
             file=sys.stderr,
         )
     return 1 if at_chance else 0
