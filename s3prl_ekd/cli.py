@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "mini-corpus": ("s3prl_ekd.data.mini_corpus", "synthesize the small speech corpus that the demo and the tests use"),
     "data": ("s3prl_ekd.data.command", "make manifests of speech, noise and impulse responses for distill"),
     "distill": ("s3prl_ekd.distill", "train a student from one YAML recipe: many devices, exact resume"),
+    "recipes": ("s3prl_ekd.recipe_files", "list the recipes that come with the package, or copy one to edit it"),
     "superb": ("s3prl_ekd.superb.command", "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner"),
     "report": ("s3prl_ekd.superb.report", "print one table from several summary.json files"),
     "plug": (
@@ -23,7 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "unplug": ("s3prl_ekd.s3prl_plugin.unplug", "take back what plug did"),
     "init-student": ("s3prl_ekd.export.initial", "save the student that a recipe starts from: the undistilled control"),
-    "export-checkpoint": ("s3prl_ekd.export.checkpoint", "make a student folder from a states-*.ckpt of run_pretrain"),
+    "export-checkpoint": (
+        "s3prl_ekd.export.checkpoint",
+        "make a student folder from a checkpoint of run_pretrain or distill",
+    ),
 }
 
 

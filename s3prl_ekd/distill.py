@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-HELP = "train a student from one YAML recipe: many devices, exact resume"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="YAML, such as recipes/mini/ekd.yaml; every key: s3prl_ekd/train_config.py")

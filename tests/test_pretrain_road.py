@@ -20,7 +20,7 @@ import yaml
 from conftest import speech_like
 from helpers_teachers import SIZES, tiny_model
 
-from s3prl_ekd import assets
+from s3prl_ekd import assets, cli
 from s3prl_ekd.config import Aggregation, DistillConfig
 from s3prl_ekd.data.pretrain import PretrainDataConfig, PretrainDataset, PretrainLoader
 from s3prl_ekd.distiller import Distiller
@@ -212,6 +212,15 @@ def test_the_checkpoint_is_plain_and_read_as_a_student(road, workplace, recipe):
     student = load_student(road["last"])
     for name, tensor in student.state_dict().items():
         assert torch.equal(tensor, states["EKD_Student"][f"student.{name}"])
+
+
+def test_a_student_is_exported_from_the_run(road, tmp_path, capsys):
+    run = Path(road["last"]).parent
+    assert cli.main(["export-checkpoint", str(run), str(tmp_path / "student")]) == 0
+    assert str(road["last"]) in capsys.readouterr().out
+    assert load_student(tmp_path / "student").state_dict().keys() == load_student(road["last"]).state_dict().keys()
+    with pytest.raises(UserError, match="export-checkpoint"):
+        load_student(run)
 
 
 def test_the_log_tells_every_teacher_and_layer(road):

@@ -204,7 +204,8 @@ def test_student_folder_and_checkpoint_are_the_same_student(finished, tmp_path):
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name], expected[name]) for name in ours)
     assert main(["export-checkpoint", str(finished / "checkpoints" / "last.ckpt"), str(tmp_path / "out")]) == 0
-    for path in (finished / "checkpoints" / "last.ckpt", tmp_path / "out"):
+    assert main(["export-checkpoint", str(finished), str(tmp_path / "of_the_run")]) == 0
+    for path in (finished / "checkpoints" / "last.ckpt", tmp_path / "out", tmp_path / "of_the_run"):
         again = load_student(path).state_dict()
         assert all(torch.equal(again[name], tensor) for name, tensor in student.state_dict().items())
     assert DistillConfig.from_yaml(tmp_path / "out" / "recipe.yaml") == h.recipe(finished).distill

@@ -124,7 +124,7 @@ def _distillation(out: Path, args: argparse.Namespace) -> list[Job]:
         ),
         Job(
             name="export",
-            command=("-m", "s3prl_ekd", "export-checkpoint", str(run / f"states-{steps}.ckpt"), str(out / "student")),
+            command=("-m", "s3prl_ekd", "export-checkpoint", str(run), str(out / "student")),
             log=folder / "export.txt",
             steps=1,
             after=("distil",),

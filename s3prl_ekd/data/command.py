@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-HELP = "make manifests of speech, noise and impulse responses for distill"
-
 _CORPORA = {
     "librispeech": "a corpus in LibriSpeech's layout (Lhotse's recipe): one manifest for each part",
     "musan": "MUSAN's music, speech and noise (Lhotse's recipe)",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "save the student that a recipe starts from, undistilled: the control to compare with"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="config_model.yaml")

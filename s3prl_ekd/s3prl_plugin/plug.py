@@ -14,8 +14,6 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path
 from s3prl_ekd.s3prl_plugin import hook
 
-HELP = "let the unmodified s3prl of this environment (or of a checkout) find ekd_student"
-
 PTH = "s3prl_ekd_plug.pth"
 # Every start of Python runs it: nothing is imported that is not loaded anyway, and should the package be gone one day,
 # nothing happens.

@@ -9,8 +9,6 @@ from pathlib import Path
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_plugin import plug
 
-HELP = "take back what plug did"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""

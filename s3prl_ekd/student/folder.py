@@ -179,6 +179,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
+    if not (folder / "config.json").exists() and (
+        any(folder.glob("states-*.ckpt")) or (folder / "checkpoints").is_dir()
+    ):
+        raise UserError(
+            f"{folder}: a run's folder, not a student's; name one of its checkpoints, or make a student of the last one:"
+            f" s3prl-ekd export-checkpoint {folder} STUDENT"
+        )
     raw = _read_json(folder / "config.json")
     found = {**_HUBERT_DEFAULTS, **raw}
     for key, wanted in _ARCHITECTURE.items():

@@ -14,7 +14,6 @@ from s3prl_ekd.superb.jobs import JobError, run_jobs
 from s3prl_ekd.superb.outcome import METRICS
 from s3prl_ekd.superb.summary import tables, write_summary
 
-HELP = "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner"
 _SPLITS = {
     "public": frozenset({Split.PUBLIC}),
     "hidden": frozenset({Split.HIDDEN}),

@@ -10,8 +10,6 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path
 from s3prl_ekd.superb.summary import CHANCE, Table, read_summary, tables
 
-HELP = "print one table from several summary.json files"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "synthesize the small speech corpus that the demo and the tests use"
-
 _SIZES = ("default", "tiny")
 
 

@@ -1,0 +1,49 @@
+"""``s3prl-ekd recipes``: the recipes that come with the package, and copies of them to edit."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from s3prl_ekd import assets
+from s3prl_ekd.errors import UserError, nearest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command line."""
+    parser.add_argument("name", nargs="?", help="a folder of the list, such as ls960_ekd_average")
+    parser.add_argument("out", nargs="?", type=Path, help="folder to copy it to (default: ./NAME)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the list, or copy one folder.
+
+    Raises:
+        UserError: there is no such recipe, or ``out`` exists.
+    """
+    found = folders()
+    if args.name is None:
+        for name, folder in found.items():
+            print(f"{name:26s} {'  '.join(path.name for path in _files(folder.glob))}")
+        print(f"\nin {assets.recipe()}\ns3prl-ekd recipes NAME DIR copies one")
+        return 0
+    if args.name not in found:
+        raise UserError(f"no recipe {args.name!r}; {nearest(args.name, found)}")
+    out = args.out or Path(Path(args.name).name)
+    if out.exists():
+        raise UserError(f"{out} exists; name another folder to copy the recipe to")
+    shutil.copytree(found[args.name], out, ignore=shutil.ignore_patterns("__pycache__"))
+    print(out)
+    return 0
+
+
+def folders() -> dict[str, Path]:
+    """Folders that hold YAML or job scripts, by their path below ``recipes/``."""
+    root = assets.recipe()
+    return {str(folder.relative_to(root)): folder for folder in sorted({path.parent for path in _files(root.rglob)})}
+
+
+def _files(search: Callable[[str], Iterable[Path]]) -> list[Path]:
+    return sorted(path for pattern in ("*.yaml", "*.sbatch") for path in search(pattern))
