@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("s3prl_ekd.data.command", "make manifests of speech, noise and impulse responses for distill"),
     "distill": ("s3prl_ekd.distill", "train a student from one YAML recipe: many devices, exact resume"),
     "recipes": ("s3prl_ekd.recipe_files", "list the recipes that come with the package, or copy one to edit it"),
+    "cache-targets": ("s3prl_ekd.cache_targets", "run a recipe's teachers once and store the targets for distill"),
     "superb": ("s3prl_ekd.superb.command", "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner"),
     "report": ("s3prl_ekd.superb.report", "print one table from several summary.json files"),
     "plug": (
@@ -31,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-def _parser(command: str | None) -> argparse.ArgumentParser:
+def build_parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s3prl-ekd", description="Ensemble knowledge distillation of self-supervised speech models."
     )
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     command = next((word for word in argv if word in COMMANDS), None)
     try:
-        args = _parser(command).parse_args(argv)
+        args = build_parser(command).parse_args(argv)
         return importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
     except UserError as error:
         print(f"s3prl-ekd: error: {error}", file=sys.stderr)

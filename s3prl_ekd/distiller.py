@@ -17,6 +17,7 @@ from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.targets import RULES, Source, Target
 from s3prl_ekd.teachers.base import Teacher
+from s3prl_ekd.teachers.cached import CachedTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ class Batch:
         lengths: (B,) samples, on the CPU.
         utterances: B names, for messages.
         starts: (B,) first sample of each within its whole utterance, where crops are taken; on the CPU.
+        targets: (N, D') what the heads must predict, if it was computed before: the frames of one utterance after
+            another, all heads side by side; None: the teachers compute it.
+        target_frames: (B,) how many frames of ``targets`` each utterance has, on the CPU.
     """
 
     clean: Tensor
@@ -38,12 +42,15 @@ class Batch:
     lengths: Tensor
     utterances: tuple[str, ...]
     starts: Tensor | None = None
+    targets: Tensor | None = None
+    target_frames: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The waveforms on ``device``, each moved once; lengths stay on the CPU, where they cost no synchronisation."""
         clean = self.clean.to(device, non_blocking=True)
         distorted = clean if self.distorted is self.clean else self.distorted.to(device, non_blocking=True)
-        return replace(self, clean=clean, distorted=distorted)
+        targets = self.targets.to(device, non_blocking=True) if self.targets is not None else None
+        return replace(self, clean=clean, distorted=distorted, targets=targets)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,13 @@ class DistillOutput:
     metrics: dict[str, Tensor]
 
 
-def build_student(config: DistillConfig, teachers: Sequence[Teacher]) -> Student:
+AnyTeacher = Teacher | CachedTeacher
+
+Parts = dict[tuple[str, int], Tensor]
+"""(teacher, layer) -> what is to be predicted of it, (N, D)."""
+
+
+def build_student(config: DistillConfig, teachers: Sequence[AnyTeacher]) -> Student:
     """A new student, initialised as the recipe says: from a named teacher, or at random."""
     student = Student(config.student)
     start = config.student.initialize_from
@@ -71,43 +84,61 @@ def build_student(config: DistillConfig, teachers: Sequence[Teacher]) -> Student
     return student
 
 
+def sources_of(teachers: Sequence[AnyTeacher]) -> list[Source]:
+    """What aggregation needs to know of teachers."""
+    return [Source(teacher.name, teacher.layers, teacher.hidden_size, teacher.weight) for teacher in teachers]
+
+
+def teacher_states(
+    config: DistillConfig, teachers: Sequence[Teacher], batch: Batch
+) -> tuple[list[list[Tensor]], Tensor]:
+    """What the teachers make of a batch.
+
+    Returns:
+        ``[teacher][layer]`` tensors (B, F, D), layer-normalised where the recipe asks for it, and the frames (B,)
+        that all teachers have.
+    """
+    distorted = config.distortion.teacher_input is TeacherInput.DISTORTED
+    waveforms = batch.distorted if distorted else batch.clean
+    states, lengths = [], []
+    for teacher, settings in zip(teachers, config.teachers, strict=True):
+        layers, frames = teacher.hidden_states(waveforms, batch.lengths, padded=config.objective.loss_on_padding)
+        if settings.layer_norm_targets:
+            layers = [F.layer_norm(layer, layer.shape[-1:]) for layer in layers]
+        states.append(layers)
+        lengths.append(frames.cpu())
+    return states, torch.stack(lengths).amin(dim=0)
+
+
+def pack_states(states: list[list[Tensor]], frames: Tensor, device: torch.device) -> list[list[Tensor]]:
+    """The first ``frames`` (B,) of each utterance of (B, F, D) tensors, (N, D) each, on a device."""
+    packed = []
+    for layers in states:
+        chosen = Packing(frames, device, layers[0].shape[1])
+        packed.append([chosen.pack(layer.to(device)) for layer in layers])
+    return packed
+
+
 class Distiller(nn.Module):
     """An ensemble of teachers, a student and one prediction head per target.
 
     Teachers are no submodules: they are neither trained, nor saved, nor switched to train mode, nor wrapped by DDP.
+    They do not run where a batch brings its targets.
     """
 
-    def __init__(self, config: DistillConfig, teachers: Sequence[Teacher]) -> None:
+    def __init__(self, config: DistillConfig, teachers: Sequence[AnyTeacher]) -> None:
         super().__init__()
         self.config = config
         self.teachers = tuple(teachers)
-        self.sources = [
-            Source(teacher.name, teacher.layers, teacher.hidden_size, teacher.weight) for teacher in teachers
-        ]
+        self.sources = sources_of(teachers)
         self.rule = RULES[config.objective.aggregation]
         self.targets: list[Target] = self.rule.plan(self.sources)
         self.student = build_student(config, teachers)
         self.heads = PredictionHeads(config.student.hidden_size, [target.size for target in self.targets])
 
     def hidden_states(self, batch: Batch) -> tuple[list[list[Tensor]], Tensor]:
-        """What the teachers make of a batch.
-
-        Returns:
-            ``[teacher][layer]`` tensors (B, F, D), layer-normalised where the recipe asks for it, and the frames (B,)
-            that all teachers have.
-        """
-        distorted = self.config.distortion.teacher_input is TeacherInput.DISTORTED
-        waveforms = batch.distorted if distorted else batch.clean
-        states, lengths = [], []
-        for teacher, config in zip(self.teachers, self.config.teachers, strict=True):
-            layers, frames = teacher.hidden_states(
-                waveforms, batch.lengths, padded=self.config.objective.loss_on_padding
-            )
-            if config.layer_norm_targets:
-                layers = [F.layer_norm(layer, layer.shape[-1:]) for layer in layers]
-            states.append(layers)
-            lengths.append(frames.cpu())
-        return states, torch.stack(lengths).amin(dim=0)
+        """See :func:`teacher_states`."""
+        return teacher_states(self.config, self.teachers, batch)
 
     def forward(self, batch: Batch, *, details: bool = False, total_frames: int | None = None) -> DistillOutput:
         """The distillation loss of a batch.
@@ -121,9 +152,15 @@ class Distiller(nn.Module):
         Raises:
             ValueError: a teacher's frames and the student's differ by more than one.
         """
-        states, teacher_frames = self.hidden_states(batch)
+        if batch.targets is None:
+            states, teacher_frames = self.hidden_states(batch)
+            size = states[0][0].shape[1]
+        else:
+            states, teacher_frames, size = [], batch.target_frames, int(batch.target_frames.max())
         output = self.student(batch.distorted, batch.lengths, padded=self.config.objective.loss_on_padding)
-        rows, wanted = self._align(output.rows[-1], output.packing, states, teacher_frames)
+        common = self._common_frames(output.packing, teacher_frames, size)
+        rows = _shortened(output.rows[-1], output.packing, common)
+        combined, parts = self._computed(states, common, rows.device) if states else self._brought(batch, common)
         predictions = self.heads(rows)
         frames = rows.shape[0]
         denominator = max(1, frames if total_frames is None else total_frames)
@@ -131,52 +168,55 @@ class Distiller(nn.Module):
         cosine_weight = self.config.objective.cosine_weight
         loss = rows.new_zeros((), dtype=torch.float32)
         metrics: dict[str, Tensor] = {}
-        combined = self.rule.combine(self.sources, wanted)
         for target, prediction, value in zip(self.targets, predictions, combined, strict=True):
-            parts = head_loss(prediction, value)
-            loss = loss + target.weight / denominator * (parts.l1 + cosine_weight * parts.cosine_loss)
+            sums = head_loss(prediction, value)
+            loss = loss + target.weight / denominator * (sums.l1 + cosine_weight * sums.cosine_loss)
             if details:
-                metrics[f"l1/{target.name}"] = parts.l1.detach() / denominator
-                metrics[f"cosine/{target.name}"] = parts.cosine / denominator
+                metrics[f"l1/{target.name}"] = sums.l1.detach() / denominator
+                metrics[f"cosine/{target.name}"] = sums.cosine / denominator
         if details:
-            metrics |= self._teacher_metrics(predictions, wanted, denominator)
+            metrics |= self._teacher_metrics(predictions, parts, denominator)
         metrics["loss"] = loss.detach()
         return DistillOutput(loss, frames, metrics)
 
-    def _align(
-        self, rows: Tensor, packing: Packing, states: list[list[Tensor]], teacher_frames: Tensor
-    ) -> tuple[Tensor, list[list[Tensor]]]:
-        """Student's rows (N', D) and teachers' states (B, F, D) at the frames that both have, (N, D) each."""
-        size = min(packing.size, states[0][0].shape[1])
+    def _common_frames(self, packing: Packing, teacher_frames: Tensor, size: int) -> Tensor:
+        """Frames (B,) that teachers and student both have, padding included where it counts."""
         if self.config.objective.loss_on_padding:
-            frames = torch.full_like(packing.frames, size)
-        else:
-            gap = int((teacher_frames - packing.frames).abs().max())
-            if gap > 1:
-                raise ValueError(f"teachers and student differ by {gap} frames; only one can be cropped away")
-            frames = torch.minimum(teacher_frames, packing.frames)
-        if not torch.equal(frames, packing.frames):
-            rows = Packing(frames, rows.device, packing.size).pack(packing.unpack(rows))
-        aligned = []
-        for layers in states:
-            chosen = Packing(frames, rows.device, layers[0].shape[1])
-            aligned.append([chosen.pack(layer.to(rows.device)) for layer in layers])
-        return rows, aligned
+            return torch.full_like(packing.frames, min(packing.size, size))
+        gap = int((teacher_frames - packing.frames).abs().max())
+        if gap > 1:
+            raise ValueError(f"teachers and student differ by {gap} frames; only one can be cropped away")
+        return torch.minimum(teacher_frames, packing.frames)
 
-    @torch.no_grad()
-    def _teacher_metrics(
-        self, predictions: list[Tensor], states: list[list[Tensor]], denominator: int
-    ) -> dict[str, Tensor]:
-        """How well each teacher's each layer is matched, whatever the aggregation, and its mean absolute value."""
-        wanted = {
+    def _computed(self, states: list[list[Tensor]], frames: Tensor, device: torch.device) -> tuple[list[Tensor], Parts]:
+        """The teachers' states as targets (N, D'), and as they are."""
+        packed = pack_states(states, frames, device)
+        parts = {
             (source.name, layer): state
-            for source, layers in zip(self.sources, states, strict=True)
+            for source, layers in zip(self.sources, packed, strict=True)
             for layer, state in zip(source.layers, layers, strict=True)
         }
+        return self.rule.combine(self.sources, packed), parts
+
+    def _brought(self, batch: Batch, frames: Tensor) -> tuple[list[Tensor], Parts]:
+        """The targets (N, D') that a batch brings, and what is in them of each teacher."""
+        own = Packing(batch.target_frames, batch.targets.device)
+        combined = list(_shortened(batch.targets, own, frames).split([target.size for target in self.targets], dim=-1))
+        parts: Parts = {}
+        if self.rule.separable:
+            for index, (target, value) in enumerate(zip(self.targets, combined, strict=True)):
+                parts |= zip(target.parts, self.rule.per_teacher(self.sources, value, index), strict=True)
+        return combined, parts
+
+    @torch.no_grad()
+    def _teacher_metrics(self, predictions: list[Tensor], wanted: Parts, denominator: int) -> dict[str, Tensor]:
+        """How well each teacher's each layer is matched, as far as it is known, and its mean absolute value."""
         metrics = {}
         for index, (target, prediction) in enumerate(zip(self.targets, predictions, strict=True)):
             shares = self.rule.per_teacher(self.sources, prediction, index)
             for part, share in zip(target.parts, shares, strict=True):
+                if part not in wanted:
+                    continue
                 name = "{}/{}".format(*part)
                 if name != target.name:
                     parts = head_loss(share, wanted[part])
@@ -184,3 +224,10 @@ class Distiller(nn.Module):
                     metrics[f"cosine/{name}"] = parts.cosine / denominator
                 metrics[f"magnitude/{name}"] = wanted[part].float().abs().mean(dim=-1).sum() / denominator
         return metrics
+
+
+def _shortened(rows: Tensor, packing: Packing, frames: Tensor) -> Tensor:
+    """Rows of which each utterance keeps its first ``frames`` (B,)."""
+    if torch.equal(frames, packing.frames):
+        return rows
+    return Packing(frames, rows.device, packing.size).pack(packing.unpack(rows))

@@ -45,7 +45,13 @@ class Target:
 
 
 class Rule(ABC):
-    """One way to aggregate."""
+    """One way to aggregate.
+
+    Attributes:
+        separable: whether each teacher's part can be taken out of a target again, by :meth:`per_teacher`.
+    """
+
+    separable = True
 
     @abstractmethod
     def plan(self, sources: Sequence[Source]) -> list[Target]:
@@ -57,7 +63,7 @@ class Rule(ABC):
 
     @abstractmethod
     def per_teacher(self, sources: Sequence[Source], prediction: Tensor, index: int) -> list[Tensor]:
-        """The share of target ``index``'s prediction (B, F, D') that stands for each of its ``parts``."""
+        """The share of target ``index``'s prediction (..., D') that stands for each of its ``parts``."""
 
 
 def _slots(sources: Sequence[Source]) -> range:
@@ -75,6 +81,8 @@ def _parts(sources: Sequence[Source], slot: int) -> tuple[tuple[str, int], ...]:
 
 class LayerwiseAverage(Rule):
     """Weighted mean over teachers, slot by slot."""
+
+    separable = False
 
     def plan(self, sources: Sequence[Source]) -> list[Target]:
         sizes = {source.name: source.hidden_size for source in sources}

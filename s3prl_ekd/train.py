@@ -23,11 +23,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from s3prl_ekd import SAMPLE_RATE
+from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.distiller import Batch, Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import write_yaml
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.teachers import load_teachers
+from s3prl_ekd.teachers.cached import cached_teachers
 from s3prl_ekd.train_config import Precision, RunConfig, TrainerConfig, check_resumable
 from s3prl_ekd.training.batches import Stream
 from s3prl_ekd.training.checkpoints import (
@@ -49,6 +51,15 @@ EXIT_PREEMPTED = 75
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
+def open_cache(config: RunConfig) -> TargetCache | None:
+    """The recipe's cache of targets, if it names one.
+
+    Raises:
+        UserError: it is incomplete, or another recipe's.
+    """
+    return TargetCache(config.targets.cache).require(config) if config.targets.cache is not None else None
+
+
 def open_data(config: RunConfig, rank: int, world_size: int) -> tuple[Stream, Iterable[Batch] | None]:
     """The recipe's training and dev speech for one process."""
     from s3prl_ekd.data.stream import BatchStream, dev_loader
@@ -57,7 +68,7 @@ def open_data(config: RunConfig, rank: int, world_size: int) -> tuple[Stream, It
         "seed": config.seed,
         "rank": rank,
         "world_size": world_size,
-        "targets_cache": config.targets.cache,
+        "targets_cache": open_cache(config),
         "bad_recordings": Path(config.output, "bad_recordings.tsv"),
     }
     stream = BatchStream(config.data, config.distortion, **options)
@@ -65,8 +76,10 @@ def open_data(config: RunConfig, rank: int, world_size: int) -> tuple[Stream, It
 
 
 def build_distiller(config: RunConfig) -> Distiller:
-    """Teachers, student and heads, the student with weights that depend on the seed alone."""
-    teachers = load_teachers(config.teachers)
+    """Teachers (or what a cache knows of them), student and heads, the student with weights that depend on the seed
+    alone."""
+    cache = open_cache(config)
+    teachers = load_teachers(config.teachers) if cache is None else cached_teachers(config, cache)
     seed_everything(config.seed, verbose=False)
     return Distiller(config.distill, teachers)
 

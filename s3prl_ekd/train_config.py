@@ -219,9 +219,9 @@ def _index(place: Any, key: str, path: str) -> int:
 
 
 # What a resumed run may do otherwise than its recipe said: nothing of it changes what is computed. The number of
-# processes is checked by itself.
+# processes is checked by itself, and whether a cache elsewhere holds the same targets.
 _FREE_ON_RESUME = frozenset(
-    {"output", "data.num_workers"}
+    {"output", "data.num_workers", "targets.cache"}
     | {f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "log_every", "dev_every")}
     | {f"trainer.{key}" for key in ("checkpoint_every", "keep_checkpoints", "max_nonfinite", "wandb_project")}
 )

@@ -25,6 +25,12 @@ def folder(tmp_path, tiny_student):
     return save_student(tmp_path / "student", tiny_student, PredictionHeads(24, [24, 7]), RECIPE)
 
 
+def test_others_may_read_it(tmp_path, tiny_student):
+    folder = save_student(tmp_path / "student", tiny_student, PredictionHeads(24, [24]))
+    (tmp_path / "file").touch()
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "file").stat().st_mode}
+
+
 def test_round_trip(folder, tiny_student):
     student, heads = load_student_and_heads(folder)
     assert student.config == tiny_student.config

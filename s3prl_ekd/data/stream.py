@@ -18,7 +18,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -27,7 +27,7 @@ from s3prl_ekd.config import DistortionConfig
 from s3prl_ekd.data.bad_recordings import BadRecordings
 from s3prl_ekd.data.bucketing import draw_batches, duration_bounds
 from s3prl_ekd.data.config import DataConfig
-from s3prl_ekd.data.cuts import CutReader, draw_crop, read_cut
+from s3prl_ekd.data.cuts import Cut, CutReader, draw_crop, read_cut
 from s3prl_ekd.data.distortion import Distorter
 from s3prl_ekd.data.pretrain import collate
 from s3prl_ekd.data.shar import TarCache, TarReader
@@ -39,6 +39,21 @@ logger = logging.getLogger(__name__)
 
 _BOUNDS_FROM = 10_000  # utterances that the buckets' bounds are estimated from
 _PLANNED_AHEAD = 32  # batches
+
+
+class Targets(Protocol):
+    """Targets computed before, see :class:`s3prl_ekd.data.target_cache.TargetCache`."""
+
+    identity: str
+    """Equal where the targets are."""
+
+    def read(self, cut: Cut, start: int, samples: int) -> torch.Tensor:
+        """The targets (F, D) of a part of a cut that starts on a frame.
+
+        Raises:
+            UserError: this cut has none, since its recording is bad.
+            SourceError: there is another reason.
+        """
 
 
 class Plan:
@@ -61,13 +76,17 @@ class Plan:
     def batches(self, epoch: int) -> Iterator[list[Entry]]:
         """All batches of an epoch in order."""
         return draw_batches(
-            mix_sources(self.sources, self.config.max_crop_samples, self._random(epoch, "order")),
+            self.entries(epoch),
             self.bounds,
             budget=self.config.batch_samples,
             most=self.config.max_batch_utterances,
             buffer=self.config.buffer_cuts,
             rng=self._random(epoch, "batches"),
         )
+
+    def entries(self, epoch: int) -> Iterator[Entry]:
+        """The utterances of an epoch in the order in which batches are drawn from them."""
+        return mix_sources(self.sources, self.config.max_crop_samples, self._random(epoch, "order"))
 
     def _random(self, epoch: int, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {epoch} {purpose}")
@@ -92,16 +111,18 @@ class Loaded:
         batch = self.batch
         clean = batch.clean.pin_memory()
         distorted = clean if batch.distorted is batch.clean else batch.distorted.pin_memory()
-        return dataclasses.replace(self, batch=dataclasses.replace(batch, clean=clean, distorted=distorted))
+        targets = batch.targets.pin_memory() if batch.targets is not None else None
+        batch = dataclasses.replace(batch, clean=clean, distorted=distorted, targets=targets)
+        return dataclasses.replace(self, batch=batch)
 
 
 class BatchReader(Dataset):
     """Reads a batch of entries as an epoch hears it: ``reader[epoch, entries]``."""
 
-    def __init__(self, config: DataConfig, distortion: DistortionConfig, seed: int, whole_frames: bool) -> None:
+    def __init__(self, config: DataConfig, distortion: DistortionConfig, seed: int, targets: Targets | None) -> None:
         self.config = config
         self.seed = seed
-        self.whole_frames = whole_frames
+        self.targets = targets
         self.distorter = Distorter(distortion)
         self.read_audio = CutReader(TarReader(TarCache(config.shar_cache, config.shar_cache_gb)))
 
@@ -115,28 +136,34 @@ class BatchReader(Dataset):
             return error
 
     def _read(self, epoch: int, entries: Sequence[Entry]) -> Loaded:
-        names, starts, clean, bad = [], [], [], []
+        names, starts, clean, targets, bad = [], [], [], [], []
         for entry in entries:
             cut = read_cut(entry)
             crop = draw_crop(
                 cut,
                 longest=self.config.max_crop_samples,
-                whole_frames=self.whole_frames,
+                whole_frames=self.targets is not None,
                 key=(self.seed, epoch),
             )
             try:
-                clean.append(self.read_audio(cut, crop, entry.manifest))
+                wave = self.read_audio(cut, crop, entry.manifest)
+                if self.targets is not None:
+                    targets.append(self.targets.read(cut, crop.start, wave.numel()))
             except SourceError:
                 raise
             except UserError as error:
                 bad.append((cut.id, str(error)))
             else:
+                clean.append(wave)
                 names.append(cut.id)
                 starts.append(crop.start)
         if not names:
             return Loaded(empty_batch(), len(entries), tuple(bad))
         distorted = [self.distorter(wave, epoch=epoch, utterance=name) for wave, name in zip(clean, names, strict=True)]
         batch = dataclasses.replace(collate(clean, distorted, names), starts=torch.tensor(starts))
+        if targets:
+            frames = torch.tensor([len(one) for one in targets])
+            batch = dataclasses.replace(batch, targets=torch.cat(targets), target_frames=frames)
         return Loaded(batch, len(entries), tuple(bad))
 
 
@@ -170,7 +197,8 @@ class BatchStream:
     ...     distiller(batch)
 
     Attributes:
-        bad_recordings: counts of recordings read and skipped by this rank.
+        bad_recordings: counts of recordings read and skipped by this rank. Where there are several ranks, too many of
+            them are not an error here: all ranks must stop together, so whoever knows all counts decides.
 
     Raises:
         UserError: a source is missing or of a kind that cannot be read.
@@ -184,19 +212,19 @@ class BatchStream:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        targets_cache: Any = None,
+        targets_cache: Targets | None = None,
         bad_recordings: str | Path | None = None,
         key: str = "data.cuts",
     ) -> None:
-        """``bad_recordings``: the file that lists what was skipped. ``targets_cache``: anything but None makes crops
-        start on whole frames. ``key``: what messages call ``config.cuts``.
+        """``bad_recordings``: the file that lists what was skipped. ``targets_cache``: where batches get their targets
+        from; crops then start on whole frames. ``key``: what messages call ``config.cuts``.
         """
         self.config = config
         self.rank = rank
         self.world_size = world_size
         self.plan = Plan(config, seed, key)
-        self.bad_recordings = BadRecordings(bad_recordings)
-        self.reader = BatchReader(config, distortion, seed, whole_frames=targets_cache is not None)
+        self.bad_recordings = BadRecordings(bad_recordings, alone=world_size == 1)
+        self.reader = BatchReader(config, distortion, seed, targets_cache)
         self._key = key
 
     def loader(self, epoch: int, consumed: int = 0) -> EpochLoader:
@@ -219,7 +247,7 @@ class BatchStream:
         settings = ("batch_seconds", "max_batch_utterances", "num_buckets", "buffer_cuts", "max_crop_samples")
         identity = {f"data.{name}": str(getattr(self.config, name)) for name in settings}
         identity |= {"seed": str(self.plan.seed), "number of processes": str(self.world_size)}
-        identity["crops on whole frames (targets.cache)"] = str(self.reader.whole_frames)
+        identity["targets.cache"] = self.reader.targets.identity if self.reader.targets is not None else "none"
         for index, source in enumerate(self.plan.sources):
             digests = " ".join(digest(manifest) for manifest in source.manifests)
             identity[f"{self._key}[{index}]"] = f"{source.name} {len(source.manifests)} {_short(digests)}"
@@ -257,6 +285,11 @@ class EpochLoader:
         self.epoch = epoch
         self.consumed = consumed
 
+    @property
+    def bad_recordings(self) -> BadRecordings:
+        """The stream's."""
+        return self.stream.bad_recordings
+
     def __iter__(self) -> Iterator[Batch]:
         for loaded in self._loaders():
             if isinstance(loaded, UserError):
@@ -290,7 +323,7 @@ def dev_loader(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
-    targets_cache: Any = None,
+    targets_cache: Targets | None = None,
     bad_recordings: str | Path | None = None,
 ) -> EpochLoader | None:
     """The dev data, with the same crops and distortions at each pass; None where the configuration names none."""

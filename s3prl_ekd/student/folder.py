@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from s3prl_ekd.config import DistillConfig, StudentConfig
@@ -116,10 +116,13 @@ def save_student(
         temporary.mkdir()
         write_json(temporary / "config.json", _to_transformers(student.config, dtype))
         write_json(temporary / "preprocessor_config.json", _preprocessor(student.config))
-        save_file(_portable(student.state_dict(), dtype), temporary / "model.safetensors", {"format": "pt"})
+        # Not save_file, whose files only their owner can read.
+        weights = save(_portable(student.state_dict(), dtype), {"format": "pt"})
+        (temporary / "model.safetensors").write_bytes(weights)
         if heads is not None:
             metadata = {"format": "pt", "targets": json.dumps(targets or [])}
-            save_file(_portable(heads.state_dict(), dtype), temporary / "heads.safetensors", metadata)
+            weights = save(_portable(heads.state_dict(), dtype), metadata)
+            (temporary / "heads.safetensors").write_bytes(weights)
         if recipe is not None:
             write_yaml(temporary / "recipe.yaml", recipe.to_mapping())
         (temporary / "README.md").write_text(_model_card(student, recipe), encoding="utf-8")
@@ -183,8 +186,8 @@ def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
         any(folder.glob("states-*.ckpt")) or (folder / "checkpoints").is_dir()
     ):
         raise UserError(
-            f"{folder}: a run's folder, not a student's; name one of its checkpoints, or make a student of the last one:"
-            f" s3prl-ekd export-checkpoint {folder} STUDENT"
+            f"{folder}: a run's folder, not a student's; name one of its checkpoints, or make a student of the last"
+            f" one: s3prl-ekd export-checkpoint {folder} STUDENT"
         )
     raw = _read_json(folder / "config.json")
     found = {**_HUBERT_DEFAULTS, **raw}

@@ -160,6 +160,7 @@ class Checkpoints(Checkpoint):
             return
         if module.agreement.stop:
             raise Preempted(f"stopped after step {trainer.global_step}; {self.save(trainer)} is saved")
+        self._stop_if_too_many_bad(trainer, module)
         # Where a dev loss is due, the checkpoint waits for it: the next run must know the best one.
         dev_loss_due = module.dev is not None and trainer.global_step % self.dev_every == 0
         if self._due(trainer) and not dev_loss_due:
@@ -171,6 +172,11 @@ class Checkpoints(Checkpoint):
             self.best_loss, self.best_step = module.dev_loss, trainer.global_step
         if best or self._due(trainer):
             self.save(trainer)
+        self._stop_if_too_many_bad(trainer, module)
+
+    def _stop_if_too_many_bad(self, trainer: Trainer, module: LightningModule) -> None:
+        if module.too_many_bad is not None:
+            raise UserError(f"{module.too_many_bad}; {self.save(trainer)} holds the weights so far")
 
     def _due(self, trainer: Trainer) -> bool:
         return trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps

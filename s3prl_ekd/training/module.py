@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor
 
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
+from s3prl_ekd.data.bad_recordings import BadRecordings
 from s3prl_ekd.distiller import Batch, Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.encoder import FeedForward
@@ -41,6 +42,7 @@ class DistillModule(LightningModule):
         step_done: whether that batch completed a step.
         learning_rate: of the last step.
         dev_loss: the last dev loss.
+        too_many_bad: what to say if too many recordings of all processes are bad, equal in all of them; else None.
         batch: the batch in work, for messages.
     """
 
@@ -65,6 +67,7 @@ class DistillModule(LightningModule):
         self.step_done = False
         self.learning_rate = math.nan
         self.dev_loss = math.nan
+        self.too_many_bad: str | None = None
         self.batch: Batch | None = None
         self._build = build
         self._open_data = open_data
@@ -141,7 +144,8 @@ class DistillModule(LightningModule):
         self.position, self.batch, self.step_done = placed.after, placed.batch, False
         if placed.batch.lengths.numel() == 0:
             return self._nothing()
-        if self.trainer.global_step == 0 and self._frames == 0 and self.config.trainer.precision is Precision.FP16:
+        first = self.trainer.global_step == 0 and self._frames == 0 and placed.batch.targets is None
+        if first and self.config.trainer.precision is Precision.FP16:
             self._warn_of_large_targets(placed.batch)
         details = (self.trainer.global_step + 1) % self.config.trainer.log_every == 0
         output = self.distiller(placed.batch, details=details)
@@ -162,7 +166,10 @@ class DistillModule(LightningModule):
         """End a step: make the gradient that of the mean over all real frames, clip it, skip it if it is not finite."""
         self.learning_rate = optimizer.param_groups[0]["lr"]
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        frames = self.agreement.sum(self._frames, self._signals.received)
+        bad_recordings = self.stream.bad_recordings
+        frames = self.agreement.sum(
+            self._frames, stop=self._signals.received, read=bad_recordings.read, bad=bad_recordings.bad
+        )
         self._frames = 0
         batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         correction = self._nominal_frames * batches / frames.clamp(min=1)
@@ -172,6 +179,7 @@ class DistillModule(LightningModule):
         if optimizer.defaults["fused"]:
             optimizer.found_inf = skipped.float()  # as from a GradScaler, which sees to it otherwise
         self.meter.end_step(frames, norm, skipped)
+        self.too_many_bad = bad_recordings.judge(self.agreement.read, self.agreement.bad)
         self.step_done = True
 
     def _warn_of_large_targets(self, batch: Batch) -> None:
@@ -199,10 +207,14 @@ class DistillModule(LightningModule):
             self._dev += torch.stack([output.loss.double(), torch.ones_like(output.loss).double()]) * output.frames
 
     def on_validation_epoch_end(self) -> None:
+        recordings = getattr(self.dev, "bad_recordings", None) or BadRecordings()
+        counts = torch.tensor([recordings.read, recordings.bad], dtype=torch.float64)
+        sums = torch.cat([self._dev, counts.to(self.device)])
         if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(self._dev)
-        total, frames = self._dev.tolist()
+            torch.distributed.all_reduce(sums)
+        total, frames, read, bad = sums.tolist()
         self.dev_loss = total / frames if frames else math.nan
+        self.too_many_bad = recordings.judge(round(read), round(bad))
 
     # ---- checkpoint
 

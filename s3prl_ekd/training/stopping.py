@@ -53,42 +53,58 @@ class StopSignals(Callback):
 
 
 class Agreement:
-    """Sums over all processes at each step, without waiting for the device: real frames, and wishes to stop.
+    """Sums over all processes at each step, without waiting for the device: real frames, wishes to stop, recordings.
+
+    The attributes are the same in every process: as of this step if there is only one process, else as of the step
+    before, whose sums have arrived by now.
 
     Attributes:
-        stop: whether some process had a wish to stop, the same in every process: as of this step if there is only one
-            process, else as of the step before, whose sum has arrived by now.
+        stop: whether some process had a wish to stop.
+        read: recordings that all have read so far.
+        bad: how many of them were bad.
     """
 
     def __init__(self, device: torch.device, world_size: int) -> None:
         self.device = device
         self.world_size = world_size
         self.stop = False
+        self.read = self.bad = 0
         self._arriving: tuple[Tensor, torch.cuda.Event | None] | None = None
 
-    def sum(self, frames: int, stop: bool) -> Tensor:
-        """All processes' frames, a float64 scalar on the device."""
+    def sum(self, frames: int, *, stop: bool, read: int = 0, bad: int = 0) -> Tensor:
+        """All processes' frames, a float64 scalar on the device.
+
+        Args:
+            frames: of this process in this step.
+            stop: whether it has a wish to stop.
+            read: recordings that it has read so far.
+            bad: how many of them were bad.
+        """
         # Filled on the device, since a copy from the host would wait for it.
         total = torch.stack(
-            [torch.full((), float(value), dtype=torch.float64, device=self.device) for value in (frames, stop)]
+            [
+                torch.full((), float(value), dtype=torch.float64, device=self.device)
+                for value in (frames, stop, read, bad)
+            ]
         )
         if self.world_size == 1:
-            self.stop = stop
+            self.stop, self.read, self.bad = stop, read, bad
             return total[0]
         torch.distributed.all_reduce(total)
         if self._arriving is not None:
-            votes, event = self._arriving
+            arrived, event = self._arriving
             if event is not None:
                 event.synchronize()
-            self.stop = bool(votes[1] > 0)
+            _, votes, self.read, self.bad = (round(value) for value in arrived.tolist())
+            self.stop = votes > 0
         self._arriving = self._send(total)
         return total[0]
 
     def _send(self, total: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         if total.device.type != "cuda":
             return total, None
-        votes = torch.empty(total.shape, dtype=total.dtype, pin_memory=True)
-        votes.copy_(total, non_blocking=True)
+        arriving = torch.empty(total.shape, dtype=total.dtype, pin_memory=True)
+        arriving.copy_(total, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        return votes, event
+        return arriving, event
