@@ -12,6 +12,7 @@ compares the peak (VmHWM) with the resident size before (VmRSS). On a GPU: ``tor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import datetime
 import importlib.metadata
@@ -24,7 +25,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from torch import Tensor
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.files import write_json
 
+LOAD_BEFORE = os.getloadavg()[0]  # what else the machine did when this began
 RESULTS = Path(__file__).parent / "results"
 Work = Callable[[], object]
 
@@ -67,6 +69,20 @@ def speech(seconds: Iterable[float]) -> list[Tensor]:
     """Waveforms (S,) of these lengths: noise, which costs what speech costs."""
     generator = torch.Generator().manual_seed(0)
     return [0.1 * torch.randn(round(length * SAMPLE_RATE), generator=generator) for length in seconds]
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """No TF32 inside the block, so that a GPU's outputs can be compared."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -183,7 +199,7 @@ def result(args: argparse.Namespace, what: str) -> dict[str, Any]:
         "device": args.device,
         "threads": args.threads,
         "repeats": args.repeats,
-        "load_average": os.getloadavg()[0],
+        "load_average": LOAD_BEFORE,
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
     }
@@ -198,8 +214,8 @@ def machine(device: str) -> str:
     return processor if device == "cpu" else f"{torch.cuda.get_device_name()}; {processor}"
 
 
-def finish(args: argparse.Namespace, name: str, values: Mapping[str, Any]) -> int:
-    """Write the result, print what matters; 1 if outputs differed by more than they may, else 0.
+def finish(args: argparse.Namespace, name: str, values: Mapping[str, Any], checked: str = "max_differences") -> int:
+    """Write the result, print what matters; 1 if a value under ``checked`` is above its limit, else 0.
 
     A quick run is only written where ``--json`` says so.
     """
@@ -210,10 +226,10 @@ def finish(args: argparse.Namespace, name: str, values: Mapping[str, Any]) -> in
         write_json(path, values)
     shown = {key: value for key, value in values.items() if key not in ("timings", "points")}
     print(json.dumps(shown, indent=2))
-    limits, differences = values.get("limits", {}), values.get("max_differences", {})
-    wrong = [key for key, limit in limits.items() if not differences[key] <= limit]
+    found, limits = values.get(checked, {}), values.get("limits", {})
+    wrong = [key for key, limit in limits.items() if not found[key] <= limit]
     for key in wrong:
-        print(f"NOT EQUAL: {key} {differences[key]} > {limits[key]}", file=sys.stderr)
+        print(f"{checked}: {key} is {found[key]}, more than {limits[key]}", file=sys.stderr)
     return int(bool(wrong))
 
 

@@ -16,6 +16,7 @@ is timed, the outputs are compared: ours for the batch must be the peers' for ea
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ GOALS = {"infer_b1": 1.45, "infer_mixed8": 2.5, "memory_b1": 1 / 3, "memory_mixe
 LIMITS = {"cpu": {"s3prl": 2e-5, "transformers": 2e-5}, "cuda": {"s3prl": 1e-3, "transformers": 1e-3}}
 
 Extractor = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-"""Waveforms (S,) to the hidden states (B, F, D): index 0 the projected features, where a peer gives them, then layers."""
+"""Waveforms (S,) to the hidden states (B, F, D): the projected features, where a peer gives them, then the layers."""
 
 
 class Transformers:
@@ -111,10 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
             for name, w in inputs.items()
         }
-        checked = differences(candidates, inputs)
+        with common.exact_float32():
+            checked = differences(candidates, inputs)
         print(f"equal outputs: {common.rounded(checked)}", file=sys.stderr)
         times = {
-            name: common.interleaved({which: lambda e=e, w=w: e(w) for which, e in candidates.items()}, args.repeats, device)
+            name: common.interleaved(
+                {which: lambda e=e, w=w: e(w) for which, e in candidates.items()}, args.repeats, device
+            )
             for name, w in inputs.items()
         }
 
@@ -131,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "timings": {name: common.summary(values) for name, values in times.items()},
         "extra_memory_mb": memory,
         "real_time_factor": {
-            name: {which: _median(values) / sum(lengths[name]) for which, values in times[name].items()}
+            name: {which: statistics.median(values) / sum(lengths[name]) for which, values in times[name].items()}
             for name in inputs
         },
         "ratios": ratios,
@@ -140,10 +144,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "limits": LIMITS[args.device],
     }
     return common.finish(args, "inference", result)
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 if __name__ == "__main__":

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from peers import KINDS, NAMES, UPSTREAMS, Recipe, RecipeStep, Sizes, distiller_model, load_upstream, write_teacher
+from peers import (
+    KINDS,
+    NAMES,
+    UPSTREAMS,
+    Recipe,
+    RecipeStep,
+    Sizes,
+    distiller_model,
+    distiller_settings,
+    load_upstream,
+    write_teacher,
+)
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.config import DistillConfig, TeacherConfig
-from s3prl_ekd.distiller import Batch, Distiller
+from s3prl_ekd.distiller import Batch, Distiller, pack_states
 from s3prl_ekd.student.keys import from_distiller
 from s3prl_ekd.student.s3prl_distiller import student_config
 from s3prl_ekd.teachers import load_teacher
@@ -36,9 +48,7 @@ class Ensemble:
         self.ours: list[Teacher] = []
         for seed, (name, kind) in enumerate(zip(NAMES[:count], KINDS[:count], strict=True)):
             path = write_teacher(folder / f"{name}.pt", kind, sizes, seed)
-            self.configs.append(
-                TeacherConfig(name=name, s3prl=UPSTREAMS[kind], ckpt=str(path), layers=sizes.targets)
-            )
+            self.configs.append(TeacherConfig(name=name, s3prl=UPSTREAMS[kind], ckpt=str(path), layers=sizes.targets))
             self.theirs.append(load_upstream(UPSTREAMS[kind], path).to(device))
             self.ours.append(load_teacher(self.configs[-1]).to(device))
             path.unlink()
@@ -52,31 +62,14 @@ class Ensemble:
 
     def distiller(self, count: int) -> Distiller:
         """The same by this package."""
-        return self._distiller(self.configs[:count], self.ours[:count])
-
-    def distiller_of_cached(self, count: int, batch: Batch) -> Distiller:
-        """The same with targets of ``batch`` that are computed once, kept in half precision."""
-        waveforms = batch.clean.to(self.device)
-        states = [teacher.hidden_states(waveforms, batch.lengths) for teacher in self.ours[:count]]
-        layers = [torch.stack(same).mean(dim=0).half() for same in zip(*(s for s, _ in states), strict=True)]
-        config = TeacherConfig(name="cached", transformers="cached", layers=self.sizes.targets)
-        return self._distiller([config], [CachedMean(config, layers, states[0][1])])
-
-    def _distiller(self, configs: Sequence[TeacherConfig], teachers: Sequence[Teacher]) -> Distiller:
         settings = {
-            "student": student_config(_settings(self.sizes)).to_mapping(),
-            "teachers": [config.to_mapping() for config in configs],
+            "student": student_config(distiller_settings(self.sizes)).to_mapping(),
+            "teachers": [config.to_mapping() for config in self.configs[:count]],
             "objective": {"aggregation": "layerwise-average"},
         }
-        distiller = Distiller(DistillConfig.from_mapping(settings), teachers)
+        distiller = Distiller(DistillConfig.from_mapping(settings), self.ours[:count])
         load_from_s3prl(distiller, self.student)
         return distiller.to(self.device)
-
-
-def _settings(sizes: Sizes) -> Mapping[str, object]:
-    from peers import distiller_settings
-
-    return distiller_settings(sizes)
 
 
 def load_from_s3prl(distiller: Distiller, state: Mapping[str, Tensor]) -> None:
@@ -85,20 +78,6 @@ def load_from_s3prl(distiller: Distiller, state: Mapping[str, Tensor]) -> None:
     heads = {name.removeprefix("heads."): ours.pop(name) for name in list(ours) if name.startswith("heads.")}
     distiller.student.load_state_dict(ours)
     distiller.heads.load_state_dict(heads)
-
-
-class CachedMean:
-    """Stands in for teachers whose targets were computed before."""
-
-    def __init__(self, config: TeacherConfig, layers: Sequence[Tensor], frames: Tensor) -> None:
-        self.name, self.layers, self.weight = config.name, config.layers, config.weight
-        self.hidden_size = layers[0].shape[-1]
-        self._layers, self._frames = layers, frames
-
-    def hidden_states(
-        self, waveforms: Tensor, lengths: Tensor, *, padded: bool = False
-    ) -> tuple[list[Tensor], Tensor]:
-        return [layer.float() for layer in self._layers], self._frames
 
 
 def batch_of(waveforms: Sequence[Tensor], device: torch.device) -> Batch:
@@ -110,14 +89,30 @@ def batch_of(waveforms: Sequence[Tensor], device: torch.device) -> Batch:
     return Batch(padded, padded, torch.tensor([len(waveform) for waveform in waveforms]), names)
 
 
+def with_targets(distiller: Distiller, batch: Batch, device: torch.device) -> Batch:
+    """The batch as the loader gives it where targets are cached: they are there, in half precision."""
+    with torch.no_grad():
+        states, frames = distiller.hidden_states(batch.to(device))
+        combined = distiller.rule.combine(distiller.sources, pack_states(states, frames, device))
+    targets = torch.cat(combined, dim=-1).half().cpu()
+    if device.type == "cuda":
+        targets = targets.pin_memory()
+    return dataclasses.replace(batch, targets=targets, target_frames=frames)
+
+
 class OurStep:
     """One step as ``s3prl-ekd distill`` makes it, on a GPU in bf16."""
 
-    def __init__(self, distiller: Distiller, batch: Batch, device: torch.device) -> None:
-        self.distiller, self.batch, self.device = distiller.train(), batch, device
+    def __init__(self, distiller: Distiller, waveforms: Sequence[Tensor], device: torch.device) -> None:
+        self.distiller, self.device = distiller.train(), device
         self.optimizer = torch.optim.AdamW(
             parameter_groups(distiller, 0.01), lr=2e-4, betas=(0.9, 0.98), eps=1e-6, fused=True
         )
+        self.hear(waveforms)
+
+    def hear(self, waveforms: Sequence[Tensor]) -> None:
+        """Take these from now on."""
+        self.batch = batch_of(waveforms, self.device)
 
     def __call__(self) -> None:
         precision = contextlib.nullcontext()
@@ -138,10 +133,11 @@ def their_step(ensemble: Ensemble, count: int, waveforms: Sequence[Tensor], *, t
 
 def our_step(ensemble: Ensemble, count: int, waveforms: Sequence[Tensor]) -> OurStep:
     """Ours."""
-    return OurStep(ensemble.distiller(count), batch_of(waveforms, ensemble.device), ensemble.device)
+    return OurStep(ensemble.distiller(count), waveforms, ensemble.device)
 
 
 def our_cached_step(ensemble: Ensemble, count: int, waveforms: Sequence[Tensor]) -> OurStep:
-    """Ours with cached targets."""
-    batch = batch_of(waveforms, ensemble.device)
-    return OurStep(ensemble.distiller_of_cached(count, batch), batch, ensemble.device)
+    """Ours with targets that were computed before."""
+    step = our_step(ensemble, count, waveforms)
+    step.batch = with_targets(step.distiller, step.batch, ensemble.device)
+    return step

@@ -199,6 +199,10 @@ class RecipeStep:
         self.optimizer = get_optimizer([recipe], 200000, settings)
         self.amp = self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
+        self.hear(waveforms)
+
+    def hear(self, waveforms: Sequence[Tensor]) -> None:
+        """Take these from now on; padding and mask are the data loader's work and not part of a step."""
         padded = pad_sequence(list(waveforms), batch_first=True)
         mask = torch.ones(padded.shape)
         for row, waveform in enumerate(waveforms):

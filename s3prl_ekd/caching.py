@@ -206,8 +206,8 @@ class Caching:
         speed = self._speed(work, left)
         duration = f"{left.hours / speed:,.2g} h ({speed:,.0f} h of speech an hour, {self.device})" if speed else "-"
         lines = [
-            ("cuts", f"{len(work.keys):,} ({work.hours:,.2f} h of speech)"),
-            ("to compute", f"{len(left.keys):,} ({left.hours:,.2f} h of speech)"),
+            ("cuts", f"{len(work.keys):,} ({work.hours:,.3f} h of speech)"),
+            ("to compute", f"{len(left.keys):,} ({left.hours:,.3f} h of speech)"),
             ("targets", f"{' + '.join(map(str, widths))} values a frame, 2 bytes each"),
             ("size", f"{gigabytes * left.frames:,.4g} GB ({gigabytes * work.frames:,.4g} GB with what is there)"),
             ("time", duration),
@@ -247,11 +247,14 @@ class Caching:
         logger.info("%s: %d cuts to compute, %.2f h of speech", self.folder, len(left.keys), left.hours)
         self._describe()
         self._keep_start()
+        if len(left.keys):
+            _ = self.teachers  # loaded before the clock starts
         writer = ShardWriter(self.folder, self.part[0], shard_bytes)
         with tqdm(
-            total=round(left.hours, 3),
+            total=left.hours + 1e-6,  # sums round
             desc="caching targets",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of speech [{elapsed}<{remaining}]",
+            disable=not len(left.keys),
             mininterval=1 if sys.stderr.isatty() else 60,
         ) as bar:
             for stream, batch in self._batches(work, left) if len(left.keys) else ():

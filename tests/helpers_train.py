@@ -43,13 +43,15 @@ class SyntheticStream:
     Args:
         batches: of an epoch.
         odd: (epoch, index) -> what is wrong with that batch: "nan" or "empty".
+        bad: recordings that the last process counts as bad among 20 that each counts with each batch.
         fed: a file that grows by a byte with each batch.
     """
 
-    def __init__(self, config, rank=0, world_size=1, *, batches=BATCHES, odd=None, fed=None) -> None:
+    def __init__(self, config, rank=0, world_size=1, *, batches=BATCHES, odd=None, bad=0, fed=None) -> None:
         self.seed, self.rank, self.world_size, self.batches = config.seed, rank, world_size, batches
         self.odd, self.fed = odd or {}, fed
-        self.bad_recordings = BadRecordings()
+        self.bad = [(f"bad{i}", "no good") for i in range(bad)] if rank == world_size - 1 else []
+        self.bad_recordings = BadRecordings(alone=world_size == 1)
 
     def identity(self) -> dict[str, str]:
         return {"batches": str(self.batches)}
@@ -64,6 +66,7 @@ class SyntheticStream:
             if self.fed is not None:
                 with open(self.fed, "ab") as file:
                     file.write(b".")
+            self.bad_recordings.note(20, self.bad)
             yield self.batch(epoch, step * self.world_size + self.rank)
 
     def batch(self, epoch: int, index: int) -> Batch:

@@ -74,6 +74,16 @@ def stream(*cuts, distortion=NOISY, seed=1, rank=0, world_size=1, targets_cache=
     )
 
 
+class FrameNumbers:
+    """Targets that say which frame of the cut they are of."""
+
+    identity = "numbers"
+
+    def read(self, cut, start, samples):
+        first = start // 320
+        return torch.arange(first, first + (samples - 400) // 320 + 1).unsqueeze(1)
+
+
 def assert_same(a, b):
     assert [x.utterances for x in a] == [x.utterances for x in b]
     for x, y in zip(a, b, strict=True):
@@ -145,8 +155,8 @@ def test_ranks_share_an_epoch(corpus, world_size):
 
 
 def test_crops_are_where_they_say(corpus):
-    """And cached targets make them start on whole frames."""
-    for cache, step in ((None, 1), ("any", 320)):
+    """And cached targets make them start on whole frames, and ride with them."""
+    for cache, step in ((None, 1), (FrameNumbers(), 320)):
         cropped = stream(corpus / "speech.jsonl.gz", targets_cache=cache, distortion=CLEAN)
         starts = []
         for batch in cropped.loader(0):
@@ -159,6 +169,10 @@ def test_crops_are_where_they_say(corpus):
                 assert not wave[length:].any()
                 starts.append(int(start))
             assert batch.distorted is batch.clean
+            if cache is not None:
+                targets = batch.targets.split(batch.target_frames.tolist())
+                assert [320 * int(rows[0]) for rows in targets] == batch.starts.tolist()
+                assert batch.target_frames.tolist() == [len(rows) for rows in targets]
         assert all(start % step == 0 for start in starts)
         assert cache or any(start % 320 for start in starts)
     uncropped = stream(corpus / "speech.jsonl.gz", max_crop_samples=None).loader(0)
@@ -301,7 +315,7 @@ def test_a_position_means_the_same_or_is_refused(corpus, tmp_path):
         (stream(cuts, batch_seconds=7), r"data\.batch_seconds was 5\.0, now it is 7\.0"),
         (stream(cuts, world_size=2), "number of processes was 1, now it is 2"),
         (stream(cuts, seed=2), "seed was 1"),
-        (stream(cuts, targets_cache="any"), "crops on whole frames .* was False"),
+        (stream(cuts, targets_cache=FrameNumbers()), "targets.cache was none, now it is numbers"),
         (stream(cuts, corpus / "more.jsonl.gz"), r"data\.cuts\[1\] was absent, now it is .*more.jsonl.gz"),
     ):
         with pytest.raises(UserError, match=message):
@@ -443,6 +457,12 @@ def test_bad_recordings_are_skipped_listed_and_counted(spoiled, tmp_path, caplog
     ):
         assert message in problems[f"{i}.wav"]
     assert sum(record.message.startswith("skipped: ") for record in caplog.records) == 5
+
+    # Of several ranks none stops alone, however many are bad: they must stop together.
+    ranks[0].bad_recordings.note(500, [(f"{i}.wav", "bad") for i in range(5)])
+    message = ranks[1].bad_recordings.judge(503, 10)
+    assert message == f"10 of 503 recordings read cannot be used (listed in {listed})"
+    assert ranks[1].bad_recordings.judge(1000, 10) is ranks[1].bad_recordings.judge(199, 199) is None
 
     # The next epoch and a resumed run list nothing twice.
     list(ranks[0].loader(1))

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import re
 import types
 
 import helpers_train as h
@@ -221,7 +222,7 @@ def test_weights_are_stored_once(finished):
 
 
 def two_processes(output, launcher=h.torchrun, **settings):
-    options = {key: settings.pop(key) for key in ("batches", "odd") if key in settings}
+    options = {key: settings.pop(key) for key in ("batches", "odd", "bad") if key in settings}
     config = h.recipe(output, student=h.NO_DROPOUT, devices=2, **settings)
     return [h.finish(process) for process in h.start_all(config, launcher, **options)]
 
@@ -303,6 +304,16 @@ def test_empty_batches_still_step(tmp_path):
     losses = h.logged(tmp_path / "run")
     assert losses[2] == losses[5] == 0
     assert min(losses[1], losses[3], losses[4]) > 0.5
+    assert h.checkpoint(tmp_path / "run")["EKD_Run"]["consumed"] == 5
+
+
+def test_too_many_bad_recordings_stop_all_processes(tmp_path):
+    """One process has read them, all end with a line and one checkpoint; it is their sum that is too much."""
+    assert two_processes(tmp_path / "run", bad=1, batches=40, max_steps=20) == [2, 2]
+    message = (tmp_path / "run.error").read_text()
+    # After 4 steps 5 batches of 20 are read by each, since Lightning reads ahead; with the next step all know it.
+    assert re.match(r"5 of 200 recordings read cannot be used; .*step-00000005.ckpt holds the weights so far", message)
+    assert step_files(tmp_path / "run" / "checkpoints")[-1].name == "step-00000005.ckpt"
     assert h.checkpoint(tmp_path / "run")["EKD_Run"]["consumed"] == 5
 
 

@@ -113,7 +113,10 @@ def save_checked(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     value = checksum(tensor for name, tensor in tensors.items() if name != "targets")
     try:
         with atomic_path(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what save_file writes is for its owner alone
             save_file(tensors, temporary, {**(metadata or {}), "checksum": str(value)})
+            temporary.chmod(mode)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:

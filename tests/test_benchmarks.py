@@ -1,0 +1,109 @@
+"""The benchmarks run, compare outputs, and write what the report reads. Models are tiny: no figure counts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+# One process for both: importing s3prl is most of the time.
+BOTH = """
+import distill_step, inference
+assert distill_step.main(["--quick", "--repeats", "1", "--json", "distill_step_cpu.json"]) == 0
+assert inference.main(["--quick", "--repeats", "1", "--json", "inference_cpu.json"]) == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n{BOTH}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_step(results):
+    result = read(results, "distill_step_cpu")
+    steps = {"s3prl_k1", "s3prl_k1_as_shipped", "ours_k1", "s3prl_k3", "ours_k3", "ours_cached_k3"}
+    assert result["timings"].keys() == steps
+    assert all(len(timing["all_s"]) == 1 and timing["median_s"] > 0 for timing in result["timings"].values())
+    assert result["ratios"].keys() == {"step_k1", "step_k1_as_shipped", "step_k3", "cached_over_online_k3"}
+    expected = result["timings"]["s3prl_k3"]["median_s"] / result["timings"]["ours_k3"]["median_s"]
+    assert result["ratios"]["step_k3"] == pytest.approx(expected, rel=1e-2)
+
+
+def test_inference(results):
+    result = read(results, "inference_cpu")
+    for name in ("b1", "mixed8"):
+        assert result["timings"][name].keys() == {"ours", "s3prl", "s3prl_shipped", "transformers"}
+        assert all(used > 0 for used in result["extra_memory_mb"][name].values())
+    assert {"infer_b1", "infer_mixed8", "memory_b1", "memory_mixed8"} <= result["ratios"].keys()
+
+
+@pytest.mark.parametrize("name", ["distill_step_cpu", "inference_cpu"])
+def test_outputs_were_compared(results, name):
+    result = read(results, name)
+    assert result["max_differences"].keys() == result["limits"].keys()
+    for what, limit in result["limits"].items():
+        assert 0 < result["max_differences"][what] < limit, (
+            what
+        )  # exactly 0 would mean that it was compared with itself
+    assert {"date", "machine", "threads", "repeats", "load_average"} <= result.keys()
+    assert {"python", "torch", "s3prl", "transformers"} <= result["versions"].keys()
+
+
+def test_unequal_outputs_are_an_error(results, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import common
+
+    args = common.parser("").parse_args(["--quick"])
+    values = {"max_differences": {"loss": 0.5}, "limits": {"loss": 0.1}}
+    assert common.finish(args, "x", values) == 1
+    assert "loss is 0.5" in capsys.readouterr().err
+    assert common.finish(args, "x", values | {"max_differences": {"loss": float("nan")}}) == 1
+    assert common.finish(args, "x", values | {"max_differences": {"loss": 0.05}}) == 0
+
+
+def test_memory_is_what_a_call_needs(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import common
+    import torch
+
+    def use(megabytes):
+        torch.ones(megabytes * 250_000).sum()
+
+    measured = common.extra_memory_mb(lambda: use(100), lambda: use(1), torch.device("cpu"))
+    assert 95 < measured < 110
+
+
+def test_report_fills_the_page(results, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import report
+
+    monkeypatch.setattr(report, "IMAGES", tmp_path / "images")
+    page = tmp_path / "performance.md"
+    page.write_text(
+        "before\n<!-- measured: distill_step_cpu -->\nold\n<!-- end -->\nbetween\n"
+        "<!-- measured: inference_cpu -->\n<!-- end -->\n<!-- measured: growth_cpu -->\n<!-- end -->\nafter\n"
+    )
+    assert report.main(["--results", str(results), "--page", str(page)]) == 0
+    text = page.read_text()
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    ratio = read(results, "distill_step_cpu")["ratios"]["step_k3"]
+    assert f"| step, 3 teachers | {report.number(ratio)} | at least 1.7 |" in text
+    assert "**Not measured.** `python benchmarks/growth.py`" in text
+    assert (tmp_path / "images/step_cpu.png").is_file()
+    report.main(["--results", str(results), "--page", str(page)])
+    assert page.read_text() == text
