@@ -6,7 +6,9 @@ that whatever else the machine does meets all of them alike.
 
 Extra memory is what a call needs beyond what was resident before it. On the CPU: a forked child warms up on a short
 input, hands freed memory back to the system, resets the kernel's peak (``/proc/self/clear_refs``), calls once, and
-compares the peak (VmHWM) with the resident size before (VmRSS). On a GPU: ``torch.cuda.max_memory_allocated`` likewise.
+compares the peak (VmHWM) with the resident size before (VmRSS). Its malloc takes blocks of 128 kB and more from the
+system and returns them at once, so that the peak is that of tensors alive and does not depend on what was freed before.
+On a GPU: ``torch.cuda.max_memory_allocated`` likewise.
 """
 
 from __future__ import annotations
@@ -169,10 +171,15 @@ def extra_memory_mb(work: Work, warm_up: Work, device: torch.device) -> float:
     return answers.get()
 
 
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+
+
 def _measure_in_child(work: Work, warm_up: Work, answers: Any) -> None:
     torch.set_num_threads(1)  # a forked process has none of its parent's threads
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
     warm_up()
-    ctypes.CDLL(None).malloc_trim(0)
+    libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_kb("VmRSS")
     result = work()
