@@ -7,8 +7,9 @@ that whatever else the machine does meets all of them alike.
 Extra memory is what a call needs beyond what was resident before it. On the CPU: a forked child warms up on a short
 input, hands freed memory back to the system, resets the kernel's peak (``/proc/self/clear_refs``), calls once, and
 compares the peak (VmHWM) with the resident size before (VmRSS). Its malloc takes blocks of 128 kB and more from the
-system and returns them at once, so that the peak is that of tensors alive and does not depend on what was freed before.
-On a GPU: ``torch.cuda.max_memory_allocated`` likewise.
+system and returns them at once, so that the peak is that of tensors alive; with glibc's own settings it keeps some of
+what is freed, how much depends on what the process did before, and the peak is higher. On a GPU:
+``torch.cuda.max_memory_allocated`` likewise.
 """
 
 from __future__ import annotations
@@ -151,8 +152,15 @@ def ratio(times: Mapping[str, Sequence[float]], slower: str, faster: str) -> flo
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def extra_memory_mb(work: Work, warm_up: Work, device: torch.device) -> float:
-    """Megabytes that ``work`` needs at its peak beyond what was there before, its result included."""
+def extra_memory_mb(work: Work, warm_up: Work, device: torch.device, *, default_malloc: bool = False) -> float:
+    """Megabytes that ``work`` needs at its peak beyond what was there before, its result included.
+
+    Args:
+        work: what to call.
+        warm_up: the same on a short input.
+        device: where it is done.
+        default_malloc: on the CPU, leave malloc's settings as they are.
+    """
     if device.type == "cuda":
         warm_up()
         torch.cuda.synchronize(device)
@@ -163,7 +171,7 @@ def extra_memory_mb(work: Work, warm_up: Work, device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     context = multiprocessing.get_context("fork")  # shares the models, so that nothing has to be loaded again
     answers = context.SimpleQueue()
-    child = context.Process(target=_measure_in_child, args=(work, warm_up, answers))
+    child = context.Process(target=_measure_in_child, args=(work, warm_up, answers, default_malloc))
     child.start()
     child.join()
     if child.exitcode != 0:
@@ -174,10 +182,11 @@ def extra_memory_mb(work: Work, warm_up: Work, device: torch.device) -> float:
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
-def _measure_in_child(work: Work, warm_up: Work, answers: Any) -> None:
+def _measure_in_child(work: Work, warm_up: Work, answers: Any, default_malloc: bool) -> None:
     torch.set_num_threads(1)  # a forked process has none of its parent's threads
     libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
+    if not default_malloc:
+        libc.mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
     warm_up()
     libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")

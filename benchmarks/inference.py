@@ -104,14 +104,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     with torch.no_grad():
         candidates = extractors(TINY if args.quick else BASE, device)
         short = [common.speech([0.5])[0].to(device)]
-        # Memory first, while this process has run nothing that the measuring ones would inherit.
-        memory = {
-            name: {
-                which: common.extra_memory_mb(lambda e=e, w=w: e(w), lambda e=e: e(short), device)
-                for which, e in candidates.items()
+
+        def memory(*, default_malloc: bool) -> dict[str, dict[str, float]]:
+            """Of each candidate for each input, in MB."""
+            return {
+                name: {
+                    which: common.extra_memory_mb(
+                        lambda e=e, w=w: e(w), lambda e=e: e(short), device, default_malloc=default_malloc
+                    )
+                    for which, e in candidates.items()
+                }
+                for name, w in inputs.items()
             }
-            for name, w in inputs.items()
-        }
+
+        # First of all, while this process has run nothing that the measuring ones would inherit.
+        used = {"extra_memory_mb": memory(default_malloc=False)}
+        if device.type == "cpu":
+            used["extra_memory_mb_default_malloc"] = memory(default_malloc=True)
         with common.exact_float32():
             checked = differences(candidates, inputs)
         print(f"equal outputs: {common.rounded(checked)}", file=sys.stderr)
@@ -127,13 +136,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         ratios[f"infer_{name}"] = common.ratio(times[name], "s3prl", "ours")
         ratios[f"infer_{name}_s3prl_shipped"] = common.ratio(times[name], "s3prl_shipped", "ours")
         ratios[f"infer_{name}_transformers"] = common.ratio(times[name], "transformers", "ours")
-    for name, used in memory.items():
-        ratios[f"memory_{name}"] = used["ours"] / used["s3prl"]
-        ratios[f"memory_{name}_transformers"] = used["ours"] / used["transformers"]
+    for kind, amounts in used.items():
+        suffix = kind.removeprefix("extra_memory_mb")
+        for name, amount in amounts.items():
+            ratios[f"memory_{name}{suffix}"] = amount["ours"] / amount["s3prl"]
+            ratios[f"memory_{name}{suffix}_transformers"] = amount["ours"] / amount["transformers"]
     result = common.result(args, "hidden states of a two-layer student: time peer over ours, memory ours over peer") | {
         "input_seconds": {name: list(of) for name, of in lengths.items()},
         "timings": {name: common.summary(values) for name, values in times.items()},
-        "extra_memory_mb": memory,
         "real_time_factor": {
             name: {which: statistics.median(values) / sum(lengths[name]) for which, values in times[name].items()}
             for name in inputs
@@ -143,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "max_differences": checked,
         "limits": LIMITS[args.device],
     }
-    return common.finish(args, "inference", result)
+    return common.finish(args, "inference", result | used)
 
 
 if __name__ == "__main__":

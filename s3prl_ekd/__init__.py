@@ -11,12 +11,13 @@ __version__ = "0.1.0"
 
 SAMPLE_RATE = 16000  # samples per second, everywhere in this package
 FRAME_SHIFT = 320  # samples per frame: 20 ms
+MIN_SAMPLES = 400  # the least that gives a frame: the receptive field of the conv stack
 
 TYPE_CHECKING = False  # as typing's, without its import: a plugged environment loads this file at every start
 if TYPE_CHECKING:
     from s3prl_ekd.student.folder import load_student
 
-__all__ = ["FRAME_SHIFT", "SAMPLE_RATE", "__version__", "load_student"]
+__all__ = ["FRAME_SHIFT", "MIN_SAMPLES", "SAMPLE_RATE", "__version__", "load_student"]
 
 
 def __getattr__(name: str):

@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("s3prl_ekd.data.command", "make manifests of speech, noise and impulse responses for distill"),
     "distill": ("s3prl_ekd.distill", "train a student from one YAML recipe: many devices, exact resume"),
     "recipes": ("s3prl_ekd.recipe_files", "list the recipes that come with the package, or copy one to edit it"),
-    "cache-targets": ("s3prl_ekd.cache_targets", "run a recipe's teachers once and store the targets for distill"),
+    "cache-targets": ("s3prl_ekd.cache.command", "run a recipe's teachers once and store the targets for distill"),
     "superb": ("s3prl_ekd.superb.command", "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner"),
     "report": ("s3prl_ekd.superb.report", "print one table from several summary.json files"),
     "plug": (

@@ -23,13 +23,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from s3prl_ekd import SAMPLE_RATE
-from s3prl_ekd.data.target_cache import TargetCache
+from s3prl_ekd.cache.reading import TargetCache
+from s3prl_ekd.cache.teachers import cached_teachers
 from s3prl_ekd.distiller import Batch, Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import write_yaml
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.teachers import load_teachers
-from s3prl_ekd.teachers.cached import cached_teachers
 from s3prl_ekd.train_config import Precision, RunConfig, TrainerConfig, check_resumable
 from s3prl_ekd.training.batches import Stream
 from s3prl_ekd.training.checkpoints import (

@@ -22,20 +22,20 @@ from conftest import speech_like
 from helpers_teachers import SIZES, tiny_model
 from test_train_resume import assert_same_run
 
-from s3prl_ekd import caching
-from s3prl_ekd.caching import Caching, entry_key, survey
+from s3prl_ekd.cache import files, filling, settings
+from s3prl_ekd.cache.filling import Caching, entry_key, survey
+from s3prl_ekd.cache.reading import TargetCache
+from s3prl_ekd.cache.shards import Shard, cut_key
+from s3prl_ekd.cache.teachers import cached_teachers
 from s3prl_ekd.cli import main
-from s3prl_ekd.data import target_cache
 from s3prl_ekd.data.manifests import folder_recordings, write_manifest
 from s3prl_ekd.data.sources import SourceError, read_entries
 from s3prl_ekd.data.stream import BatchStream
-from s3prl_ekd.data.target_cache import Shard, TargetCache, cut_key
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.folder import load_student
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.teachers import base, load_teachers
-from s3prl_ekd.teachers.cached import cached_teachers
 from s3prl_ekd.train import build_distiller, open_data, train
 from s3prl_ekd.train_config import RunConfig, TargetsConfig
 from s3prl_ekd.training.module import DistillModule
@@ -187,7 +187,7 @@ def test_crops_take_matching_frames(workers, root, cache):
 
 def test_a_cropped_step_is_an_online_step(root, tmp_path, monkeypatch):
     """With a teacher whose frames depend on their own samples alone, it does not matter that it heard all of them."""
-    monkeypatch.setattr(caching, "load_teachers", lambda configs: [h.TinyTeacher()])
+    monkeypatch.setattr(filling, "load_teachers", lambda configs: [h.TinyTeacher()])
     one = [{"name": "fake", "transformers": "unused", "layers": [1, 2]}]
     config = recipe(root, teachers=one, student__initialize_from=None)
     cache = fill(config, tmp_path / "cache")
@@ -255,7 +255,7 @@ def test_what_a_cache_holds(root, cache):
     # Nothing is missing: nothing is computed, and no teacher is loaded.
     shutil.copytree(cache.folder, root / "again")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(caching, "load_teachers", None)
+        patch.setattr(filling, "load_teachers", None)
         Caching(config, root / "again").run()
     assert sorted(os.listdir(root / "again")) == sorted(os.listdir(cache.folder))
 
@@ -338,7 +338,7 @@ def _killed_at_file(config: RunConfig, folder: Path, count: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(handle)
 
-    target_cache.os.fsync = die_at
+    files.os.fsync = die_at
     torch.set_num_threads(1)
     Caching(config, folder).run(shard_bytes=30_000)
 
@@ -493,7 +493,7 @@ def test_what_targets_do_not_depend_on_is_free(root, cache):
 def test_the_average_depends_on_weights(root):
     plain, weighted = (recipe(root, objective__aggregation=AGGREGATIONS[0], teachers__0__weight=w) for w in (1.0, 2.0))
     with pytest.raises(UserError, match=r"teachers\.hubert\.weight: 1\.0 in the cache, 2\.0 in the recipe"):
-        target_cache.require_same(Path("out"), {"made_with": target_cache.describe(plain)}, weighted)
+        settings.require_same(Path("out"), {"made_with": settings.describe(plain)}, weighted)
 
 
 def test_start_of_another_student_is_added(root, cache, tmp_path):
@@ -590,7 +590,7 @@ def test_files_that_are_short_or_of_another_run(root, cache, tmp_path):
         contents = (folder / name).read_bytes()
         (folder / name).write_bytes(contents[:-10])
         with pytest.raises(SourceError, match=rf"{name}: damaged or incomplete .*; delete it and run `s3prl-ekd"):
-            target_cache.CheckedFile(folder / name)
+            files.CheckedFile(folder / name)
         (folder / name).write_bytes(contents)
     contents = bytearray((folder / "index.safetensors").read_bytes())
     contents[-3] ^= 1

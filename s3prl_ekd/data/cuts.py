@@ -10,9 +10,8 @@ import torch
 from lhotse import AudioSource, MonoCut, MultiCut, Recording
 from lhotse.serialization import decode_json_line, deserialize_item
 
-from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
+from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.data.audio import decode_channels, read_channels
-from s3prl_ekd.data.pretrain import MIN_SAMPLES
 from s3prl_ekd.data.randomness import integer, keyed_generator
 from s3prl_ekd.data.shar import TarReader
 from s3prl_ekd.data.sources import Entry, SourceError, open_bytes, tar_beside

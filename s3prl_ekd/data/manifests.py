@@ -25,11 +25,10 @@ from lhotse.recipes.rir_noise import prepare_rir_noise
 from lhotse.shar import SharWriter
 from tqdm import tqdm
 
-from s3prl_ekd import SAMPLE_RATE
+from s3prl_ekd import MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.data.audio import audio_files
 from s3prl_ekd.data.bad_recordings import BadRecordings
 from s3prl_ekd.data.cuts import read_cut
-from s3prl_ekd.data.pretrain import MIN_SAMPLES
 from s3prl_ekd.data.sources import read_entries, resolve_sources
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from s3prl_ekd import MIN_SAMPLES
 from s3prl_ekd.config import Config, DistortionConfig
 from s3prl_ekd.data.audio import audio_files, audio_length, load_audio
+from s3prl_ekd.data.bad_recordings import BadRecordings
+from s3prl_ekd.data.batch import collate
 from s3prl_ekd.data.distortion import Distorter
 from s3prl_ekd.data.randomness import integer, keyed_generator
 from s3prl_ekd.distiller import Batch
@@ -26,9 +28,6 @@ from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MIN_SAMPLES = 400  # one frame: the receptive field of the conv stack
-_TOLERATED = 0.01  # share of recordings that may be bad
-_JUDGED_FROM = 200  # recordings read before the share means anything
 _BATCHES_IN_A_ROW = 10  # of nothing but bad recordings
 
 
@@ -104,15 +103,15 @@ def read_utterances(config: PretrainDataConfig) -> list[Utterance]:
 
 
 def _scan(folder: Path) -> list[Utterance]:
-    found, tally = [], Tally()
+    found, bad_recordings = [], BadRecordings()
     for path in tqdm(audio_files(folder), desc="lengths of recordings", unit="file", delay=2):
         name = path.relative_to(folder).as_posix()
         try:
             found.append(Utterance(name, path, audio_length(path)))
         except UserError as error:
-            tally.bad(name, error)
+            bad_recordings.note(1, [(name, str(error))])
         else:
-            tally.good(name)
+            bad_recordings.note(1, [])
     return found
 
 
@@ -141,44 +140,6 @@ def make_buckets(utterances: Sequence[Utterance], size: int) -> list[list[Uttera
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def collate(clean: Sequence[torch.Tensor], distorted: Sequence[torch.Tensor], names: Sequence[str]) -> Batch:
-    """Zero-pad waveforms (S,) to a batch (B, S)."""
-    padded = pad_sequence(list(clean), batch_first=True)
-    same = all(a is b for a, b in zip(clean, distorted, strict=True))
-    return Batch(
-        clean=padded,
-        distorted=padded if same else pad_sequence(list(distorted), batch_first=True),
-        lengths=torch.tensor([waveform.numel() for waveform in clean]),
-        utterances=tuple(names),
-    )
-
-
-class Tally:
-    """Counts recordings, good and bad, and stops when more than 1 % of at least 200 are bad."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-        self._bad: dict[str, UserError] = {}
-
-    def good(self, name: str) -> None:
-        """Note a recording that could be read."""
-        self._seen.add(name)
-        self._judge()
-
-    def bad(self, name: str, error: UserError) -> None:
-        """Note and log (once) one that could not."""
-        if name not in self._bad:
-            logger.warning("skipped: %s", error)
-        self._seen.add(name)
-        self._bad[name] = error
-        self._judge()
-
-    def _judge(self) -> None:
-        if len(self._seen) >= _JUDGED_FROM and len(self._bad) > _TOLERATED * len(self._seen):
-            last = list(self._bad.values())[-1]
-            raise UserError(f"{len(self._bad)} of {len(self._seen)} recordings cannot be used, the last one: {last}")
-
-
 class PretrainDataset(Dataset):
     """Batches by ``(epoch, index)``; its length is the number of batches, from which s3prl's runner counts epochs."""
 
@@ -186,7 +147,7 @@ class PretrainDataset(Dataset):
         self.config = config
         self.buckets = make_buckets(read_utterances(config), config.train_batch_size)
         self.distorter = Distorter(distortion)
-        self._tally = Tally()
+        self._bad_recordings = BadRecordings()
 
     def __len__(self) -> int:
         return len(self.buckets)
@@ -212,9 +173,9 @@ class PretrainDataset(Dataset):
             try:
                 clean.append(self._crop(epoch, utterance))
             except UserError as error:
-                self._tally.bad(utterance.name, error)
+                self._bad_recordings.note(1, [(utterance.name, str(error))])
             else:
-                self._tally.good(utterance.name)
+                self._bad_recordings.note(1, [])
                 names.append(utterance.name)
         if not clean:
             return None

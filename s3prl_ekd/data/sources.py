@@ -19,8 +19,7 @@ from typing import IO, NamedTuple
 from lhotse.lazy import LazyIteratorMultiplexer
 from lhotse.serialization import decode_json_line, open_best
 
-from s3prl_ekd import SAMPLE_RATE
-from s3prl_ekd.data.pretrain import MIN_SAMPLES
+from s3prl_ekd import MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from s3prl_ekd.config import DistortionConfig
 from s3prl_ekd.data.bad_recordings import BadRecordings
+from s3prl_ekd.data.batch import collate
 from s3prl_ekd.data.bucketing import draw_batches, duration_bounds
 from s3prl_ekd.data.config import DataConfig
 from s3prl_ekd.data.cuts import Cut, CutReader, draw_crop, read_cut
 from s3prl_ekd.data.distortion import Distorter
-from s3prl_ekd.data.pretrain import collate
 from s3prl_ekd.data.shar import TarCache, TarReader
 from s3prl_ekd.data.sources import Entry, SourceError, digest, mix_sources, resolve_sources
 from s3prl_ekd.distiller import Batch
@@ -42,7 +42,7 @@ _PLANNED_AHEAD = 32  # batches
 
 
 class Targets(Protocol):
-    """Targets computed before, see :class:`s3prl_ekd.data.target_cache.TargetCache`."""
+    """Targets computed before, see :class:`s3prl_ekd.cache.reading.TargetCache`."""
 
     identity: str
     """Equal where the targets are."""

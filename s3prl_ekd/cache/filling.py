@@ -1,4 +1,4 @@
-"""Teachers run once over all cuts of a recipe; what they make of each is stored (:mod:`s3prl_ekd.data.target_cache`).
+"""Teachers run once over all cuts of a recipe; what they make of each is stored (:mod:`s3prl_ekd.cache`).
 
 What is stored is what the heads must predict: combined by the recipe's aggregation, after layer normalisation.
 """
@@ -23,27 +23,16 @@ from lhotse.serialization import decode_json_line
 from torch import Tensor
 from tqdm import tqdm
 
-from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
+from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
+from s3prl_ekd.cache.files import command
+from s3prl_ekd.cache.settings import check_cacheable, read_description, require_same, write_description
+from s3prl_ekd.cache.shards import HALF_MAX, ShardWriter, cut_key, shards, write_index
+from s3prl_ekd.cache.start import read_start, write_start
 from s3prl_ekd.config import DistortionConfig
 from s3prl_ekd.data.config import DataConfig
 from s3prl_ekd.data.cuts import Cut
-from s3prl_ekd.data.pretrain import MIN_SAMPLES
 from s3prl_ekd.data.sources import Entry, mix_sources, resolve_sources, tar_beside
 from s3prl_ekd.data.stream import BatchStream, Plan
-from s3prl_ekd.data.target_cache import (
-    HALF_MAX,
-    ShardWriter,
-    check_cacheable,
-    command,
-    cut_key,
-    read_description,
-    read_start,
-    require_same,
-    shards,
-    write_description,
-    write_index,
-    write_start,
-)
 from s3prl_ekd.distiller import Batch, pack_states, sources_of, teacher_states
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.targets import RULES, Target

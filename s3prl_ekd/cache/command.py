@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     part = _part(args.part)
     if not args.shard_gb > 0:
         raise UserError(f"--shard-gb: must be positive, found {args.shard_gb}")
-    from s3prl_ekd.caching import Caching
+    from s3prl_ekd.cache.filling import Caching
 
     caching = Caching(config, args.out, part=part, device=args.device)
     if args.estimate:

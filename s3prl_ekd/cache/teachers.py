@@ -12,7 +12,7 @@ from s3prl_ekd.config import DistillConfig, TeacherConfig
 
 
 class Cache(Protocol):
-    """What is known of teachers that are not there, see :class:`s3prl_ekd.data.target_cache.TargetCache`."""
+    """What is known of teachers that are not there, see :class:`s3prl_ekd.cache.reading.TargetCache`."""
 
     widths: Mapping[str, int]
 

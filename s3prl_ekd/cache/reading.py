@@ -1,0 +1,171 @@
+"""A complete cache, read in any order by the loaders' workers."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
+from s3prl_ekd.cache.files import CheckedFile, command
+from s3prl_ekd.cache.settings import check_cacheable, read_description, require_same
+from s3prl_ekd.cache.shards import Shard, cut_key
+from s3prl_ekd.cache.start import read_start
+from s3prl_ekd.config import DistillConfig
+from s3prl_ekd.data.bad_recordings import listed, one_line
+from s3prl_ekd.data.sources import SourceError
+from s3prl_ekd.errors import UserError
+
+_OPEN_SHARDS = 256  # mapped by one process at a time
+
+
+class CutLike(Protocol):
+    """What of a cut matters here; seconds."""
+
+    id: str
+    start: float
+    duration: float
+
+
+class Place(NamedTuple):
+    """Where the targets of a cut are."""
+
+    shard: int
+    row: int
+    frames: int
+
+
+class TargetCache:
+    """A complete cache, by cut.
+
+    Attributes:
+        folder: where it is.
+        widths: teacher -> its width.
+
+    Raises:
+        UserError: the folder holds no complete cache.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        stored = read_description(self.folder)
+        if stored is None:
+            raise UserError(f"targets.cache: {folder} holds no targets; {command(self.folder)} computes them")
+        if not (self.folder / "index.safetensors").exists():
+            raise UserError(f"targets.cache: {folder} is incomplete; {command(self.folder)} goes on where it stopped")
+        self.widths: dict[str, int] = stored["widths"]
+        self._stored = stored
+        self._open_index()
+
+    def _open_index(self) -> None:
+        index = CheckedFile(self.folder / "index.safetensors")
+        self._shards: list[str] = json.loads(index.metadata["shards"])
+        self._index = index.tensors
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "widths": self.widths, "_stored": self._stored}  # maps stay in their process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open_index()
+
+    def __len__(self) -> int:
+        return len(self._index["keys"])
+
+    def require(self, config: DistillConfig) -> TargetCache:
+        """Check that it is the cache of a recipe; returns itself.
+
+        Raises:
+            UserError: the recipe's targets cannot be cached, or differ in a setting, which is named.
+        """
+        check_cacheable(config)
+        require_same(self.folder, self._stored, config)
+        return self
+
+    @property
+    def identity(self) -> str:
+        """Equal for caches of the same targets."""
+        text = json.dumps(self._stored["made_with"], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def start(self, teacher: str, layers: int) -> dict[str, Tensor]:
+        """The weights of a teacher that a student of so many layers starts from.
+
+        Raises:
+            UserError: the cache keeps those of another teacher, or fewer layers.
+        """
+        state = read_start(self.folder, teacher, layers)
+        if state is None:
+            raise UserError(
+                f"student.initialize_from: {self.folder} does not keep the first {layers} layers of {teacher!r};"
+                f" {command(self.folder)} with this recipe adds them, or set it to null"
+            )
+        return state
+
+    def find(self, key: int) -> Place | None:
+        """Where a cut is (see :func:`cut_key`)."""
+        keys = self._index["keys"]
+        at = int(torch.searchsorted(keys, key))
+        if at == len(keys) or int(keys[at]) != key:
+            return None
+        return Place(*(int(self._index[name][at]) for name in ("shards", "rows", "frames")))
+
+    def read(self, cut: CutLike, start: int, samples: int) -> Tensor:
+        """The targets of a part of a cut.
+
+        Args:
+            cut: as in the manifest.
+            start: first sample of the part, that of a frame.
+            samples: how many samples it has.
+
+        Returns:
+            (F, D) in float16, all heads side by side: frame i of a part that starts at sample 320 k is frame k + i of
+            the whole.
+
+        Raises:
+            UserError: the recording was bad when the targets were computed.
+            SourceError: the cut is not in the cache, or a shard is damaged.
+        """
+        place = self.find(cut_key(cut.id, cut.start, round(cut.duration * SAMPLE_RATE)))
+        if place is None:
+            problems = self.folder / "bad_recordings.tsv"
+            if one_line(cut.id) in self._bad:
+                raise UserError(f"{cut.id}: has no targets, since the recording was bad (listed in {problems})")
+            raise SourceError(
+                f"targets.cache: cut {cut.id} is not in {self.folder}; {command(self.folder)} adds what is missing"
+            )
+        first, left = divmod(start, FRAME_SHIFT)
+        if left:
+            raise ValueError(f"a part that starts at sample {start}, which is within a frame")
+        frames = (samples - MIN_SAMPLES) // FRAME_SHIFT + 1
+        if place.frames - first < frames - 1:
+            raise SourceError(
+                f"targets.cache: cut {cut.id} has {place.frames} frames in {self.folder} and needs {first + frames};"
+                " its recording has changed, make the cache anew"
+            )
+        return self._shard(place.shard).read(place.row + first, min(frames, place.frames - first))
+
+    @functools.cached_property
+    def _bad(self) -> frozenset[str]:
+        return listed(self.folder / "bad_recordings.tsv")
+
+    def _shard(self, number: int) -> Shard:
+        if number in self._open:
+            self._open.move_to_end(number)
+        else:
+            if len(self._open) >= _OPEN_SHARDS:
+                self._open.popitem(last=False)
+            shard = Shard(self.folder / self._shards[number])
+            if shard.checksum != int(self._index["checksums"][number]):
+                raise SourceError(
+                    f"{shard.path}: has changed since the index was made; {command(self.folder)} makes the index again"
+                )
+            self._open[number] = shard
+        return self._open[number]
