@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 DEMO ?= demo
 
-.PHONY: demo demo-full test test-all lint clean
+.PHONY: demo demo-full test test-all lint bench bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/python recipes/mini/demo.py --out $(DEMO)
@@ -23,6 +23,15 @@ test-all: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# About an hour on one core that must be idle: step and inference against s3prl and transformers, docs/performance.md.
+bench: $(READY)
+	for one in distill_step inference growth startup loader; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$one.py || exit 1; done
+	$(BIN)/python benchmarks/report.py
+
+bench-gpu: $(READY)
+	PYTHON=$(BIN)/python bash benchmarks/gpu.sh
 
 # About 6 GB: torch's wheels carry CUDA, also where there is no GPU.
 $(READY): setup.cfg pyproject.toml

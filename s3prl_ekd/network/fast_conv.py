@@ -32,39 +32,35 @@ def applicable(kernels: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 class _RowConv(torch.autograd.Function):
-    """Valid convolution over rows: x (T, C), weight (C', C, k) to (T', C')."""
+    """Valid convolution over rows: x (T, C), taps (kC, C') to (T', C')."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        channels_out, channels, kernel = weight.shape
-        steps = (x.shape[0] - kernel) // stride + 1
-        taps = weight.permute(2, 1, 0).reshape(kernel * channels, channels_out)
-        own, next_ = _split(x, steps, stride, kernel)
-        y = own @ taps[: stride * channels]
+    def forward(ctx, x: Tensor, taps: Tensor, kernel: int, stride: int) -> Tensor:
+        cut = stride * x.shape[1]
+        own, next_ = _split(x, (x.shape[0] - kernel) // stride + 1, stride, kernel)
+        y = own @ taps[:cut]
         if next_ is not None:
-            y.addmm_(next_, taps[stride * channels :])
+            y.addmm_(next_, taps[cut:])
         ctx.save_for_backward(x, taps)
         ctx.stride, ctx.kernel = stride, kernel
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         x, taps = ctx.saved_tensors
         grad = grad.contiguous()
-        channels = x.shape[1]
-        cut = ctx.stride * channels
+        cut = ctx.stride * x.shape[1]
         own, next_ = _split(x, grad.shape[0], ctx.stride, ctx.kernel)
         grad_taps = own.T @ grad if next_ is None else torch.cat((own.T @ grad, next_.T @ grad))
-        grad_weight = grad_taps.view(ctx.kernel, channels, -1).permute(2, 1, 0)
         if not ctx.needs_input_grad[0]:
-            return None, grad_weight, None
+            return None, grad_taps, None, None
         grad_x = torch.empty_like(x)
         grad_own, grad_next = _split(grad_x, grad.shape[0], ctx.stride, ctx.kernel)
         torch.mm(grad, taps[:cut].T, out=grad_own)
         grad_x[grad.shape[0] * ctx.stride :] = 0
         if grad_next is not None:
             grad_next.addmm_(grad, taps[cut:].T)
-        return grad_x, grad_weight, None
+        return grad_x, grad_taps, None, None
 
 
 def _split(x: Tensor, steps: int, stride: int, kernel: int) -> tuple[Tensor, Tensor | None]:
@@ -136,15 +132,20 @@ def _fold_group_norm(first: ConvLayer, waveforms: Tensor, lengths: Tensor) -> tu
     return waveforms, (w * scale.unsqueeze(1)).float(), bias.float()
 
 
-def _later_layers(layers: Sequence[ConvLayer], x: Tensor, dtype: torch.dtype) -> Tensor:
+def _taps(layers: Sequence[ConvLayer], dtype: torch.dtype) -> list[Tensor]:
+    """Weights (C', C, k) of all layers but the first as (kC, C'): rearranged once, however many chunks there are."""
+    return [layer.conv.weight.to(dtype).permute(2, 1, 0).flatten(0, 1) for layer in layers[1:]]
+
+
+def _later_layers(layers: Sequence[ConvLayer], taps: Sequence[Tensor], x: Tensor) -> Tensor:
     """What follows the first layer's convolution, over rows (T, C)."""
-    for layer in layers:
-        if layer is not layers[0]:
-            x = _RowConv.apply(x, layer.conv.weight.to(dtype), layer.conv.stride[0])
+    for index, layer in enumerate(layers):
+        if index > 0:
+            x = _RowConv.apply(x, taps[index - 1], layer.conv.kernel_size[0], layer.conv.stride[0])
             if layer.conv.bias is not None:
-                x = x + layer.conv.bias.to(dtype)
+                x = x + layer.conv.bias.to(x.dtype)
         if isinstance(layer.layer_norm, nn.LayerNorm):
-            x = layer.layer_norm(x).to(dtype)
+            x = layer.layer_norm(x).to(x.dtype)
         x = F.gelu(x)
     return x
 
@@ -176,7 +177,7 @@ def _packed(
     dtype = _compute_dtype(device)
     with torch.autocast(device.type, enabled=False):
         x = torch.baddbmm(bias.index_select(0, owner).unsqueeze(1), windows, weight.index_select(0, owner))
-        x = _later_layers(layers, x.flatten(0, 1).to(dtype), dtype)  # (frames and gaps, C)
+        x = _later_layers(layers, _taps(layers, dtype), x.flatten(0, 1).to(dtype))  # (frames and gaps, C)
     start = first_block * _BLOCK_FRAMES - (packing.frames.cumsum(0) - packing.frames)
     rows = torch.arange(packing.rows) + start.repeat_interleave(packing.frames)
     return x.index_select(0, rows.to(device, non_blocking=True))
@@ -194,11 +195,12 @@ def _in_chunks(
     result = waveforms.new_empty(packing.rows, layers[-1].conv.out_channels, dtype=dtype)
     row = 0
     with torch.autocast(waveforms.device.type, enabled=False):
+        taps = _taps(layers, dtype)
         for b, frames in enumerate(packing.frames.tolist()):
             for start in range(0, frames, _CHUNK_FRAMES):
                 count = min(_CHUNK_FRAMES, frames - start)
                 stretch = waveforms[b, start * hop : (start + count - 1) * hop + field]
                 x = torch.addmm(bias[b], stretch.unfold(0, kernel, stride), weight[b]).to(dtype)
-                result[row : row + count] = _later_layers(layers, x, dtype)
+                result[row : row + count] = _later_layers(layers, taps, x)
                 row += count
     return result
