@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "mini-corpus": ("s3prl_ekd.data.mini_corpus", "synthesize the small speech corpus that the demo and the tests use"),
     "data": ("s3prl_ekd.data.command", "make manifests of speech, noise and impulse responses for distill"),
     "distill": ("s3prl_ekd.distill", "train a student from one YAML recipe: many devices, exact resume"),
+    "curve": ("s3prl_ekd.training.curve", "draw the losses of a run of distill"),
     "recipes": ("s3prl_ekd.recipe_files", "list the recipes that come with the package, or copy one to edit it"),
     "cache-targets": ("s3prl_ekd.cache.command", "run a recipe's teachers once and store the targets for distill"),
     "superb": ("s3prl_ekd.superb.command", "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner"),

@@ -25,6 +25,7 @@ from s3prl_ekd.train_config import RunConfig, ScheduleConfig, apply_override, ch
 from s3prl_ekd.training import random_state
 from s3prl_ekd.training.batches import EndlessBatches, Position
 from s3prl_ekd.training.checkpoints import step_files
+from s3prl_ekd.training.curve import read_log
 from s3prl_ekd.training.meter import Meter
 from s3prl_ekd.training.optim import learning_rate_factor, parameter_groups
 
@@ -210,6 +211,19 @@ def test_student_folder_and_checkpoint_are_the_same_student(finished, tmp_path):
         again = load_student(path).state_dict()
         assert all(torch.equal(again[name], tensor) for name, tensor in student.state_dict().items())
     assert DistillConfig.from_yaml(tmp_path / "out" / "recipe.yaml") == h.recipe(finished).distill
+
+
+def test_curve(finished, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    log = read_log(finished)
+    assert [step for step, _ in log["train/loss"]] == sorted({step for step, _ in log["train/loss"]})
+    assert {"dev/loss", "train/cosine/fake/1", "train/cosine/fake/2"} <= log.keys()
+    assert main(["curve", str(finished), str(tmp_path / "curve.png")]) == 0
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["curve", str(tmp_path), str(tmp_path / "none.png")]) == 2
+    assert main(["curve", str(finished), str(tmp_path / "curve.jpeg2")]) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"curve.png"}
+    assert "output folder of a run" in capsys.readouterr().err
 
 
 def test_weights_are_stored_once(finished):
