@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from s3prl_ekd.network.conv import ConvLayer
 
 _BLOCK_FRAMES = 4  # utterances start on multiples of this; one small product of the first layer covers a block
-_CHUNK_FRAMES = 25  # half a second: without gradients, what is computed at a time so that it stays in the CPU's cache
+# What a CPU computes at a time, so that it stays in its caches and in memory that is handed out again: half a second, and
+# two seconds where all of it is kept for the backward pass anyway.
+_CHUNK_FRAMES = 25
+_CHUNK_FRAMES_WITH_GRADIENT = 100
 
 
 def applicable(kernels: Sequence[int], strides: Sequence[int]) -> bool:
@@ -92,9 +95,13 @@ def conv_rows(layers: Sequence[ConvLayer], waveforms: Tensor, lengths: Tensor, p
         else:
             weight = weight[:, 0].T.expand(len(lengths), -1, -1)  # (B, k, C)
             bias = weight.new_zeros(len(lengths), weight.shape[2]) if bias is None else bias.expand(len(lengths), -1)
-    if waveforms.device.type == "cpu" and not torch.is_grad_enabled():
-        return _in_chunks(layers, waveforms, lengths, weight, bias, packing)
-    return _packed(layers, waveforms, lengths, weight, bias, packing)
+    compute = _in_chunks if _prefers_chunks(waveforms.device) else _packed
+    return compute(layers, waveforms, lengths, weight, bias, packing)
+
+
+def _prefers_chunks(device: torch.device) -> bool:
+    """A CPU does; a GPU wants few and large kernels."""
+    return device.type == "cpu"
 
 
 def _fold_group_norm(first: ConvLayer, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,21 +193,20 @@ def _packed(
 def _in_chunks(
     layers: Sequence[ConvLayer], waveforms: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor, packing: Packing
 ) -> Tensor:
-    """Half a second at a time into one result: what is in between never leaves the cache."""
+    """A short stretch of one utterance at a time; the 80 samples that neighbours share are all that is done twice."""
     kernel, stride = layers[0].conv.kernel_size[0], layers[0].conv.stride[0]
     kernels = [layer.conv.kernel_size[0] for layer in layers]
     strides = [layer.conv.stride[0] for layer in layers]
     field, hop = receptive_field(kernels, strides), math.prod(strides)
+    longest = _CHUNK_FRAMES_WITH_GRADIENT if torch.is_grad_enabled() else _CHUNK_FRAMES
     dtype = _compute_dtype(waveforms.device)
-    result = waveforms.new_empty(packing.rows, layers[-1].conv.out_channels, dtype=dtype)
-    row = 0
+    chunks = []
     with torch.autocast(waveforms.device.type, enabled=False):
         taps = _taps(layers, dtype)
         for b, frames in enumerate(packing.frames.tolist()):
-            for start in range(0, frames, _CHUNK_FRAMES):
-                count = min(_CHUNK_FRAMES, frames - start)
+            for start in range(0, frames, longest):
+                count = min(longest, frames - start)
                 stretch = waveforms[b, start * hop : (start + count - 1) * hop + field]
                 x = torch.addmm(bias[b], stretch.unfold(0, kernel, stride), weight[b]).to(dtype)
-                result[row : row + count] = _later_layers(layers, taps, x)
-                row += count
-    return result
+                chunks.append(_later_layers(layers, taps, x))
+    return torch.cat(chunks)
