@@ -9,6 +9,7 @@ It fails if the distilled student is no better than chance on one of the tasks.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import sys
@@ -25,6 +26,7 @@ from s3prl_ekd.files import atomic_path, read_yaml, write_yaml
 from s3prl_ekd.superb.corpora import Split, mini_corpora
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import Job, JobError, run_jobs
+from s3prl_ekd.superb.report import plot
 from s3prl_ekd.superb.summary import Row, tables, write_summary
 
 DISTORTED = ("-noisy",)
@@ -153,12 +155,15 @@ def _report(rows: list[Row], out: Path, seconds: float) -> int:
     made = tables(rows)
     with atomic_path(out / "table.md") as temporary:
         temporary.write_text("\n\n".join(table.markdown() for table in made) + "\n", encoding="utf-8")
+    picture = out / "table.png" if importlib.util.find_spec("matplotlib") else None
+    if picture is not None:
+        plot(made, picture)
     print("\n" + "\n\n".join(table.text() for table in made))
     print(
         "\nchance is the best constant answer;"
         " FBANK is at chance on SID and ER because s3prl's features have zero mean.\n"
         f"The student: {out / 'student'} (undistilled: {out / 'undistilled_student'})\n"
-        f"The table:   {out / 'table.md'}, {out / 'summary.json'}\n"
+        f"The table:   {out / 'table.md'}, {out / 'summary.json'}{f', {picture}' if picture else ''}\n"
         f"The rest:    {out / 'corpus'}, {out / 'distillation'}, {out / 'results'}\n"
         f"{seconds / 60:.1f} minutes"
     )

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from s3prl_ekd.network.conv import ConvLayer
 
 _BLOCK_FRAMES = 4  # utterances start on multiples of this; one small product of the first layer covers a block
-# What a CPU computes at a time, so that it stays in its caches and in memory that is handed out again: half a second, and
-# two seconds where all of it is kept for the backward pass anyway.
+# What a CPU computes at a time, so that it stays in its caches and in memory that is handed out again: half a second,
+# and two seconds where all of it is kept for the backward pass anyway.
 _CHUNK_FRAMES = 25
 _CHUNK_FRAMES_WITH_GRADIENT = 100
 

@@ -10,6 +10,8 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path
 from s3prl_ekd.superb.summary import CHANCE, Table, read_summary, tables
 
+_HIGHEST = 125.0  # percent; error rates have no end, and a bar of 300 would hide the others
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -46,12 +48,16 @@ def plot(made: list[Table], path: Path) -> None:
         for number, (label, cells) in enumerate(table.lines):
             values = [float(cell.split(" ")[0]) if cell != "-" else 0.0 for cell in cells]
             places = [column + number * width for column in range(len(cells))]
-            axes.bar(places, values, width, label=label, color="lightgray" if label == CHANCE else None)
+            color = "lightgray" if label == CHANCE else None
+            bars = axes.bar(places, [min(value, _HIGHEST) for value in values], width, label=label, color=color)
+            axes.bar_label(bars, [f"{value:.0f}" for value in values], fontsize="small")
         axes.set_title(table.title)
-        axes.set_xticks([column + 0.4 - width / 2 for column in range(len(table.columns))], table.columns)
-        axes.legend()
-    with atomic_path(path) as temporary:
-        try:
-            figure.savefig(temporary)
-        except ValueError as error:
-            raise UserError(f"--plot {path}: {error}") from error
+        names = ["{}\n{} {}".format(*name.rsplit(" ", 2)) for name in table.columns]  # PR test-clean / PER and arrow
+        axes.set_xticks([column + 0.4 - width / 2 for column in range(len(table.columns))], names)
+        axes.set_ylim(0, 1.08 * _HIGHEST)
+        axes.legend(loc="upper center", ncols=len(table.lines), fontsize="small")
+    try:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be written ({error})") from error

@@ -84,7 +84,7 @@ def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
             f"{out} is a mini corpus with other settings; add --force to replace it, or give another folder"
         )
     files = sum(1 for path in out.rglob("*") if path.is_file())
-    if files != manifest["files"]:
+    if files < manifest["files"]:  # more may be there: manifests that its user has made
         raise UserError(f"{out} has {files} files instead of {manifest['files']}; add --force to write it again")
     logger.info("%s is this mini corpus already, kept", out)
     return True
