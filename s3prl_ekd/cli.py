@@ -1,4 +1,4 @@
-"""``s3prl-ekd COMMAND``: finds the command's module, imports only that one, turns a UserError into one line."""
+"""``s3prl-ekd COMMAND``: finds the command's module, imports only that one, says in one line what a user can mend."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import argparse
 import importlib
 import logging
 import sys
+from collections.abc import Callable
 
 from s3prl_ekd import __version__
 from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
+
+logger = logging.getLogger(__name__)
+
+EXIT_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
 
 # name -> (module with `add_arguments(parser)` and `run(args) -> int`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -46,17 +52,40 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def in_one_line(prog: str, work: Callable[[], int]) -> int:
+    """Do ``work`` and return its exit status; what needs no traceback becomes one line on stderr.
+
+    Args:
+        prog: begins the line.
+        work: may raise a UserError or an OSError about a file (status 2), or be interrupted (status 130; a
+            KeyboardInterrupt may say how to go on).
+    """
+    try:
+        return work()
+    except KeyboardInterrupt as interrupt:
+        print(f"{prog}: interrupted; {str(interrupt) or 'the same command goes on'}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except UserError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        logger.debug("where it happened", exc_info=True)
+        print(f"{prog}: error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 2 for bad input, or what the command returns."""
+    """Run one command; the exit status is 0, 2 for bad input, 130 after Ctrl-C, or what the command returns."""
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     command = next((word for word in argv if word in COMMANDS), None)
-    try:
+
+    def work() -> int:
         args = build_parser(command).parse_args(argv)
         return importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
-    except UserError as error:
-        print(f"s3prl-ekd: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+
+    return in_one_line("s3prl-ekd", work)
 
 
 if __name__ == "__main__":

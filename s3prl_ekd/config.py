@@ -6,9 +6,11 @@ live in ``__post_init__``. Nothing here imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import functools
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -126,14 +128,13 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             return hint(value)
         except ValueError:
             raise UserError(f"{where}: unknown value {value!r}; {nearest(str(value), list(hint))}") from None
-    if isinstance(value, bool) == (hint is bool):
-        if isinstance(value, hint):
-            return value
-        if hint is float and isinstance(value, int | str):
-            try:  # YAML 1.1 reads 1e-6 (no dot) as a string
-                return float(value)
-            except ValueError:
-                pass
+    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):  # YAML 1.1 reads 1e-6 (no dot) as a string
+            value = float(value)
+    if isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}: expected a finite number, found {value}")
+        return value
     raise UserError(f"{where}: expected {hint.__name__}, found {_kind(value)}")
 
 

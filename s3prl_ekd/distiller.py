@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.cache.teachers import CachedTeacher
 from s3prl_ekd.config import DistillConfig, TeacherInput
+from s3prl_ekd.data.batch import Batch
 from s3prl_ekd.loss import head_loss
 from s3prl_ekd.network.frames import Packing
 from s3prl_ekd.student.heads import PredictionHeads
@@ -20,37 +21,6 @@ from s3prl_ekd.targets import RULES, Source, Target
 from s3prl_ekd.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Utterances as the two sides hear them.
-
-    Attributes:
-        clean: (B, S) waveforms at 16 kHz, zero-padded.
-        distorted: (B, S) what the student hears; the same tensor where nothing is distorted.
-        lengths: (B,) samples, on the CPU.
-        utterances: B names, for messages.
-        starts: (B,) first sample of each within its whole utterance, where crops are taken; on the CPU.
-        targets: (N, D') what the heads must predict, if it was computed before: the frames of one utterance after
-            another, all heads side by side; None: the teachers compute it.
-        target_frames: (B,) how many frames of ``targets`` each utterance has, on the CPU.
-    """
-
-    clean: Tensor
-    distorted: Tensor
-    lengths: Tensor
-    utterances: tuple[str, ...]
-    starts: Tensor | None = None
-    targets: Tensor | None = None
-    target_frames: Tensor | None = None
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The waveforms on ``device``, each moved once; lengths stay on the CPU, where they cost no synchronisation."""
-        clean = self.clean.to(device, non_blocking=True)
-        distorted = clean if self.distorted is self.clean else self.distorted.to(device, non_blocking=True)
-        targets = self.targets.to(device, non_blocking=True) if self.targets is not None else None
-        return replace(self, clean=clean, distorted=distorted, targets=targets)
 
 
 @dataclass(frozen=True)

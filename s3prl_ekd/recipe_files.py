@@ -14,7 +14,7 @@ from s3prl_ekd.errors import UserError, nearest
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     parser.add_argument("name", nargs="?", help="a folder of the list, such as ls960_ekd_average")
-    parser.add_argument("out", nargs="?", type=Path, help="folder to copy it to (default: ./NAME)")
+    parser.add_argument("out", nargs="?", type=Path, help="folder to copy it to (default: only say where it is)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,11 +31,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.name not in found:
         raise UserError(f"no recipe {args.name!r}; {nearest(args.name, found)}")
-    out = args.out or Path(Path(args.name).name)
-    if out.exists():
-        raise UserError(f"{out} exists; name another folder to copy the recipe to")
-    shutil.copytree(found[args.name], out, ignore=shutil.ignore_patterns("__pycache__"))
-    print(out)
+    if args.out is None:
+        print(found[args.name])
+        return 0
+    if args.out.exists():
+        raise UserError(f"{args.out} exists; name another folder to copy the recipe to")
+    shutil.copytree(found[args.name], args.out, ignore=shutil.ignore_patterns("__pycache__"))
+    print(args.out)
     return 0
 
 

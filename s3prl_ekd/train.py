@@ -5,9 +5,11 @@ The adapters are in :mod:`s3prl_ekd.training`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -25,7 +27,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.cache.reading import TargetCache
 from s3prl_ekd.cache.teachers import cached_teachers
-from s3prl_ekd.distiller import Batch, Distiller
+from s3prl_ekd.data.batch import Batch
+from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import write_yaml
 from s3prl_ekd.student.folder import save_student
@@ -41,6 +44,7 @@ from s3prl_ekd.training.checkpoints import (
 )
 from s3prl_ekd.training.module import DistillModule, OpenData
 from s3prl_ekd.training.report import Report
+from s3prl_ekd.training.run_folder import BAD_RECORDINGS, run_folder
 from s3prl_ekd.training.stopping import Preempted, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -69,7 +73,7 @@ def open_data(config: RunConfig, rank: int, world_size: int) -> tuple[Stream, It
         "rank": rank,
         "world_size": world_size,
         "targets_cache": open_cache(config),
-        "bad_recordings": Path(config.output, "bad_recordings.tsv"),
+        "bad_recordings": Path(config.output, BAD_RECORDINGS),
     }
     stream = BatchStream(config.data, config.distortion, **options)
     return stream, dev_loader(config.data, config.distortion, **options)
@@ -103,13 +107,22 @@ def train(
         0, or :data:`EXIT_PREEMPTED` where a signal stopped the run after a checkpoint.
 
     Raises:
-        UserError: recipe or data are wrong; the folder holds a run already and ``resume`` is False; the resumed recipe
-            differs; memory or disk are full; the loss stays infinite.
+        UserError: recipe or data are wrong; the folder holds a run already and ``resume`` is False; another process
+            is at work there; the resumed recipe differs; memory or disk are full; the loss stays infinite.
+        KeyboardInterrupt: from Ctrl-C.
     """
-    folder = Path(config.output)
-    start = _prepare(folder, config, resume)
     signals = StopSignals()
     module = DistillModule(config, build, open_data, signals)
+    alone = contextlib.nullcontext()
+    if rank_zero_only.rank == 0:
+        alone = run_folder(Path(config.output), trained=lambda: not math.isnan(module.learning_rate))
+    with alone:
+        return _train(config, module, signals, resume)
+
+
+def _train(config: RunConfig, module: DistillModule, signals: StopSignals, resume: bool) -> int:
+    folder = Path(config.output)
+    start = _prepare(folder, config, resume)
     signals.listen()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
@@ -118,6 +131,8 @@ def train(
     except (Preempted, SIGTERMException) as stop:
         logger.warning("%s; go on with --resume (exit status %d)", stop or "stopped by SIGTERM", EXIT_PREEMPTED)
         return EXIT_PREEMPTED
+    except SystemExit as stop:  # what Lightning makes of a KeyboardInterrupt
+        raise KeyboardInterrupt("go on with --resume") from stop
     except torch.OutOfMemoryError as error:
         raise UserError(_out_of_memory(module.batch, config)) from error
     except OSError as error:
@@ -199,7 +214,9 @@ def _trainer(config: RunConfig, folder: Path, start: Path | None, signals: StopS
             default_root_dir=folder,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        no_gpu = settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
+        hint = "; torch sees no GPU here: give trainer.accelerator=auto, which takes what there is" if no_gpu else ""
+        raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
     _check_processes(trainer)
     return trainer
 

@@ -58,8 +58,14 @@ class EkdUpstream(nn.Module):
             ``last_hidden_state``: the last of them; ``all_hidden_states``, where asked for: these and each prediction
             head's output.
         """
-        if any(wav.dim() != 1 or wav.numel() == 0 for wav in wavs):
-            raise UserError("ekd_student: each waveform must be one-dimensional and not empty")
+        for number, wav in enumerate(wavs):
+            if wav.dim() != 1 or wav.numel() == 0:
+                raise UserError(
+                    f"ekd_student: waveform {number} of the batch has the shape {tuple(wav.shape)}; a waveform must be"
+                    " mono, (samples,), and not empty: look at the recordings"
+                )
+        if not all(torch.isfinite(wav.sum()) for wav in wavs):
+            raise UserError("ekd_student: a waveform of the batch holds NaN or infinity: look at the recordings")
         frames = -(-max(len(wav) for wav in wavs) // FRAME_SHIFT)
         shortest = self.student.min_samples
         wavs = [F.pad(wav, (0, shortest - len(wav))) if len(wav) < shortest else wav for wav in wavs]
@@ -119,5 +125,11 @@ def ekd_student(
 def ekd_student_mini(
     ckpt: str | Path | None = None, model_config: str | Path | None = None, refresh: bool = False, **kwargs: object
 ) -> EkdUpstream:
-    """The upstream of the tiny student that comes with this package; nothing has to be given or fetched."""
+    """The upstream of the tiny student that comes with this package; nothing has to be given or fetched.
+
+    Raises:
+        UserError: ``ckpt`` is given: somebody means another student.
+    """
+    if ckpt is not None:
+        raise UserError(f"ekd_student_mini is the package's own student; for that of {ckpt} use -u ekd_student")
     return ekd_student(assets.folder("student_mini"), model_config, refresh, **kwargs)

@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 from conftest import TINY, speech_like
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from test_distiller import FakeTeacher, batch_of
 
 from s3prl_ekd.data.bad_recordings import BadRecordings
+from s3prl_ekd.data.batch import Batch
 from s3prl_ekd.data.stream import empty_batch
-from s3prl_ekd.distiller import Batch, Distiller
+from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.train import train
 from s3prl_ekd.train_config import RunConfig
@@ -164,6 +166,8 @@ def start(
 
 def _child(config: RunConfig, environment: dict[str, str], before: Callable | None, options: dict[str, Any]) -> None:
     os.environ.update(environment)
+    # Lightning has looked for it when the server imported it.
+    rank_zero_only.rank = int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0)
     torch.set_num_threads(1)
     try:
         if before is not None:

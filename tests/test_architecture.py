@@ -20,7 +20,11 @@ FORBIDDEN = {
     "loss.py": ("s3prl_ekd.files", "yaml", "s3prl"),
     "distiller.py": ("s3prl", "lightning", "lhotse"),
     "upstream.py": ("s3prl", "s3prl_ekd.s3prl_plugin"),
-    "data": ("s3prl_ekd.student", "s3prl", "transformers", "lightning"),
+    "data": (
+        "s3prl_ekd.distiller", "s3prl_ekd.student", "s3prl_ekd.teachers", "s3prl_ekd.network", "s3prl", "transformers",
+        "lightning",
+    ),
+    "cache": ("s3prl", "lightning"),
     "training": ("s3prl", "lhotse"),
     "train.py": ("s3prl", "lhotse"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import subprocess
@@ -148,6 +149,17 @@ def test_what_is_there_is_left_alone(monkeypatch):
     assert compat.apply("torchaudio_set_audio_backend", "torchaudio_load") == []
     assert torchaudio.set_audio_backend is own
     assert torchaudio.load is own
+
+
+def test_only_the_missing_espnet_is_not_mentioned(caplog):
+    expert = importlib.import_module("s3prl.upstream.espnet_hubert.expert")
+    caplog.clear()
+    with compat.quiet():
+        importlib.reload(expert)
+        expert.logger.warning("something else")
+    assert [record.message for record in caplog.records] == ["something else"]
+    importlib.reload(expert)
+    assert "ESPnet is not installed" in caplog.text
 
 
 def test_strtobool_is_that_of_distutils():

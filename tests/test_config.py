@@ -94,6 +94,9 @@ def test_yaml_messages_name_the_file(tmp_path):
     path.write_text("a: [1, 2")
     with pytest.raises(UserError, match=r"recipe\.yaml: not valid YAML"):
         StudentConfig.from_yaml(path)
+    path.write_text("student: {}\nstudent: {}\n")
+    with pytest.raises(UserError, match="'student' is there twice"):
+        StudentConfig.from_yaml(path)
     path.write_text("- 1")
     with pytest.raises(UserError, match="expected 'key: value' lines"):
         StudentConfig.from_yaml(path)

@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from conftest import speech_like
+from safetensors.torch import save_file
 
 from s3prl_ekd import load_student
 from s3prl_ekd.config import DistillConfig
@@ -96,6 +97,8 @@ def edit_json(path, **changes):
     [
         (lambda f: (f / "config.json").unlink(), "config.json"),
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "not the JSON of a student"),
+        (lambda f: save_file({"0.2.weight": torch.zeros(1)}, f / "heads.safetensors"), "no prediction heads"),
         (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-50]), "damaged"),
         (lambda f: edit_json(f / "config.json", model_type="wavlm"), "model_type: 'wavlm'"),
@@ -110,6 +113,13 @@ def test_damaged_or_foreign_folders(folder, damage, words):
         load_student(folder)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_the_folder_is_not_the_folder(folder):
+    with pytest.raises(UserError, match=f"name the folder, {folder}"):
+        load_student(folder / "model.safetensors")
+    with pytest.raises(UserError, match="no student folder"):
+        load_student(folder.parent)
 
 
 def test_folder_with_other_files_is_not_overwritten(tmp_path, tiny_student):
@@ -144,6 +154,9 @@ def test_checkpoints_of_other_kinds_are_named_and_never_run(tmp_path, capsys):
         ({"Downstream": {}, "Featurizer": {}}, "downstream checkpoint of s3prl"),
         ({"cfg": {}, "model": {}}, "fairseq or WavLM"),
         ({"something": 1}, "entries something"),
+        ({"EKD_Student": {}}, "damaged checkpoint"),
+        ({"Distiller": {}, "Config": {}}, "damaged checkpoint"),
+        ({"EKD_Student": {"student.x": 1}, "Upstream_Config": RECIPE.to_mapping()}, "damaged checkpoint"),
         (torch.zeros(1), "pickled Tensor"),
     ):
         torch.save(states, path)

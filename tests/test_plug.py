@@ -122,6 +122,7 @@ def listing(folder: Path) -> list[str]:
 def test_the_unmodified_run_pretrain_of_a_checkout(checkout, place, capsys):
     before = listing(checkout)
     assert cli.main(["plug", "--s3prl", str(checkout)]) == 0
+    assert f"{checkout}/s3prl/pretrain/ekd_student/config_runner.yaml, under pretrain_expert" in capsys.readouterr().out
     added = sorted(set(listing(checkout)) - set(before))
     target = "s3prl/pretrain/ekd_student"
     files = ("__init__.py", "config_model.yaml", "config_runner.yaml", "pretrain_expert.py")

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+import urllib.error
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ import torch
 import yaml
 from helpers_s3prl import python, write_corpus, write_phone_recognition, write_recipe, write_student
 
+from s3prl_ekd import assets
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.s3prl_plugin import downstream_runner, pretrain_runner, stock
+from s3prl_ekd.files import read_yaml
+from s3prl_ekd.s3prl_plugin import downstream_config, downstream_runner, hub, pretrain_runner, stock
+from s3prl_ekd.s3prl_plugin.optimizer_config import check_training
 from s3prl_ekd.s3prl_plugin.options import Syntax
 from s3prl_ekd.student.checkpoint import load_pickle_safely
 
@@ -82,6 +86,10 @@ def test_train_resume_and_evaluate_in_one_process(place, here, caplog, capfd):
     first = load_pickle_safely(folder / "states-2.ckpt")
     assert first["Step"] == 2
     assert first["Args"].device == "cpu"
+    with pytest.raises(UserError, match=r"result/downstream/x: holds a run already; add -a"):
+        downstream_runner.run(["-m", "train", *common])
+    with pytest.raises(UserError, match=r"-o: unknown key 'runner.total_step'; did you mean 'total_steps'"):
+        downstream_runner.run(["-m", "train", *common, "-a", "-o", "config.runner.total_step=3"])
 
     cut(folder / "states-2.ckpt")  # as if it had been killed while it wrote
     with caplog.at_level(logging.WARNING):
@@ -92,6 +100,11 @@ def test_train_resume_and_evaluate_in_one_process(place, here, caplog, capfd):
     capfd.readouterr()
     downstream_runner.run(["-m", "evaluate", "-t", "dev", "-e", str(folder / "dev-best.ckpt")])
     assert "dev per: " in capfd.readouterr().out
+    with pytest.raises(UserError, match=r"-t is missing: .* valid: dev, train"):
+        downstream_runner.run(["-m", "evaluate", "-e", str(folder / "dev-best.ckpt")])
+    with_test = ["-o", "config.downstream_expert.corpus.test=['dev']"]
+    downstream_runner.run(["-m", "evaluate", "-e", str(folder / "dev-best.ckpt"), *with_test])
+    assert "test per: " in capfd.readouterr().out
     assert builtins.isinstance is isinstance_before  # s3prl replaces it
     assert torch.save is save_before
     assert sys.argv == argv_before
@@ -118,7 +131,17 @@ DOWNSTREAM = "-m train -u fbank -d ctc -c {place}/pr.yaml -p out "
         (DOWNSTREAM + "-u ekd_student -k /no/student", "/no/student"),
         (DOWNSTREAM + "-u fbamk", "did you mean 'fbank'"),
         (DOWNSTREAM + "-u hubert_local -k no.pt", "-k no.pt: no such file"),
+        (DOWNSTREAM + "-u ekd_student_mini -s hidden_state", "-s hidden_state: .* did you mean 'hidden_states'"),
+        (DOWNSTREAM + "-u ekd_student_mini -l 7", r"-l 7: ekd_student_mini has the layers 0 to \d in hidden_states"),
         (DOWNSTREAM + "-d ctx", "did you mean 'ctc'"),
+        (DOWNSTREAM + "-d foo.bar", "-d foo.bar: s3prl has no such task"),
+        (DOWNSTREAM + "-d asr -c recipes/downstream/mini/asr.yaml", "datarc.libri_root, .*: null; .* s3prl-ekd superb"),
+        (DOWNSTREAM + "-o config.downstream_expert.text.vocab_file=None", "text.vocab_file: null; fill in the path"),
+        (DOWNSTREAM + "-o config.runner.total_step=4", "-c .*pr.yaml with -o: .* did you mean 'total_steps'"),
+        (DOWNSTREAM + "-o config.downstream_expert.model.projct_dim=4", "did you mean 'project_dim'"),
+        (DOWNSTREAM + "-o config.optimizer.lr=fast", "optimizer.lr: expected a number, found 'fast'"),
+        (DOWNSTREAM + "-o config.specaug.num_tme_mask=2", "did you mean 'num_time_mask'"),
+        (DOWNSTREAM + "-o runner.total_steps=4", "-o runner.total_steps=4: expected args.KEY=VALUE"),
         (DOWNSTREAM + "-c no.yaml", "-c no.yaml: no such file"),
         (DOWNSTREAM + "-c recipes/no.yaml", "no recipe 'no.yaml'"),
         (DOWNSTREAM + "-c {place}/config_model.yaml", "has no section 'runner'"),
@@ -127,6 +150,10 @@ DOWNSTREAM = "-m train -u fbank -d ctc -c {place}/pr.yaml -p out "
         (DOWNSTREAM + "--local_rank 0", "on GPUs only"),
         (DOWNSTREAM + "--device cuda", "no GPU"),
         ("-m train -u fbank -d ctc -p out", "-c is missing"),
+        ("-m train -u fbank -d ctc -c {place}/pr.yaml", "-n NAME .* or -p FOLDER"),
+        ("-m train -a -u fbank -d ctc -c {place}/pr.yaml", "-a needs the experiment"),
+        ("-m evaluate -u fbank -d ctc -c {place}/pr.yaml -p out -t dve", "-t dve: .* did you mean 'dev'"),
+        ("-m evaluate -u fbank -d ctc -c {place}/pr.yaml -p out -i {place}/pr.yaml", "not a checkpoint"),
         ("-m train -u fbank -p out", "-d is missing"),
         ("-m train -d ctc -c {place}/pr.yaml -p out", "-u is missing"),
         ("-m evaluate -e no.ckpt", "-e no.ckpt: no such checkpoint"),
@@ -154,12 +181,96 @@ def test_each_process_of_torchrun_gets_its_gpu(monkeypatch):
     assert options.argv() == ["--local_rank=0", "--device=cuda"]
 
 
-def test_unsafe_unpickling_of_an_old_torch_is_warned_of(monkeypatch, caplog):
-    stock.warn_if_unpickled("a.ckpt")
+def test_an_upstream_that_runs_code_of_a_file_and_cannot_be_fetched(place, here, caplog, monkeypatch):
+    hub.register()
+    torch.save({}, here / "a.pt")
+
+    def hubert_base(**kwargs):
+        torch.load("a.pt", weights_only=False)
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("s3prl.hub.hubert_base", hubert_base)
+    options = [*DOWNSTREAM.format(place=place).split(), "-u", "hubert_base"]
+    with pytest.raises(UserError, match=r"weights of hubert_base could not be fetched .* -u hubert_local -k FILE"):
+        downstream_runner.run(options)
+    assert "-u hubert_base unpickles a.pt, which can run code in it" in caplog.text
+    assert [path.name for path in here.iterdir()] == ["a.pt"]
+
+
+def test_the_other_runners_checkpoint_is_named(here):
+    torch.save({"Step": 1, "Args": argparse.Namespace(), "Config": {}}, here / "states-1.ckpt")
+    with pytest.raises(UserError, match="not a checkpoint of run_downstream, but of run_pretrain"):
+        downstream_runner.run(["-m", "evaluate", "-e", "states-1.ckpt"])
+    torch.save({"Step": 1, "Args": argparse.Namespace(), "Downstream": {}}, here / "states-1.ckpt")
+    with pytest.raises(UserError, match="not a checkpoint of run_pretrain, but of run_downstream"):
+        pretrain_runner.run(["-e", "states-1.ckpt"])
+
+
+# --- configurations ---------------------------------------------------------------------------------------------------
+
+
+def test_every_key_of_s3prls_own_configurations_is_known(caplog):
+    """Some that the packaged ones lack."""
+    decoder = {"decoder_type": "kenlm", "kenlm_model": "4-gram.arpa", "unk_weight": "-math.inf", "beam": 5}
+    data = {"test-other": ["test-other"], "mine": ["a", "b"], "decoder_args": decoder}
+    model = {"select": "Wav2Letter", "Wav2Letter": {"total_rate": 320}, "RNNs": {"module": "GRU"}}
+    parts = {
+        "asr": {"datarc": data, "modelrc": model},
+        "ctc": {"corpus": {"train_speakers": ["Ivy"]}, "text": {"slots_file": "slots.txt"}, "model": model},
+        "emotion": {"modelrc": {"DeepModel": {"model_type": "FCN", "hidden_dim": 80}}},
+        "voxceleb1": {"modelrc": {"UtteranceLevel": {"pooling": "MeanPooling", "post_net": {"select": "FrameLevel"}}}},
+    }
+    for task, part in parts.items():
+        downstream_config.check_keys(task, {"runner": {"fp16": True}, "specaug": {}, "downstream_expert": part})
     assert caplog.text == ""
-    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
-    stock.warn_if_unpickled("a.ckpt")
-    assert "lets it run code" in caplog.text
+    downstream_config.check_keys("asr", {"downstream_expert": {"datarc": {"anything": 1}}})
+    assert "downstream_expert.datarc.anything: s3prl reads no such key" in caplog.text
+    downstream_config.check_keys("another_task", {"runner": {"total_step": 1}})  # may be read there
+    with pytest.raises(UserError, match=r"unknown key 'runner.steps'"):
+        downstream_config.check_keys("emotion", {"runner": {"steps": 1}})
+
+
+def test_what_is_evaluated_where_no_one_says(caplog):
+    with caplog.at_level(logging.INFO):
+        assert (
+            downstream_config.default_split("asr", read_yaml(assets.recipe("downstream/real/asr.yaml"))) == "test-clean"
+        )
+    assert "evaluating test-clean; -t chooses another of train, dev-clean, test-clean" in caplog.text
+    assert downstream_config.default_split("ctc", read_yaml(assets.recipe("downstream/real/pr.yaml"))) == "test"
+    assert downstream_config.default_split("emotion", {}) == "test"
+
+
+def test_optimizers_and_schedules_are_tried_before_anything_is_made():
+    hub.register()
+    from s3prl import optimizers, schedulers
+
+    def check(optimizer: dict, scheduler: dict | None = None) -> None:
+        config = {"runner": {"total_steps": 9}, "optimizer": optimizer, "scheduler": scheduler}
+        check_training(config, optimizers, schedulers)
+
+    adam = {"name": "TorchOptim", "torch_optim_name": "AdamW", "lr": 1e-3}
+    linear = {"name": "linear_schedule_with_warmup", "num_warmup_steps": 3}
+    check(adam | {"betas": [0.9, 0.98], "fused": True, "weight_decay": 0}, linear)
+    check({"name": "AdamW", "lr": 1e-4})
+    check({"name": "AdamW_with_schedule", "lr": 2e-4, "warmup_proportion": 0.07, "betas": [0.9, 0.98], "eps": 1e-6})
+    for optimizer, scheduler, message in (
+        (adam | {"torch_optim_name": "Adem"}, None, "optimizer.torch_optim_name: .* did you mean 'Adam'"),
+        (adam | {"beta": [0.9, 0.98]}, None, "unknown key 'optimizer.beta'; did you mean 'betas'"),
+        (adam | {"betas": 0.9}, None, "optimizer.betas: expected 2 numbers"),
+        (adam | {"lr": "1e-3"}, None, "optimizer.lr: expected a number, found '1e-3' .*1.0e-3"),
+        (adam | {"lr": float("nan")}, None, "optimizer.lr: expected a finite number"),
+        (adam | {"lr": -1.0}, None, "ValueError: Invalid learning rate"),
+        (adam | {"amsgrad": "no"}, None, "optimizer.amsgrad: expected true or false"),
+        (adam | {"torch_optim_name": "LBFGS"}, None, "optimizer or scheduler: TypeError"),
+        ({"name": "AdamW", "lr": 1e-4, "weight_decay": 0.1}, None, "unknown key 'optimizer.weight_decay'"),
+        (adam, linear | {"warmup": 3}, "unknown key 'scheduler.warmup'; did you mean 'num_warmup_steps'"),
+        (adam, {"name": "linear_schedule_with_warmup"}, "missing key 'scheduler.num_warmup_steps'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check(optimizer, scheduler)
+
+
+# --- upstreams --------------------------------------------------------------------------------------------------------
 
 
 def test_an_upstream_of_the_hub_works_and_is_warned_of(place, here, caplog, monkeypatch):
@@ -203,10 +314,31 @@ def test_pretraining_resumes_the_furthest_checkpoint_with_new_options(place, her
     assert load_pickle_safely(last)["Args"].expname == "run"  # -p alone is enough
     shutil.copytree(folder, here / "copy")
 
+    with pytest.raises(UserError, match="run: holds a run already; add -a to go on"):
+        pretrain_runner.run(["-u", "ekd_student", "-g", str(place / "config_model.yaml"), "-p", "run"])
+    before = last.stat().st_mtime_ns
+    with caplog.at_level(logging.INFO):
+        pretrain_runner.run(["-p", "run", "-a", "-g", str(place / "config_model.yaml")])
+    assert "finished, nothing to do" in caplog.text
+    assert last.stat().st_mtime_ns == before
+    assert "the run goes on as it was" not in caplog.text
+    recipe = yaml.safe_load((place / "config_model.yaml").read_text())
+    recipe["student"]["num_hidden_layers"] = 2
+    (here / "other.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError, match=r"student.num_hidden_layers is 2, the run's is 1; a run keeps its recipe"):
+        pretrain_runner.run(["-p", "run", "-a", "-g", "other.yaml"])
+    with pytest.raises(UserError, match=r"-e run/.* with -o: .*unknown key 'optimizer.lrr'"):
+        pretrain_runner.run(["-p", "run", "-a", "-o", "config.optimizer.lrr=1"])
+    runner = yaml.safe_load((place / "config_runner.yaml").read_text())
+    runner["optimizer"]["lr"] = 0.5
+    runner["runner"]["total_steps"] = 6
+    (here / "edited.yaml").write_text(yaml.safe_dump(runner))
+
     elsewhere = here / "elsewhere"
     elsewhere.mkdir()
     os.chdir(elsewhere)
-    pretrain_runner.run(["-e", "../run", "-o", "config.runner.total_steps=6"])
+    pretrain_runner.run(["-e", "../run", "-o", "config.runner.total_steps=6", "-c", "../edited.yaml"])
+    assert "edited.yaml: optimizer.lr is 0.5, the run's is 0.001; the run goes on as it was: use -o" in caplog.text
     assert list(elsewhere.iterdir()) == []  # it goes on where the checkpoint is
     states = load_pickle_safely(folder / last.name)
     assert states["Step"] == 5  # s3prl saves it one short
@@ -241,6 +373,11 @@ PRETRAIN = "-u ekd_student -g {place}/config_model.yaml -p out "
         (PRETRAIN + "--multi_gpu", "s3prl-ekd distill"),
         (PRETRAIN + "-o config.runner.total_steps=1", "must be below runner.total_steps 1"),
         (PRETRAIN + "-o config.runner.totl_steps=9", "did you mean 'total_steps'"),
+        (PRETRAIN + "-o config.runner.gradient_clipping=0", "gradient_clipping: must be positive"),
+        (PRETRAIN + "-o config.runner.gradient_clipping=float('inf')", "gradient_clipping: expected a finite number"),
+        (PRETRAIN + "-o config.optimizer.warmup_portion=0.1", "did you mean 'warmup_proportion'"),
+        (PRETRAIN + "-o config.optimizer.warmup_proportion=2", "ValueError: Invalid warmup"),
+        (PRETRAIN + "-o total_steps", "-o total_steps: expected args.KEY=VALUE"),
         (PRETRAIN + "-o config.optimizer.name=Adamm", "did you mean 'Adam'"),
         (PRETRAIN + "-o config.scheduler.name=linear", "scheduler.name: unknown value 'linear'"),
         (PRETRAIN + "-o config.pretrain_expert.datarc.audio_folder=/none", "/none: no such folder"),
@@ -275,20 +412,20 @@ def test_a_folder_with_something_of_worth_is_kept(here):
     settings, result = ("config_2026.yaml", "events.out.tfevents.1"), ("states-1.ckpt",)
 
     def fail_with(*files: str) -> None:
-        with stock.forget_new_folder("run"):
-            Path("run").mkdir(exist_ok=True)
+        with stock.forget_new_folder("result/run"):
+            Path("result/run").mkdir(parents=True, exist_ok=True)
             for name in files:
-                Path("run", name).touch()
-            raise UserError("late")
+                Path("result/run", name).touch()
+            raise KeyError("late")  # of s3prl, as likely as not
 
-    for files, kept in ((settings, False), (settings + result, True)):
-        with pytest.raises(UserError, match="late"):
+    for files, left in ((settings, []), (settings + result, [Path("result")])):
+        with pytest.raises(KeyError, match="late"):
             fail_with(*files)
-        assert Path("run").exists() == kept
-    Path("run/states-1.ckpt").unlink()
-    with pytest.raises(UserError, match="late"):
+        assert list(Path().iterdir()) == left
+    Path("result/run/states-1.ckpt").unlink()
+    with pytest.raises(KeyError, match="late"):
         fail_with(*settings)
-    assert Path("run").exists()  # it was there before
+    assert Path("result/run").exists()  # it was there before
 
 
 # --- as commands ------------------------------------------------------------------------------------------------------
@@ -301,3 +438,21 @@ def test_commands_answer_a_mistake_with_one_line_and_status_2(here, module):
     error = f"python -m {module}: error: -e no.ckpt: no such checkpoint file or folder (working folder: {here})\n"
     assert done.stderr == error
     assert done.stdout == ""
+
+
+def test_commands_say_in_one_line_how_they_ended(place, here, capsys):
+    def run(argv):
+        raise argv[0]
+
+    no_space = OSError(28, "No space left on device", "states-9.ckpt")
+    assert stock.main(run, "prog", [no_space]) == 2
+    assert capsys.readouterr().err == "prog: error: states-9.ckpt: No space left on device\n"
+    assert stock.main(run, "prog", [KeyboardInterrupt()]) == 130
+    assert capsys.readouterr().err.startswith("prog: interrupted; training goes on")
+    with pytest.raises(OSError, match="other"):
+        stock.main(run, "prog", [OSError("other")])
+
+    folder = f"{place}/pr.yaml/run"  # below a file
+    for runner, options in ((downstream_runner, DOWNSTREAM), (pretrain_runner, PRETRAIN)):
+        assert runner.main([*options.format(place=place).split(), "-p", folder]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"{runner.PROG}: error: {folder}: Not a directory"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -15,16 +16,19 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from helpers_processes import another_at_work, runs
 
 from s3prl_ekd import assets, cli
 from s3prl_ekd.config import StudentConfig
 from s3prl_ekd.data.mini_corpus.build import build
 from s3prl_ekd.data.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.files import read_yaml
+from s3prl_ekd.files import only_writer, read_yaml
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.superb import child, command, iemocap, lexicon, librispeech, voxceleb
+from s3prl_ekd.superb.corpora import mini_corpora
+from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.experiments import load_template, set_option, with_steps
 from s3prl_ekd.superb.jobs import Job, JobError, run_jobs, steps_done
 from s3prl_ekd.superb.outcome import METRICS, accuracy, error_rate, read_outcome
@@ -420,13 +424,17 @@ def test_report_draws_bars(tmp_path, capsys):
         (["--set", "sid:optimizer.momentum=1"], "no key 'optimizer.momentum'"),
         (["--jobs", "0"], "--jobs: expected 1 or more"),
         (["--data", "/nowhere"], "no mini corpus (corpus.json)"),
-        (["--corpus", "real", "--tasks", "sid"], "--voxceleb1 is missing"),
+        (["--ckpt", "./nowhere"], "--ckpt nowhere: there is no such file"),
+        (["--device", "gpu"], "--device gpu: expected cpu, cuda"),
+        (["--corpus", "real", "--tasks", "sid"], "missing: --voxceleb1 DIR, --iden-split FILE; --tasks chooses"),
+        (["--corpus", "real", "--tasks", "pr", "--librispeech", "/tmp"], "missing: --lexicon FILE (OpenSLR 11's"),
+        (["--corpus", "real", "--split", "both"], "--iden-split FILE, --iemocap DIR, --hidden DIR (with"),
         (
-            ["--corpus", "real", "--tasks", "pr", "--librispeech", "/nowhere"],
+            ["--corpus", "real", "--tasks", "asr", "--librispeech", "/nowhere"],
             "--librispeech /nowhere: there is no such",
         ),
         (["--corpus", "real", "--tasks", "er", "--iemocap", "/tmp"], "IEMOCAP_full_release"),
-        (["--corpus", "real", "--tasks", "sid", "--split", "hidden"], "give --hidden DIR"),
+        (["--corpus", "real", "--tasks", "sid", "--split", "hidden"], "missing: --hidden DIR"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(corpus, tmp_path, capsys, arguments, message):
@@ -440,14 +448,45 @@ def test_bad_input_is_one_line_and_nothing_is_written(corpus, tmp_path, capsys, 
     assert not list(tmp_path.rglob("experiment.json"))
 
 
-def test_real_pr_needs_a_lexicon(corpus, tmp_path, capsys):
-    link = tmp_path / "LibriSpeech"
-    link.mkdir()
-    for name, split in (("train-clean-100", "train-clean"), ("dev-clean", "dev-clean"), ("test-clean", "test-clean")):
-        (link / name).symlink_to(corpus / "LibriSpeech" / split)
-    common = ["superb", "--upstream", "fbank", "--corpus", "real", "--tasks", "pr", "--out", str(tmp_path / "out")]
-    assert cli.main([*common, "--librispeech", str(link)]) == 2
-    assert "--lexicon is missing: give OpenSLR 11's" in capsys.readouterr().err
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_missing_gpu_is_found_before_anything_is_written(corpus, tmp_path, capsys):
+    arguments = ["--upstream", "fbank", "--corpus", "mini", "--data", str(corpus), "--tasks", "er"]
+    assert cli.main(["superb", *arguments, "--out", str(tmp_path / "out"), "--device", "cuda"]) == 2
+    assert "--device cuda: torch sees no GPU here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_cannot_be_a_folder(corpus, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    arguments = ["--upstream", "fbank", "--corpus", "mini", "--data", str(corpus), "--tasks", "er"]
+    for out in (str(tmp_path / "file"), "/proc/x"):
+        assert cli.main(["superb", *arguments, "--out", out]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"s3prl-ekd: error: {out}")
+        assert error.count("\n") == 1
+
+
+def test_only_what_cost_time_keeps_its_folder(corpus, tmp_path):
+    """A start that failed at once does not stand in the way of the corrected command."""
+
+    def asked(upstream: str) -> Evaluation:
+        evaluation = Evaluation(upstream=upstream, tasks=("er",), corpora=mini_corpora(corpus), out=tmp_path)
+        assert [job.name for job in evaluation.jobs()] == ["er"]
+        return evaluation
+
+    folder = tmp_path / "er"
+    mistaken = asked("fbanc")
+    child.check_weights(folder, None)
+    asked("fbank")
+    assert json.loads((folder / child.EXPERIMENT).read_text())["settings"]["upstream"] == "fbank"
+    assert not (folder / child.WEIGHTS).exists()
+    with pytest.raises(UserError, match="with other settings meanwhile"):
+        mistaken.rows()
+    (folder / "train").mkdir()
+    (folder / "train/states-2.ckpt").touch()
+    with pytest.raises(UserError, match=r"results of other settings \(upstream\)"):
+        asked("mfcc")
+    asked("fbank")
 
 
 def test_report_of_something_else(tmp_path, capsys):
@@ -491,7 +530,7 @@ def test_a_failing_job_ends_the_others_and_shows_its_last_lines(tmp_path):
         run_jobs(jobs, at_a_time=2, threads=1, title="test")
     assert time.monotonic() - started < 60
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "slow.txt").read_text()), 0)
+        os.kill(int((tmp_path / "slow.txt").read_text().split()[-1]), 0)
 
 
 def test_steps_are_read_off_the_log(tmp_path):
@@ -503,6 +542,71 @@ def test_steps_are_read_off_the_log(tmp_path):
     assert steps_done(log) == 30
 
 
+def test_a_log_goes_on_but_only_its_last_part_speaks(tmp_path):
+    say = "print('overall:   2%|2  | 7/300 [00:01<00:44]', '\\ns3prl-ekd: error: of mine'); raise SystemExit(2)"
+    with pytest.raises(UserError, match="of mine"):
+        run_jobs([job(tmp_path, "one", say)], at_a_time=1, threads=1, title="test")
+    assert steps_done(tmp_path / "one.txt") == 7
+    with pytest.raises(JobError, match="ended with status 2"):
+        run_jobs([job(tmp_path, "one", "raise SystemExit(2)")], at_a_time=1, threads=1, title="test")
+    assert steps_done(tmp_path / "one.txt") == 0
+    assert "of mine" in (tmp_path / "one.txt").read_text()
+
+
+def test_jobs_die_with_a_killed_parent(tmp_path):
+    code = f"""
+from pathlib import Path
+from s3prl_ekd.superb.jobs import Job, run_jobs
+sleeper = "import os, time; print('process', os.getpid(), flush=True); time.sleep(300)"
+job = Job(name="sleeper", command=("-c", sleeper), log=Path({str(tmp_path / "log.txt")!r}), steps=1)
+run_jobs([job], at_a_time=1, threads=1, title="test")
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    log, deadline = tmp_path / "log.txt", time.monotonic() + 60
+    while not (log.exists() and "process" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    sleeper = int(log.read_text().split()[-1])
+    assert runs(sleeper)
+    parent.kill()
+    parent.wait()
+    while runs(sleeper):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    with another_at_work(tmp_path / "out") as other:
+        with pytest.raises(UserError, match=f"another process is at work in {tmp_path / 'out'}"):
+            only_writer(tmp_path / "out").__enter__()
+        other.kill()
+        other.wait()
+        with only_writer(tmp_path / "out"):
+            pass
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_superb_leaves_a_folder_alone_that_another_process_writes(corpus, tmp_path, capsys):
+    arguments = ["--upstream", "fbank", "--corpus", "mini", "--data", str(corpus), "--tasks", "er"]
+    with another_at_work(tmp_path / "er"):
+        assert cli.main(["superb", *arguments, "--out", str(tmp_path)]) == 2
+        assert f"another process is at work in {tmp_path / 'er'}" in capsys.readouterr().err
+        with pytest.raises(UserError, match="another process is at work"):
+            child.run(tmp_path / "er")
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_one_line(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "run_jobs", interrupted)
+    arguments = ["--upstream", "fbank", "--corpus", "mini", "--data", str(corpus), "--tasks", "er"]
+    assert cli.main(["superb", *arguments, "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "s3prl-ekd: interrupted; the same command goes on\n"
+
+
 def test_a_child_says_bad_input_in_one_line(corpus, tmp_path, capfd):
     arguments = ["--upstream", "fbanc", "--corpus", "mini", "--data", str(corpus), "--tasks", "er"]
     assert cli.main(["superb", *arguments, "--out", str(tmp_path / "out")]) == 2
@@ -512,9 +616,39 @@ def test_a_child_says_bad_input_in_one_line(corpus, tmp_path, capfd):
     assert "log.txt" in error
 
 
-def test_demo(tmp_path):
-    command = [sys.executable, assets.recipe("mini/demo.py"), "--tiny", "--jobs", "1", "--out", tmp_path / "demo"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+def test_demo(tmp_path, capsys):
+    out = tmp_path / "demo"
+    script = [sys.executable, assets.recipe("mini/demo.py"), "--tiny", "--jobs", "1", "--out", out]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
     assert "ekd_student is at chance on" in done.stderr  # as it must be after four steps
     assert done.returncode == 1
-    assert {r.label for r in read_summary(tmp_path / "demo")} == {"fbank", "undistilled", "ekd_student"}
+    labels = {"fbank", "undistilled", "ekd_student"}
+    assert {r.label for r in read_summary(out)} == labels
+    assert cli.main(["report", *(str(out / "results" / label) for label in labels)]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n{label} " in printed for label in labels)
+    demo = load_demo()
+    assert demo.main(["--out", str(out)]) == 2  # without --tiny
+    error = capsys.readouterr().err
+    assert "give another --out" in error
+    assert "--force" not in error
+
+
+def load_demo() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("demo", assets.recipe("mini/demo.py"))
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    return demo
+
+
+def test_demo_in_use_or_interrupted(tmp_path, monkeypatch, capsys):
+    demo = load_demo()
+    with another_at_work(tmp_path):
+        assert demo.main(["--out", str(tmp_path)]) == 2
+    assert f"demo: error: another process is at work in {tmp_path}" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert demo.main(["--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr(demo, "build", interrupted)
+    assert demo.main(["--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "demo: interrupted; the same command goes on\n"

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import re
 import types
 
@@ -13,11 +14,13 @@ import helpers_train as h
 import pytest
 import torch
 import yaml
+from helpers_processes import another_at_work
 from test_distiller import FakeTeacher
 
 import s3prl_ekd.train
 from s3prl_ekd.cli import main
 from s3prl_ekd.config import DistillConfig
+from s3prl_ekd.data.bad_recordings import BadRecordings
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.folder import load_student, load_student_and_heads
@@ -313,10 +316,13 @@ def test_many_in_a_row_end_the_run_with_a_checkpoint(tmp_path):
     assert h.run(config, resume=True, odd=odd) == 0, "the resumed run gets another chance"
 
 
-def test_empty_batches_still_step(tmp_path):
+def test_empty_batches_still_step(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     assert h.run(h.recipe(tmp_path / "run", max_steps=5, dev_every=5), odd={(0, 1): "empty", (0, 4): "empty"}) == 0
     losses = h.logged(tmp_path / "run")
-    assert losses[2] == losses[5] == 0
+    assert math.isnan(losses[2])
+    assert math.isnan(losses[5])
+    assert "step 2/5: loss nan, no usable recordings, " in caplog.text
     assert min(losses[1], losses[3], losses[4]) > 0.5
     assert h.checkpoint(tmp_path / "run")["EKD_Run"]["consumed"] == 5
 
@@ -403,6 +409,56 @@ def test_unwritable_output(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"output: .* cannot be written"):
         h.run(h.recipe(tmp_path / "file" / "run"))
+
+
+# ---- starts that come to nothing
+
+
+def broken(*_, **__):
+    raise UserError("of mine")
+
+
+@pytest.mark.parametrize("what", ["open_data", "build"])
+def test_a_failed_start_leaves_nothing(what, tmp_path):
+    parts = {"open_data": h.open_data, "build": h.build, what: broken}
+    with pytest.raises(UserError, match="of mine"):
+        s3prl_ekd.train.train(h.recipe(tmp_path / "new" / "run"), **parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_start_leaves_what_was_there_and_the_bad_recordings(tmp_path):
+    def note_and_break(config, *_):
+        BadRecordings(tmp_path / "bad_recordings.tsv").note(1, [("u0", "no good")])
+        broken()
+
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="of mine"):
+        s3prl_ekd.train.train(h.recipe(tmp_path), open_data=note_and_break, build=h.build)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert found == {"logs", "logs/mine.txt", "bad_recordings.tsv"}
+
+
+def test_one_process_at_a_time(tmp_path):
+    with another_at_work(tmp_path), pytest.raises(UserError, match=f"another process is at work in {tmp_path}"):
+        h.run(h.recipe(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_missing_gpu(tmp_path):
+    with pytest.raises(UserError, match=r"no GPU here: give trainer\.accelerator=auto"):
+        h.run(h.recipe(tmp_path / "run", accelerator="gpu"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
+    def fit(*_, **__):
+        raise SystemExit(1)  # as Lightning does
+
+    monkeypatch.setattr(s3prl_ekd.train.Trainer, "fit", fit)
+    with pytest.raises(KeyboardInterrupt, match="go on with --resume"):
+        h.run(h.recipe(tmp_path / "run"))
 
 
 # ---- parts

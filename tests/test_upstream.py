@@ -14,7 +14,7 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import write_yaml
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.heads import PredictionHeads
-from s3prl_ekd.upstream import EkdUpstream, ekd_student
+from s3prl_ekd.upstream import EkdUpstream, ekd_student, ekd_student_mini
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,9 +75,13 @@ def test_fine_tuning_reaches_every_weight(folder):
 def test_bad_input(tiny_student):
     with pytest.raises(UserError, match="needs a student"):
         ekd_student()
-    for wav in (torch.zeros(0), torch.zeros(1, 16000)):
-        with pytest.raises(UserError, match="one-dimensional and not empty"):
-            EkdUpstream(tiny_student)([wav])
+    for wav in (torch.zeros(0), torch.zeros(2, 16000)):
+        with pytest.raises(UserError, match=r"waveform 1 .* must be mono"):
+            EkdUpstream(tiny_student)([torch.zeros(400), wav])
+    with pytest.raises(UserError, match="NaN"):
+        EkdUpstream(tiny_student)([torch.tensor([0.0, float("nan")]).repeat(400)])
+    with pytest.raises(UserError, match="use -u ekd_student"):
+        ekd_student_mini(ckpt="somebodys/student")
 
 
 def test_torch_hub_and_plain_loading_need_no_s3prl(folder):

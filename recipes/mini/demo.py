@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd import assets
-from s3prl_ekd.cli import EXIT_USER_ERROR
-from s3prl_ekd.data.mini_corpus.build import build
+from s3prl_ekd.cli import in_one_line
+from s3prl_ekd.data.mini_corpus.build import OtherCorpusError, build
 from s3prl_ekd.data.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.files import atomic_path, read_yaml, write_yaml
+from s3prl_ekd.files import atomic_path, only_writer, read_yaml, write_yaml
 from s3prl_ekd.superb.corpora import Split, mini_corpora
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import Job, JobError, run_jobs
@@ -34,7 +34,8 @@ DISTORTED = ("-noisy",)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run it: 0 if the student is off chance everywhere, 1 if not or if a part failed, 2 for bad input."""
+    """Run it: 0 if the student is off chance everywhere, 1 if not or if a part failed, 2 for bad input, 130 if
+    interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for everything (default: demo)"
@@ -53,10 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        return demonstrate(args)
-    except UserError as error:
-        print(f"demo: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return in_one_line("demo", lambda: demonstrate(args))
     except JobError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -64,10 +62,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def demonstrate(args: argparse.Namespace) -> int:
     """All parts, in an order that keeps ``args.jobs`` processes busy."""
-    started = time.monotonic()
     out = args.out.resolve()
+    with only_writer(out):
+        return _demonstrate(out, args)
+
+
+def _demonstrate(out: Path, args: argparse.Namespace) -> int:
+    started = time.monotonic()
     corpus = MiniCorpusConfig.tiny() if args.tiny else MiniCorpusConfig()
-    build(out / "corpus", corpus, jobs=args.jobs)
+    try:
+        build(out / "corpus", corpus, jobs=args.jobs)
+    except OtherCorpusError as error:
+        where = out / "corpus"
+        raise UserError(f"{where} is another corpus, or a part of one: give another --out, or delete {out}") from error
     distillation = _distillation(out, args)
     splits = frozenset(Split) if args.hidden else frozenset({Split.PUBLIC})
     candidates = [
@@ -94,7 +101,9 @@ def demonstrate(args: argparse.Namespace) -> int:
     for evaluation, (label, _, _, after) in zip(evaluations, candidates, strict=True):
         jobs += evaluation.jobs(prefix=f"{label}/", after=tuple(name for name in after if name in unfinished))
     run_jobs(jobs, at_a_time=args.jobs, threads=args.threads, title="demo")
-    rows = [row for evaluation in evaluations for row in evaluation.rows()]
+    rows = []
+    for evaluation in evaluations:
+        rows += write_summary(evaluation.out / "summary.json", evaluation.rows())
     return _report(rows, out, time.monotonic() - started)
 
 

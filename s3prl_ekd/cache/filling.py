@@ -29,11 +29,12 @@ from s3prl_ekd.cache.settings import check_cacheable, read_description, require_
 from s3prl_ekd.cache.shards import HALF_MAX, ShardWriter, cut_key, shards, write_index
 from s3prl_ekd.cache.start import read_start, write_start
 from s3prl_ekd.config import DistortionConfig
+from s3prl_ekd.data.batch import Batch
 from s3prl_ekd.data.config import DataConfig
 from s3prl_ekd.data.cuts import Cut
 from s3prl_ekd.data.sources import Entry, mix_sources, resolve_sources, tar_beside
 from s3prl_ekd.data.stream import BatchStream, Plan
-from s3prl_ekd.distiller import Batch, pack_states, sources_of, teacher_states
+from s3prl_ekd.distiller import pack_states, sources_of, teacher_states
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.targets import RULES, Target
 from s3prl_ekd.teachers import Teacher, load_teacher, load_teachers

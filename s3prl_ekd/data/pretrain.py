@@ -20,10 +20,9 @@ from s3prl_ekd import MIN_SAMPLES
 from s3prl_ekd.config import Config, DistortionConfig
 from s3prl_ekd.data.audio import audio_files, audio_length, load_audio
 from s3prl_ekd.data.bad_recordings import BadRecordings
-from s3prl_ekd.data.batch import collate
+from s3prl_ekd.data.batch import Batch, collate
 from s3prl_ekd.data.distortion import Distorter
 from s3prl_ekd.data.randomness import integer, keyed_generator
-from s3prl_ekd.distiller import Batch
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -25,14 +25,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from s3prl_ekd.config import DistortionConfig
 from s3prl_ekd.data.bad_recordings import BadRecordings
-from s3prl_ekd.data.batch import collate
+from s3prl_ekd.data.batch import Batch, collate
 from s3prl_ekd.data.bucketing import draw_batches, duration_bounds
 from s3prl_ekd.data.config import DataConfig
 from s3prl_ekd.data.cuts import Cut, CutReader, draw_crop, read_cut
 from s3prl_ekd.data.distortion import Distorter
 from s3prl_ekd.data.shar import TarCache, TarReader
 from s3prl_ekd.data.sources import Entry, SourceError, digest, mix_sources, resolve_sources
-from s3prl_ekd.distiller import Batch
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)

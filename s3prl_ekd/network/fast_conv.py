@@ -198,9 +198,13 @@ def _in_chunks(
     kernels = [layer.conv.kernel_size[0] for layer in layers]
     strides = [layer.conv.stride[0] for layer in layers]
     field, hop = receptive_field(kernels, strides), math.prod(strides)
-    longest = _CHUNK_FRAMES_WITH_GRADIENT if torch.is_grad_enabled() else _CHUNK_FRAMES
+    gradient = torch.is_grad_enabled()
+    longest = _CHUNK_FRAMES_WITH_GRADIENT if gradient else _CHUNK_FRAMES
     dtype = _compute_dtype(waveforms.device)
-    chunks = []
+    chunks: list[Tensor] = []
+    # Without gradients into one result: many small pieces that stay would keep malloc from reusing what lies between.
+    whole = waveforms.new_empty(0 if gradient else packing.rows, layers[-1].conv.out_channels, dtype=dtype)
+    row = 0
     with torch.autocast(waveforms.device.type, enabled=False):
         taps = _taps(layers, dtype)
         for b, frames in enumerate(packing.frames.tolist()):
@@ -208,5 +212,10 @@ def _in_chunks(
                 count = min(longest, frames - start)
                 stretch = waveforms[b, start * hop : (start + count - 1) * hop + field]
                 x = torch.addmm(bias[b], stretch.unfold(0, kernel, stride), weight[b]).to(dtype)
-                chunks.append(_later_layers(layers, taps, x))
-    return torch.cat(chunks)
+                chunk = _later_layers(layers, taps, x)
+                if gradient:
+                    chunks.append(chunk)
+                else:
+                    whole[row : row + count] = chunk
+                    row += count
+    return torch.cat(chunks) if gradient else whole

@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import logging
 import sys
 import types
 import warnings
@@ -66,11 +67,20 @@ _NOISE: tuple[tuple[type[Warning], str], ...] = (
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings about s3prl's age inside the block."""
-    with warnings.catch_warnings():
-        for category, message in _NOISE:
-            warnings.filterwarnings("ignore", category=category, message=message)
-        yield
+    """No warnings about s3prl's age inside the block, nor about ESPnet, which only one of its upstreams needs."""
+    espnet = logging.getLogger("s3prl.upstream.espnet_hubert.expert")
+    espnet.addFilter(_not_of_espnet)
+    try:
+        with warnings.catch_warnings():
+            for category, message in _NOISE:
+                warnings.filterwarnings("ignore", category=category, message=message)
+            yield
+    finally:
+        espnet.removeFilter(_not_of_espnet)
+
+
+def _not_of_espnet(record: logging.LogRecord) -> bool:
+    return "ESPnet is not installed" not in record.getMessage()
 
 
 # --- Python and numpy -------------------------------------------------------------------------------------------------

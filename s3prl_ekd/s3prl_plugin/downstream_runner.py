@@ -8,17 +8,19 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import hub, stock, task_patches
+from s3prl_ekd.s3prl_plugin import downstream_config, hub, override, stock, task_patches
 from s3prl_ekd.s3prl_plugin.options import Options, Syntax
 
 _log = logging.getLogger(__name__)
 
 PROG = "python -m s3prl_ekd.run_downstream"
+_NOT_DOWNSTREAM = "not a checkpoint of run_downstream"
 SYNTAX = Syntax(
     prog=PROG,
     values={
@@ -73,15 +75,21 @@ def run(argv: Sequence[str]) -> None:
         stock.run_module("s3prl.run_downstream", options.argv())
         return
     _resolve_resume(options)
-    if "past_exp" not in options:
+    new = "past_exp" not in options
+    if new:
         _check_new_experiment(options)
-    _check_checkpoint(options)
     hub.register()  # from here on torch and s3prl are loaded, which takes seconds
     task_patches.apply()
-    _check_upstream(options)
+    if new:
+        _check_checkpoint(options)
+        _check_new_configuration(options)
+        _check_upstream(options)
+    else:
+        _check_resumed_configuration(options)
     _choose_device(options)
-    folder = None if "past_exp" in options else _experiment_folder(options)
-    with stock.forget_new_folder(folder):
+    from s3prl_ekd.s3prl_plugin.checked_upstream import checked_upstream
+
+    with stock.forget_new_folder(_experiment_folder(options) if new else None), checked_upstream():
         stock.run_module("s3prl.run_downstream", options.argv())
 
 
@@ -90,26 +98,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return stock.main(run, PROG, argv)
 
 
+def _is_named(options: Options) -> bool:
+    return "expname" in options or "expdir" in options or options.overrides("expdir")
+
+
 def _experiment_folder(options: Options) -> Path:
     return Path(options.get("expdir") or f"result/downstream/{options.get('expname')}")
 
 
 def _resolve_resume(options: Options) -> None:
     """Name the checkpoint that ``-a`` or ``-e`` goes on from."""
-    if options.given.pop("auto_resume", False) and any(_experiment_folder(options).glob("states-*.ckpt")):
-        options.given["past_exp"] = str(_experiment_folder(options))
+    if options.given.pop("auto_resume", False):
+        if not _is_named(options):
+            raise UserError("-a needs the experiment: give -n NAME or -p FOLDER")
+        if any(_experiment_folder(options).glob("states-*.ckpt")):
+            options.given["past_exp"] = str(_experiment_folder(options))
     if "past_exp" in options:
         options.given["past_exp"] = stock.newest_checkpoint(options.get("past_exp"), "-e")
-        stock.warn_if_unpickled(options.get("past_exp"))
 
 
 def _check_new_experiment(options: Options) -> None:
     task = options.get("downstream")
     if task is None:
         raise UserError("-d is missing: name the downstream task, such as ctc, voxceleb1, emotion or asr")
-    if importlib.util.find_spec("s3prl.downstream") and not importlib.util.find_spec(f"s3prl.downstream.{task}"):
-        folders = Path(importlib.util.find_spec("s3prl.downstream").submodule_search_locations[0])
-        raise UserError(f"-d {task}: s3prl has no such task; {nearest(task, _tasks(folders))}")
+    tasks = _tasks()
+    if tasks and task not in tasks:
+        raise UserError(f"-d {task}: s3prl has no such task; {nearest(task, tasks)}")
     if "config" not in options and not Path(f"downstream/{task}/config.yaml").is_file():
         raise UserError(
             f"-c is missing: s3prl's wheel brings no configuration for -d {task}; give -c FILE.yaml"
@@ -118,24 +132,77 @@ def _check_new_experiment(options: Options) -> None:
     for name, option in (("config", "-c"), ("upstream_model_config", "-g")):
         if name in options:
             options.given[name] = stock.input_file(options.get(name), option)
-    if "config" in options:
-        config = read_yaml(options.get("config"))
-        for key in ("runner", "downstream_expert", *(["optimizer"] if options.get("mode") == "train" else [])):
-            if key not in config:
-                raise UserError(f"-c {options.get('config')}: has no section {key!r}; is it for a downstream task?")
+    if not _is_named(options):
+        raise UserError("give the experiment a name or a folder: -n NAME (result/downstream/NAME) or -p FOLDER")
+    if options.get("mode") == "train":
+        stock.check_unused(_experiment_folder(options))
 
 
-def _tasks(folder: Path) -> list[str]:
-    return [path.parent.name for path in folder.glob("*/expert.py")]
+def _tasks() -> list[str]:
+    spec = importlib.util.find_spec("s3prl.downstream")
+    folders = spec.submodule_search_locations if spec else ()
+    return [path.parent.name for folder in folders for path in Path(folder).glob("*/expert.py")]
 
 
 def _check_checkpoint(options: Options) -> None:
+    """``-i``, of which s3prl ignores whatever is not of a downstream run."""
     path = options.get("init_ckpt")
-    if path is None or "past_exp" in options:
+    if path is None:
         return
     if not Path(path).is_file():
         raise UserError(f"-i {path}: no such file (working folder: {Path.cwd()})")
-    stock.warn_if_unpickled(path)
+    from s3prl_ekd.student.checkpoint import kind_of, load_pickle_safely
+
+    states = load_pickle_safely(path)
+    if not isinstance(states, dict) or not {"Upstream", "Featurizer", "Downstream"} & states.keys():
+        raise UserError(f"-i {path}: {_NOT_DOWNSTREAM}, but {kind_of(states)}")
+
+
+def _check_new_configuration(options: Options) -> None:
+    task = options.get("downstream")
+    file = options.get("config") or f"downstream/{task}/config.yaml"
+    given, train = read_yaml(file), options.get("mode") == "train"
+    try:
+        config = override.applied(options.get("override"), given)
+        for section in ("runner", "downstream_expert", *(["optimizer"] if train else [])):
+            if not isinstance(config.get(section), Mapping):
+                raise UserError(f"has no section {section!r}; is it for a downstream task?")
+        downstream_config.check_keys(task, config)
+        downstream_config.check_filled_in(task, config)
+        if train:
+            downstream_config.check_training_sections(config)
+    except UserError as error:
+        raise UserError(f"-c {file}{' with -o' if 'override' in options else ''}: {error}") from error
+    _check_split(options, task, config)
+
+
+def _check_resumed_configuration(options: Options) -> None:
+    """The checkpoint's was good enough to train with: only what ``-o`` changes is new."""
+    path, changes = options.get("past_exp"), options.get("override")
+    states = stock.read_states(path)
+    if "Downstream" not in states:
+        raise UserError(
+            f"-e {path}: {_NOT_DOWNSTREAM}, but of run_pretrain; its student is judged by -m train -u ekd_student -k"
+            f" {path} and a task (-d, -c)"
+        )
+    task, config = states["Args"].downstream, override.applied(changes, states["Config"])
+    try:
+        downstream_config.check_keys(task, override.alone(changes)[1])
+        if changes and options.get("mode") == "train":
+            downstream_config.check_training_sections(config)
+    except UserError as error:
+        raise UserError(f"-o: {error}") from error
+    _check_split(options, task, config)
+
+
+def _check_split(options: Options, task: str, config: Mapping[str, Any]) -> None:
+    if options.get("mode") != "evaluate" or options.overrides("evaluate_split"):
+        return
+    split, valid = options.get("evaluate_split"), downstream_config.splits(task, config)
+    if split is None:
+        options.given["evaluate_split"] = downstream_config.default_split(task, config)
+    elif valid is not None and split not in valid:
+        raise UserError(f"-t {split}: the configuration has no such split; {nearest(split, valid)}")
 
 
 def _check_upstream(options: Options) -> None:
@@ -156,10 +223,9 @@ def _check_upstream(options: Options) -> None:
             "-u ekd_student needs -k: a student folder, a states-*.ckpt of run_pretrain or a hub id"
             " (-u ekd_student_mini needs none)"
         )
-    if name.endswith(("_local", "_custom")) and checkpoint is not None:
-        if "://" not in checkpoint and not Path(checkpoint).exists():
-            raise UserError(f"-k {checkpoint}: no such file (working folder: {Path.cwd()})")
-        stock.warn_if_unpickled(checkpoint)
+    is_file = name.endswith(("_local", "_custom")) and checkpoint is not None and "://" not in checkpoint
+    if is_file and not Path(checkpoint).exists():
+        raise UserError(f"-k {checkpoint}: no such file (working folder: {Path.cwd()})")
 
 
 def _hint(name: str, valid: list[str]) -> str:

@@ -119,6 +119,7 @@ def plug_checkout(folder: Path, recipe: str) -> None:
     print(f"plugged: {target}")
     for name in sorted(kept):
         print(f"kept, since it was edited: {target / name}")
+    print(f"say where the data are in {target / YAML[1]}, under pretrain_expert.datarc")
     print(f"in {target.parent.parent}: python run_pretrain.py -u {RECIPE} -n NAME (without a GPU add --device cpu)")
 
 

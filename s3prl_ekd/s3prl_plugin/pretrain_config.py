@@ -9,6 +9,7 @@ from typing import Any
 
 from s3prl_ekd.config import Config
 from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.s3prl_plugin.optimizer_config import check_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class RunnerConfig(Config):
         for name in ("total_steps", "gradient_accumulate_steps", "log_step", "save_step", "max_keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"runner.{name}: expected at least 1, found {getattr(self, name)}")
+        if self.gradient_clipping <= 0:
+            raise UserError(f"runner.gradient_clipping: must be positive, found {self.gradient_clipping}")
         for name, value in (("log_step", self.log_step), ("save_step", self.save_step)):
             if self.n_epochs <= 0 and value >= self.total_steps:
                 raise UserError(f"runner.{name}: must be below runner.total_steps {self.total_steps}, found {value}")
@@ -45,13 +48,12 @@ _SECTIONS = ("runner", "optimizer", "pretrain_expert")
 _OPTIONAL_SECTIONS = ("scheduler",)
 
 
-def check_config(config: Mapping[str, Any], where: str, complete: bool = True) -> None:
+def check_config(config: Mapping[str, Any], where: str) -> None:
     """Check all but ``pretrain_expert``, which belongs to the recipe.
 
     Args:
-        config: the whole configuration of the runner.
+        config: the whole configuration of the runner, ``-o`` applied.
         where: its name, for messages.
-        complete: whether ``-o`` has been applied; before that only the sections are looked at.
 
     Raises:
         UserError: a section or key that is missing or unknown, a value that cannot be.
@@ -62,24 +64,10 @@ def check_config(config: Mapping[str, Any], where: str, complete: bool = True) -
     for name in config:
         if name not in _SECTIONS + _OPTIONAL_SECTIONS:
             raise UserError(f"{where}: unknown section {name!r}; {nearest(name, _SECTIONS + _OPTIONAL_SECTIONS)}")
-    if not complete:
-        return
     try:
         RunnerConfig.from_mapping(config["runner"], "runner")
         if "datarc" not in config["pretrain_expert"]:
             raise UserError("missing key 'pretrain_expert.datarc'")
-        _check_function("optimizer", config["optimizer"], "optimizers")
-        if config.get("scheduler"):
-            _check_function("scheduler", config["scheduler"], "schedulers")
+        check_training(config, sys.modules["optimizers"], sys.modules["schedulers"])
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-
-
-def _check_function(section: str, settings: Mapping[str, Any], module: str) -> None:
-    """s3prl calls ``get_<name>`` of its module ``optimizers`` or ``schedulers``."""
-    if "name" not in settings:
-        raise UserError(f"missing key '{section}.name'")
-    ours = f"get_{section}", "get_grouped_parameters"
-    valid = [n.removeprefix("get_") for n in dir(sys.modules[module]) if n.startswith("get_") and n not in ours]
-    if settings["name"] not in valid:
-        raise UserError(f"{section}.name: unknown value {settings['name']!r}; {nearest(str(settings['name']), valid)}")

@@ -20,7 +20,7 @@ from typing import Any
 from s3prl_ekd import assets
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import compat, stock
+from s3prl_ekd.s3prl_plugin import compat, override, stock
 from s3prl_ekd.s3prl_plugin.options import Options, Syntax
 from s3prl_ekd.s3prl_plugin.pretrain_config import check_config
 
@@ -68,12 +68,18 @@ def run(argv: Sequence[str]) -> None:
     _resolve_resume(options)
     _choose_device(options)
     with _top_level_modules() as script:
-        if "past_exp" in options:
-            new_folder, changes = None, _settings_of_this_call(options)
-        else:
+        if "past_exp" not in options:
             _check_new_experiment(options)
             new_folder, changes = options.get("expdir"), {}
-        with _checked_runner(), _changed_args(options.get("past_exp"), changes), stock.forget_new_folder(new_folder):
+        elif _goes_on(options):
+            new_folder, changes = None, _settings_of_this_call(options)
+        else:
+            return
+        with (
+            _end_of_schedule_follows(),
+            _changed_args(options.get("past_exp"), changes),
+            stock.forget_new_folder(new_folder),
+        ):
             _run_script(script, options.argv())
 
 
@@ -142,7 +148,6 @@ def _resolve_resume(options: Options) -> None:
             options.given["past_exp"] = options.get("expdir")
     if "past_exp" in options:
         options.given["past_exp"] = stock.newest_checkpoint(options.get("past_exp"), "-e")
-        stock.warn_if_unpickled(options.get("past_exp"))
 
 
 def _choose_device(options: Options) -> None:
@@ -164,6 +169,31 @@ def _settings_of_this_call(options: Options) -> dict[str, Any]:
     }
 
 
+def _goes_on(options: Options) -> bool:
+    """Check a run that shall go on; False if it is finished already."""
+    from s3prl_ekd.s3prl_plugin.pretrain_resume import check_recipe, is_finished, warn_of_changes
+
+    checkpoint, changes = options.get("past_exp"), options.get("override")
+    states = stock.read_states(checkpoint)
+    if "Downstream" in states:
+        raise UserError(f"-e {checkpoint}: not a checkpoint of run_pretrain, but of run_downstream")
+    config = override.applied(changes, states["Config"])
+    check_config(config, f"-e {checkpoint}{_with_override(options)}")
+    recipe, runner = (_yaml_file(options, name) for name in ("upstream_config", "config"))
+    if recipe:
+        check_recipe(recipe, states)
+    if runner:
+        warn_of_changes(runner, changes, config)
+    if is_finished(checkpoint, states, config):
+        _log.info("%s: finished, nothing to do; -o config.runner.total_steps=N would train on", checkpoint)
+        return False
+    return True
+
+
+def _with_override(options: Options) -> str:
+    return " with -o" if "override" in options else ""
+
+
 def _check_new_experiment(options: Options) -> None:
     names = os.listdir("pretrain/")
     if "upstream" not in options:
@@ -172,11 +202,18 @@ def _check_new_experiment(options: Options) -> None:
         raise UserError(f"-u {options.get('upstream')}: no such recipe; {nearest(options.get('upstream'), names)}")
     if "expdir" not in options:
         raise UserError("give the experiment a name or a folder: -n NAME (result/pretrain/NAME) or -p FOLDER")
+    stock.check_unused(options.get("expdir"))
     if not options.given.keys() & _YAML.keys():
         _use_default_yaml(options)
-    for name, (option, file) in _YAML.items():
-        options.given[name] = _yaml_file(options, name, option, file)
-    check_config(read_yaml(options.get("config")), f"-c {options.get('config')}", complete=False)
+    for name in _YAML:
+        path = _yaml_file(options, name)
+        if path is None:
+            (given,) = options.given.keys() & _YAML.keys()
+            option, file = _YAML[name]
+            raise UserError(f"{option} is missing, and beside {options.get(given)} there is no {file}")
+        options.given[name] = path
+    config = override.applied(options.get("override"), read_yaml(options.get("config")))
+    check_config(config, f"-c {options.get('config')}{_with_override(options)}")
 
 
 def _use_default_yaml(options: Options) -> None:
@@ -193,15 +230,16 @@ def _use_default_yaml(options: Options) -> None:
     )
 
 
-def _yaml_file(options: Options, name: str, option: str, file: str) -> str:
+def _yaml_file(options: Options, name: str) -> str | None:
     """The YAML given, else the one beside the other one given."""
+    option, file = _YAML[name]
     if name in options:
         return stock.input_file(options.get(name), option)
-    given = next(other for other in _YAML if other in options)
-    beside = Path(stock.input_file(options.get(given), _YAML[given][0])).with_name(file)
-    if beside.is_file():
-        return str(beside)
-    raise UserError(f"{option} is missing, and beside {options.get(given)} there is no {file}")
+    for other in options.given.keys() & _YAML.keys():
+        beside = Path(stock.input_file(options.get(other), _YAML[other][0])).with_name(file)
+        if beside.is_file():
+            return str(beside)
+    return None
 
 
 def _packaged() -> list[str]:
@@ -234,17 +272,12 @@ def _changed_args(checkpoint: str | None, changes: Mapping[str, Any]) -> Iterato
 
 
 @contextlib.contextmanager
-def _checked_runner() -> Iterator[None]:
-    """While it lasts, s3prl's runner checks its configuration, ``-o`` applied, before it starts, and a resumed run with
-    other ``total_steps`` has its learning rate follow them."""
+def _end_of_schedule_follows() -> Iterator[None]:
+    """While it lasts, a resumed run with other ``total_steps`` has its learning rate follow them."""
     module = sys.modules["pretrain.runner"]
     original = module.Runner
 
     class Runner(original):
-        def __init__(self, args: Any, config: dict[str, Any]) -> None:
-            check_config(config, "configuration of the runner")
-            super().__init__(args, config)
-
         def _get_optimizer(self, model_params: Any) -> Any:
             optimizer = super()._get_optimizer(model_params)
             for group in optimizer.param_groups:  # a *_with_schedule optimizer has just got the checkpoint's end

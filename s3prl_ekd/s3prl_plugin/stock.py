@@ -23,15 +23,23 @@ _log = logging.getLogger(__name__)
 
 
 def main(run: Callable[[Sequence[str]], None], prog: str, argv: Sequence[str] | None) -> int:
-    """Run a wrapper as a command: a UserError becomes one line and exit status 2."""
+    """Run a wrapper as a command: what the user can mend becomes one line and exit status 2, an interruption 130."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         run(sys.argv[1:] if argv is None else argv)
+        return 0
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun all processes fail alike
-            print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+        message, status = f"error: {one_line(error)}", EXIT_USER_ERROR
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _log.debug("where it happened", exc_info=True)
+        message, status = f"error: {error.filename}: {error.strerror or error}", EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        message, status = "interrupted; training goes on from its last checkpoint with the same command and -a", 130
+    if os.environ.get("RANK", "0") == "0":  # under torchrun all processes fail alike
+        print(f"{prog}: {message}", file=sys.stderr)
+    return status
 
 
 def one_line(error: UserError) -> str:
@@ -110,26 +118,27 @@ def _number(path: Path) -> int | None:
 
 
 def _read_step(path: Path) -> int:
-    """The step stored in a runner's checkpoint; a UserError says what is wrong with another kind of file."""
+    return int(read_states(path)["Step"])
+
+
+def read_states(path: str | Path) -> dict[str, Any]:
+    """What is in a runner's checkpoint.
+
+    Raises:
+        UserError: it is another kind of file (said which).
+    """
     from s3prl_ekd.student.checkpoint import kind_of, load_pickle_safely
 
     states = load_pickle_safely(path)
     if not isinstance(states, dict) or "Step" not in states or "Args" not in states:
         raise UserError(f"{path}: not a checkpoint that training can go on from, but {kind_of(states)}")
-    return int(states["Step"])
+    return states
 
 
-def warn_if_unpickled(path: str) -> None:
-    """Say it where s3prl's own ``torch.load`` would run code that is in the file."""
-    import torch
-
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
-        _log.warning(
-            "s3prl unpickles %s and torch %s lets it run code from there: use only files that you trust, or torch 2.6"
-            " and newer",
-            path,
-            torch.__version__,
-        )
+def check_unused(folder: str | Path) -> None:
+    """Refuse to begin a run in the folder of another one, whose checkpoints would mix with its own."""
+    if any(Path(folder).glob("states-*.ckpt")):
+        raise UserError(f"{folder}: holds a run already; add -a to go on with it, or give another -n or -p")
 
 
 @contextlib.contextmanager
@@ -155,7 +164,7 @@ def stock_process(argv: Sequence[str]) -> Iterator[None]:
     try:
         with compat.quiet():
             yield
-    except UserError as error:
+    except BaseException as error:
         close_event_files(error.__traceback__)
         raise
     finally:
@@ -185,14 +194,16 @@ def run_module(name: str, argv: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def forget_new_folder(folder: str | Path | None) -> Iterator[None]:
-    """If the block fails for bad input before it has made anything of worth in a new folder, take that folder away."""
-    folder = Path(folder) if folder is not None else None
-    is_new = folder is not None and not folder.exists()
+    """If the block fails before it has made anything of worth in a new folder, take that folder away."""
+    new = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()] if folder is not None else []
     try:
         yield
-    except UserError:
-        if is_new:
-            _remove_if_empty_run(folder)
+    except BaseException:
+        if new:
+            _remove_if_empty_run(new[0])
+        for parent in new[1:]:
+            with contextlib.suppress(OSError):  # not empty, or never made
+                parent.rmdir()
         raise
 
 
@@ -201,7 +212,7 @@ def _remove_if_empty_run(folder: Path) -> None:
     if not folder.is_dir():
         return
     files = list(folder.iterdir())
-    if all(file.is_file() and re.match(r"(args_|config_).*\.yaml$|events\.out\.", file.name) for file in files):
+    if all(file.is_file() and re.search(r"\.yaml$|^events\.out\.", file.name) for file in files):
         for file in files:
             file.unlink()
         folder.rmdir()

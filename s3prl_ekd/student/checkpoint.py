@@ -94,6 +94,8 @@ def read_checkpoint(path: str | Path) -> Contents:
                     return reader(states)
                 except UserError as error:
                     raise UserError(f"{path}: {error}") from error
+                except (AttributeError, KeyError, TypeError) as error:
+                    raise UserError(f"{path}: a damaged checkpoint ({type(error).__name__}: {error})") from error
     raise UserError(f"{path}: holds no student, it is {kind_of(states)}")
 
 

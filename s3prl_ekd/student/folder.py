@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,12 @@ def load_student(where: str | Path) -> Student:
 
 def load_student_and_heads(where: str | Path) -> tuple[Student, PredictionHeads | None]:
     """As :func:`load_student`, with the prediction heads where they are stored."""
-    path = Path(where)
+    path = Path(where).expanduser()
     if path.is_dir():
         return _read_folder(path)
     if path.is_file():
+        if path.suffix == ".safetensors":
+            raise UserError(f"{path}: a file of a student's folder; name the folder, {path.parent}")
         config, state, heads = read_checkpoint(path)
         return _assemble(config, state, heads, path)
     return _read_folder(_download(str(where)))
@@ -165,11 +168,16 @@ def _preprocessor(config: StudentConfig) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; a student folder needs this file") from error
+        raise UserError(
+            f"{path.parent}: no student folder, it has no {path.name} that can be read ({error.strerror or error})"
+        ) from error
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not the JSON of a student, expected names and values")
+    return values
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -227,8 +235,11 @@ def _assemble(
     _load_strictly(student, state, where)
     head_modules = None
     if heads:
-        sizes = [heads[f"{i}.2.bias"].shape[0] for i in range(len({name.split(".")[0] for name in heads}))]
-        head_modules = PredictionHeads(config.hidden_size, sizes, heads["0.0.bias"].shape[0])
+        try:
+            sizes = [heads[f"{i}.2.bias"].shape[0] for i in range(len({name.split(".")[0] for name in heads}))]
+            head_modules = PredictionHeads(config.hidden_size, sizes, heads["0.0.bias"].shape[0])
+        except KeyError as error:
+            raise UserError(f"{where}: its heads are no prediction heads, they lack {error}") from error
         _load_strictly(head_modules, heads, where)
         head_modules.eval()
     return student.eval(), head_modules
@@ -238,7 +249,7 @@ def _load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], where: 
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = textwrap.shorten(str(error), 300)
         raise UserError(f"{where}: the weights do not fit the student's configuration ({reason})") from error
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
-from s3prl_ekd.files import write_json, write_yaml
+from s3prl_ekd.files import only_writer, write_json, write_yaml
 from s3prl_ekd.superb.experiments import Experiment, TestSet, changed
 from s3prl_ekd.superb.outcome import METRICS, Outcome, read_outcome
 
@@ -47,19 +47,30 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(folder: Path) -> None:
-    """Train and evaluate what is not yet there."""
-    description = json.loads((folder / EXPERIMENT).read_text(encoding="utf-8"))
-    experiment = Experiment.from_mapping(description["experiment"])
-    settings = description["settings"]
-    options = _runner_options(experiment, settings)
-    check_weights(folder, settings["ckpt"])
-    with contextlib.chdir(folder):
-        if not Path(TRAINED).is_file():
-            write_json(TRAINED, _train(experiment, options, remember=settings["remember_features"]))
-        checkpoint = json.loads(Path(TRAINED).read_text(encoding="utf-8"))["checkpoint"]
-        for test in experiment.tests:
-            if not (TESTS / test.name / RESULT).is_file():
-                _evaluate(experiment, test, checkpoint, options)
+    """Train and evaluate what is not yet there.
+
+    Raises:
+        UserError: bad input, or another process is at work in the folder.
+    """
+    with only_writer(folder):
+        description = json.loads((folder / EXPERIMENT).read_text(encoding="utf-8"))
+        experiment = Experiment.from_mapping(description["experiment"])
+        settings = description["settings"]
+        options = _runner_options(experiment, settings)
+        check_weights(folder, settings["ckpt"])
+        with contextlib.chdir(folder):
+            if not Path(TRAINED).is_file():
+                write_json(TRAINED, _train(experiment, options, remember=settings["remember_features"]))
+            checkpoint = json.loads(Path(TRAINED).read_text(encoding="utf-8"))["checkpoint"]
+            for test in experiment.tests:
+                if not (TESTS / test.name / RESULT).is_file():
+                    _evaluate(experiment, test, checkpoint, options)
+
+
+def begun(folder: Path) -> bool:
+    """Whether there is something in the folder that cost time: a checkpoint or a result."""
+    patterns = (f"{TRAIN}/[!.]*.ckpt", TRAINED, f"{TESTS}/*/{RESULT}")
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
 def check_weights(folder: Path, ckpt: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         options=[_option(text) for text in args.options],
         fine_tune=args.fine_tune,
         remember_features=_remember(args),
-        device=args.device,
+        device=_device(args.device),
     )
     try:
         run_jobs(evaluation.jobs(), at_a_time=args.jobs, threads=args.threads, title="superb")
@@ -114,9 +115,20 @@ def _where(args: argparse.Namespace) -> str | None:
             raise UserError("--upstream ekd_student needs --ckpt: a student folder, a states-*.ckpt or a hub id")
         return None
     path = Path(args.ckpt).expanduser()
-    if not path.exists() and (path.is_absolute() or path.suffix in {".ckpt", ".pt"}):
+    is_path = path.is_absolute() or args.ckpt.startswith(".") or path.suffix in {".ckpt", ".pt"}
+    if is_path and not path.exists():
         raise UserError(f"--ckpt {path}: there is no such file or folder")
     return str(path.resolve()) if path.exists() else args.ckpt
+
+
+def _device(name: str | None) -> str | None:
+    from s3prl_ekd.s3prl_plugin import stock
+
+    if name is not None:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+            raise UserError(f"--device {name}: expected cpu, cuda or the number of a GPU, such as cuda:0")
+        stock.check_device(name)
+    return name
 
 
 def _tasks(text: str) -> tuple[str, ...]:

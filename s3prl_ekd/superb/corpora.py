@@ -81,17 +81,14 @@ class Corpora:
     """Changes when the audio does; empty where the corpus is named by its folders alone."""
 
     def need(self, field: str) -> Path:
-        """The path in ``field``.
+        """The path in ``field``, which was given.
 
         Raises:
-            UserError: it was not given, or nothing is there.
+            UserError: nothing is there.
         """
         path = getattr(self, field)
-        option = "--" + field.replace("_", "-")
-        if path is None:
-            raise UserError(f"{option} is missing: give the path")
         if not path.exists():
-            raise UserError(f"{option} {path}: there is no such file or folder")
+            raise UserError(f"--{field.replace('_', '-')} {path}: there is no such file or folder")
         return path
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.files import write_json
+from s3prl_ekd.files import only_writer, write_json
 from s3prl_ekd.superb import child
 from s3prl_ekd.superb.corpora import Corpora, Split
-from s3prl_ekd.superb.experiments import Experiment, load_template, plan, set_option, with_steps
+from s3prl_ekd.superb.experiments import Experiment, load_template, plan, require_given, set_option, with_steps
 from s3prl_ekd.superb.jobs import Job
 from s3prl_ekd.superb.outcome import METRICS
 from s3prl_ekd.superb.summary import Row
@@ -58,8 +58,10 @@ class Evaluation:
         """All experiments, with the files they need written and their folders claimed.
 
         Raises:
-            UserError: data is missing, an option is unknown, or the folder holds other results.
+            UserError: data is missing, an option is unknown, the folder holds other results, or another process is at
+                work there.
         """
+        require_given(self.tasks, self.corpora, self.splits)
         experiments = [
             experiment
             for task in self.tasks
@@ -97,7 +99,10 @@ class Evaluation:
         """The results, one row per task and test set; folds are averaged."""
         found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         for experiment in self.experiments:
-            trained = _read(self.out / experiment.name / child.TRAINED)
+            folder = self.out / experiment.name
+            if self._differing(experiment):
+                raise UserError(f"{folder} was begun with other settings meanwhile: start again with another --out")
+            trained = _read(folder / child.TRAINED)
             for test in experiment.tests:
                 result = _read(self._result(experiment, test.name))
                 seconds = trained["seconds"] + result["seconds"]
@@ -127,9 +132,26 @@ class Evaluation:
         return with_steps(config, self.steps[task]) if task in self.steps else config
 
     def _claim(self, experiment: Experiment) -> None:
-        """Write the experiment into its folder, unless other results are there."""
-        path = self.out / experiment.name / child.EXPERIMENT
-        settings = {
+        """Write the experiment into its folder, unless other results, or what may become some, are there."""
+        folder = self.out / experiment.name
+        with only_writer(folder):
+            if child.begun(folder):
+                differing = self._differing(experiment)
+                if differing:
+                    raise UserError(
+                        f"{folder} holds results of other settings ({', '.join(differing)}): give another --out, or"
+                        " delete that folder"
+                    )
+                child.check_weights(folder, self.ckpt)
+            else:
+                (folder / child.WEIGHTS).unlink(missing_ok=True)
+            now = {"settings": self._settings, "experiment": experiment.to_mapping()}
+            write_json(folder / child.EXPERIMENT, now)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What all experiments have in common and results depend on."""
+        return {
             "upstream": self.upstream,
             "ckpt": self.ckpt,
             "seed": self.seed,
@@ -138,19 +160,15 @@ class Evaluation:
             "device": self.device,
             "corpus": self.corpora.fingerprint,
         }
-        now = {"settings": settings, "experiment": experiment.to_mapping()}
-        if path.is_file():
-            before = _read(path)
-            differing = _differences({**before["settings"], **before["experiment"]["config"]},
-                                     {**settings, **experiment.config})  # fmt: skip
-            if differing:
-                raise UserError(
-                    f"{path.parent} holds results of other settings ({', '.join(differing)}): give another --out,"
-                    " or delete that folder"
-                )
-        if (path.parent / child.WEIGHTS).is_file():
-            child.check_weights(path.parent, self.ckpt)
-        write_json(path, now)
+
+    def _differing(self, experiment: Experiment) -> list[str]:
+        """Settings that are others in the experiment's folder."""
+        path = self.out / experiment.name / child.EXPERIMENT
+        if not path.is_file():
+            return []
+        before = _read(path)
+        return _differences({**before["settings"], **before["experiment"]["config"]},
+                            {**self._settings, **experiment.config})  # fmt: skip
 
     def _missing(self, experiment: Experiment) -> list[str]:
         """Test sets without a result. One whose data lies elsewhere now is judged again."""

@@ -64,12 +64,42 @@ Plan = Callable[[Corpora, frozenset[Split], Settings, Path], Iterable[Experiment
 """(corpora, splits, template, folder for prepared files) -> experiments."""
 
 
+_GIVEN_BY = {
+    "librispeech": "--librispeech DIR",
+    "lexicons": "--lexicon FILE (OpenSLR 11's librispeech-lexicon.txt, or --lexicon-fallback instead)",
+    "voxceleb1": "--voxceleb1 DIR",
+    "iden_split": "--iden-split FILE",
+    "iemocap": "--iemocap DIR",
+    "hidden": "--hidden DIR (with LibriSpeech/hidden-*, VoxCeleb1-hidden and IEMOCAP-hidden)",
+}
+_NEEDED = {
+    "pr": {Split.PUBLIC: ("librispeech", "lexicons"), Split.HIDDEN: ("librispeech", "lexicons", "hidden")},
+    "sid": {Split.PUBLIC: ("voxceleb1", "iden_split"), Split.HIDDEN: ("hidden",)},
+    "er": {Split.PUBLIC: ("iemocap",), Split.HIDDEN: ("iemocap", "hidden")},
+    "asr": {Split.PUBLIC: ("librispeech",), Split.HIDDEN: ("librispeech", "hidden")},
+}
+
+
+def require_given(tasks: Iterable[str], corpora: Corpora, splits: frozenset[Split]) -> None:
+    """Make sure that ``corpora`` names all that the tests of ``tasks`` in ``splits`` need.
+
+    Raises:
+        UserError: it does not; the message has all that is missing.
+    """
+    needed = {name for task in tasks for split in splits for name in _NEEDED[task][split]}
+    if corpora.lexicon_fallback:
+        needed.discard("lexicons")
+    missing = [option for name, option in _GIVEN_BY.items() if name in needed and not getattr(corpora, name)]
+    if missing:
+        raise UserError(f"missing: {', '.join(missing)}; --tasks chooses the tasks that need no others")
+
+
 def plan(task: str, corpora: Corpora, splits: frozenset[Split], template: Settings, folder: Path) -> list[Experiment]:
     """The experiments of ``task`` whose tests lie in ``splits``.
 
     Args:
         task: a key of :data:`PLANS`.
-        corpora: where the data is.
+        corpora: where the data is, all that :func:`require_given` looks for.
         splits: which test sets are asked for.
         template: the task's configuration without paths (:func:`load_template`).
         folder: where lexicons, lengths and labels are written when they must be made.
@@ -77,10 +107,6 @@ def plan(task: str, corpora: Corpora, splits: frozenset[Split], template: Settin
     Raises:
         UserError: data is missing or malformed.
     """
-    if Split.HIDDEN in splits and corpora.hidden is None:
-        raise UserError(
-            "--split hidden: give --hidden DIR, a folder with LibriSpeech/hidden-*, VoxCeleb1-hidden, IEMOCAP-hidden"
-        )
     return [experiment for experiment in PLANS[task](corpora, splits, template, folder) if experiment.tests]
 
 
@@ -143,8 +169,6 @@ def _phoneme_recognition(
     words = _words(root, [*corpus["train"], *corpus["dev"], *public])
     if hidden:
         words |= _words(corpora.hidden.librispeech, hidden)
-    if not corpora.lexicons and not corpora.lexicon_fallback:
-        raise UserError("--lexicon is missing: give OpenSLR 11's librispeech-lexicon.txt, or --lexicon-fallback")
     lexicon.write_lexicon(folder / "lexicon.txt", words, corpora.lexicons, fallback=corpora.lexicon_fallback)
     key = "downstream_expert.corpus"
     config = changed(
@@ -237,7 +261,7 @@ def _emotion_recognition(
 def _read_speech(corpora: Corpora, splits: frozenset[Split]) -> tuple[Path, tuple[str, ...], tuple[str, ...]]:
     """LibriSpeech's root, its public test splits, and the hidden ones."""
     public = corpora.librispeech_tests if Split.PUBLIC in splits else ()
-    hidden = corpora.hidden.librispeech_splits if corpora.hidden and Split.HIDDEN in splits else ()
+    hidden = corpora.hidden.librispeech_splits if Split.HIDDEN in splits else ()
     if Split.HIDDEN in splits and not hidden:
         raise UserError(f"{corpora.hidden.librispeech}: no folder hidden-* of hidden read speech")
     return corpora.need("librispeech"), public, hidden

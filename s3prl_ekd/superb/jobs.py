@@ -20,6 +20,8 @@ from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
 _ERROR_LINE = re.compile(r"^s3prl-ekd: error: (?P<message>.+)$", flags=re.MULTILINE)
 # s3prl's runners count optimizer steps on a bar of this name.
 _STEP = re.compile(r"overall:\s+\d+%\|[^|]*\|\s*(\d+)/\d+")
+# A log goes on where an earlier start of the same job has ended; only what follows this line is of the last one.
+_STARTED = re.compile(r"^=== started at .* ===$", flags=re.MULTILINE)
 _TAIL_BYTES = 16384
 _POLL_SECONDS = 0.25
 
@@ -33,7 +35,7 @@ class Job:
     command: tuple[str, ...]
     """Arguments after the Python interpreter."""
     log: Path
-    """Where its output goes."""
+    """Where its output goes, after what is there."""
     steps: int
     """Optimizer steps it will take."""
     after: tuple[str, ...] = ()
@@ -46,6 +48,8 @@ class JobError(Exception):
 
 def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -> None:
     """Run all ``jobs``; at the first failure, or on an interrupt, end the others.
+
+    They also end when this process is killed.
 
     Args:
         jobs: what to run, in the order of preference.
@@ -100,9 +104,12 @@ def _show(bar: tqdm, ended: Sequence[int], running: Iterable[Job]) -> None:
 
 def _start(job: Job, threads: int) -> subprocess.Popen:
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("w") as stream:
+    with job.log.open("a", encoding="utf-8") as stream:
+        blank = "\n" if stream.tell() else ""
+        stream.write(f"{blank}=== started at {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
+        stream.flush()
         return subprocess.Popen(
-            [sys.executable, *job.command],
+            [sys.executable, "-m", "s3prl_ekd.bound", str(os.getpid()), *job.command],
             stdout=stream,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -123,7 +130,8 @@ def _environment(threads: int) -> Mapping[str, str]:
 def _tail(log: Path) -> str:
     with contextlib.suppress(OSError), log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        return stream.read().decode("utf-8", errors="replace").replace("\r", "\n")
+        text = stream.read().decode("utf-8", errors="replace").replace("\r", "\n")
+        return _STARTED.split(text)[-1]
     return ""
 
 

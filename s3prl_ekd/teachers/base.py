@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
+from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.config import TeacherConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.keys import recognize, to_transformers_keys
-
-RECEPTIVE_FIELD = 400  # samples that one frame of every HuBERT-like conv stack sees
 
 _INITIALIZES = ("feature_extractor.", "feature_projection.", "encoder.")
 
@@ -32,6 +30,73 @@ class Teacher(ABC):
         num_hidden_layers: the index of its last hidden state.
         hidden_size: width D of the hidden states that the recipe names.
     """
+
+    name: str
+    layers: tuple[int, ...]
+    weight: float
+    source: str
+    module: nn.Module
+    num_hidden_layers: int
+    hidden_size: int
+    _device: torch.device
+    _normalize: bool
+    _parameters: int
+    _computed: int
+
+    @abstractmethod
+    def hidden_states(self, waveforms: Tensor, lengths: Tensor, *, padded: bool = False) -> tuple[list[Tensor], Tensor]:
+        """The hidden states that the recipe names.
+
+        An utterance's frames are those it has alone: neither padding nor batch mates change them.
+
+        Args:
+            waveforms: (B, S) at 16 kHz, on any device.
+            lengths: (B,) samples of each, best on the CPU.
+            padded: one forward pass over the zero-padded batch instead, with the model's own masking and with whatever
+                it gives for padding: what s3prl's distiller trains on.
+
+        Returns:
+            One (B, F, D) float32 tensor per layer, zero past an utterance's frames (unless ``padded``), and the
+            frames (B,) of each utterance, on the CPU.
+
+        Raises:
+            ValueError: an utterance is too short for a frame.
+            UserError: the layers differ by more than one frame.
+        """
+
+    @abstractmethod
+    def encoder_state(self) -> dict[str, Tensor]:
+        """Conv stack, feature projection, position convolution and all layers, for a student's initialisation.
+
+        Returns:
+            float32 tensors under transformers' HubertModel names; what only this kind of model has (a WavLM's position
+            bias, a feature-projection LayerNorm) is there too.
+
+        Raises:
+            UserError: the layout is not a HuBERT's.
+        """
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the model; returns itself."""
+        self.module.to(device)
+        self._device = torch.device(device)
+        return self
+
+    def describe(self) -> str:
+        """One line for the log."""
+        layers = f"layers {' '.join(map(str, self.layers))} of {self.num_hidden_layers}"
+        computed = f" ({self._computed} computed)" if self._computed < self.num_hidden_layers else ""
+        normalized = ", input normalised" if self._normalize else ""
+        size = f"width {self.hidden_size}, {self._parameters:,} parameters"
+        return f"{self.name}: {self.source}, {layers}{computed}, {size}{normalized}"
+
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Samples to frames of an utterance alone, any integer shape."""
+        return torch.div(lengths - MIN_SAMPLES, FRAME_SHIFT, rounding_mode="floor") + 1
+
+
+class ModelTeacher(Teacher):
+    """A teacher that runs by its source's own code."""
 
     def __init__(
         self, config: TeacherConfig, module: nn.Module, *, source: str, normalize_waveform: bool, batches: bool
@@ -65,8 +130,9 @@ class Teacher(ABC):
             raise UserError(f"teacher {self.name!r}: its layers differ in width {sizes}; make a teacher of each width")
         self.hidden_size = sizes[self.layers[0]]
         self._parameters = sum(parameter.numel() for parameter in self.module.parameters())
-        self._depth = max(1, *self.layers)  # layers to compute; hidden state 0 is the first one's input
-        self._dropped = self._drop_layers(self._depth)
+        depth = max(1, *self.layers)  # hidden state 0 is the first layer's input
+        self._dropped = self._drop_layers(depth)
+        self._computed = depth if self._dropped else self.num_hidden_layers
 
     @abstractmethod
     def _forward(self, waveforms: list[Tensor]) -> Sequence[Tensor]:
@@ -115,46 +181,10 @@ class Teacher(ABC):
                 f" states 0 to {self.num_hidden_layers}, name those to predict under 'layers'"
             )
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move the model; returns itself."""
-        self.module.to(device)
-        self._device = torch.device(device)
-        return self
-
-    def describe(self) -> str:
-        """One line for the log."""
-        layers = f"layers {' '.join(map(str, self.layers))} of {self.num_hidden_layers}"
-        computed = f" ({self._depth} computed)" if self._dropped else ""
-        normalized = ", input normalised" if self._normalize else ""
-        size = f"width {self.hidden_size}, {self._parameters:,} parameters"
-        return f"{self.name}: {self.source}, {layers}{computed}, {size}{normalized}"
-
-    def frame_lengths(self, lengths: Tensor) -> Tensor:
-        """Samples to frames of an utterance alone, any integer shape."""
-        return torch.div(lengths - RECEPTIVE_FIELD, FRAME_SHIFT, rounding_mode="floor") + 1
-
     def hidden_states(self, waveforms: Tensor, lengths: Tensor, *, padded: bool = False) -> tuple[list[Tensor], Tensor]:
-        """The hidden states that the recipe names.
-
-        An utterance's frames are those it has alone: neither padding nor batch mates change them.
-
-        Args:
-            waveforms: (B, S) at 16 kHz, on any device.
-            lengths: (B,) samples of each, best on the CPU.
-            padded: one forward pass over the zero-padded batch instead, with the model's own masking and with whatever
-                it gives for padding: what s3prl's distiller trains on.
-
-        Returns:
-            One (B, F, D) float32 tensor per layer, zero past an utterance's frames (unless ``padded``), and the
-            frames (B,) of each utterance, on the CPU.
-
-        Raises:
-            ValueError: an utterance is too short for a frame.
-            UserError: the layers differ by more than one frame.
-        """
         samples = lengths.tolist()
-        if min(samples) < RECEPTIVE_FIELD:
-            raise ValueError(f"an utterance of {min(samples)} samples; teacher {self.name!r} needs {RECEPTIVE_FIELD}")
+        if min(samples) < MIN_SAMPLES:
+            raise ValueError(f"an utterance of {min(samples)} samples; teacher {self.name!r} needs {MIN_SAMPLES}")
         batch = waveforms.to(self._device, torch.float32, non_blocking=True)
         utterances = [waveform[:count] for waveform, count in zip(batch, samples, strict=True)]
         groups = [list(range(len(samples)))] if padded else self._groups(samples)
@@ -195,15 +225,6 @@ class Teacher(ABC):
         return [state[:, : min(frames)] for state in selected]
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """Conv stack, feature projection, position convolution and all layers, for a student's initialisation.
-
-        Returns:
-            float32 tensors under transformers' HubertModel names; what only this kind of model has (a WavLM's position
-            bias, a feature-projection LayerNorm) is there too.
-
-        Raises:
-            UserError: the layout is not a HuBERT's.
-        """
         weights = dict(self._weights())
         for prefix, module in self._dropped.items():
             weights = {key: value for key, value in weights.items() if not key.startswith(f"{prefix}.")}

@@ -6,7 +6,7 @@ Its features are each utterance's own, so nothing has to run utterance by uttera
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.encoder import SpeechEncoder, normalize_waveforms
-from s3prl_ekd.teachers.base import Teacher
+from s3prl_ekd.teachers.base import ModelTeacher, Teacher
 from s3prl_ekd.teachers.s3prl_source import normalizes_itself
 
 logger = logging.getLogger(__name__)
@@ -27,11 +27,12 @@ _WAVEFORM_EPSILON = 1e-5  # of the waveform's variance, as fairseq and s3prl
 class FastTeacher(Teacher):
     """A teacher whose weights were moved into a :class:`~s3prl_ekd.network.encoder.SpeechEncoder`."""
 
-    def __init__(self, teacher: Teacher, encoder: SpeechEncoder, unused: Mapping[str, Tensor]) -> None:
+    def __init__(self, teacher: ModelTeacher, encoder: SpeechEncoder, unused: Mapping[str, Tensor]) -> None:
         """``teacher`` gives name, layers and sizes; ``unused`` are its weights past the last layer needed."""
         vars(self).update(vars(teacher))
         self.module = encoder
         self._normalize = teacher._normalize or normalizes_itself(teacher.module)
+        self._computed = len(encoder.encoder.layers)
         self._unused = dict(unused)
 
     def hidden_states(self, waveforms: Tensor, lengths: Tensor, *, padded: bool = False) -> tuple[list[Tensor], Tensor]:
@@ -48,22 +49,11 @@ class FastTeacher(Teacher):
     def frame_lengths(self, lengths: Tensor) -> Tensor:
         return self.module.frame_lengths(lengths)
 
-    def _forward(self, waveforms: list[Tensor]) -> Sequence[Tensor]:
-        lengths = torch.tensor([len(waveform) for waveform in waveforms])
-        output = self.module.encode(nn.utils.rnn.pad_sequence(waveforms, batch_first=True), lengths)
-        return [output.packing.unpack(state) for state in output.states]
-
-    def _drop_layers(self, depth: int) -> dict[str, nn.Module]:
-        return {}
-
-    def _weights(self) -> Mapping[str, Tensor]:
-        return self.module.state_dict()
-
     def encoder_state(self) -> dict[str, Tensor]:
-        return {name: tensor.cpu() for name, tensor in (self._weights() | self._unused).items()}
+        return {name: tensor.cpu() for name, tensor in (self.module.state_dict() | self._unused).items()}
 
 
-def accelerate(teacher: Teacher) -> Teacher:
+def accelerate(teacher: ModelTeacher) -> Teacher:
     """The same teacher by our own encoder if that can give the same hidden states, else as it is.
 
     Tried on a second of noise; a model that only looks like a HuBERT keeps its own forward.

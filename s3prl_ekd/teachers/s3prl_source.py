@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import inspect
 import logging
+import pickle
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from s3prl_ekd import FRAME_SHIFT
 from s3prl_ekd.config import TeacherConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.teachers.base import Teacher, one_line, truncate
+from s3prl_ekd.teachers.base import ModelTeacher, one_line, truncate
 from s3prl_ekd.teachers.transformers_source import check_hub, check_hub_id
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ _KNOWN = frozenset(
 _NORMALIZE_SWITCHES = (("task_cfg", "normalize"), ("cfg", "normalize"), (None, "wav_normalize"))
 
 
-class S3prlTeacher(Teacher):
+class S3prlTeacher(ModelTeacher):
     """An upstream of s3prl."""
 
     def __init__(self, config: TeacherConfig) -> None:
@@ -109,11 +110,11 @@ def _load(config: TeacherConfig) -> nn.Module:
         raise UserError(f"teacher {config.name!r}: s3prl has no upstream {name!r}; {hint}")
     arguments = _check_ckpt(config, getattr(hub, name), who)
     try:
-        with _unsafe_loads_named(who):
+        with unsafe_loads_named(who):
             expert = getattr(hub, name)(**arguments)
     except Exception as error:
-        if _is_download(error):
-            local = _takes_file(name, hub.options())
+        if is_download(error):
+            local = takes_file(name, hub.options())
             hint = f"'s3prl: {local}' and 'ckpt: PATH', or " if local else ""
             raise UserError(
                 f"{who} could not be downloaded ({type(error).__name__}): no network, or the address is gone; give a"
@@ -121,6 +122,8 @@ def _load(config: TeacherConfig) -> nn.Module:
             ) from error
         origin = f" from {config.ckpt}" if arguments else ""
         reason = type(error).__name__ + (f": {one_line(error)}" if str(error) else "")
+        if isinstance(error, pickle.UnpicklingError):  # torch's text tells to load it unsafely
+            reason = "not a checkpoint, or one that cannot be read safely"
         raise UserError(f"{who} cannot be loaded{origin} ({reason})") from error
     if not isinstance(expert, nn.Module):
         raise UserError(f"{who} is not an upstream model")
@@ -131,7 +134,7 @@ def _load(config: TeacherConfig) -> nn.Module:
     return expert
 
 
-def _takes_file(name: str, options: Sequence[str]) -> str | None:
+def takes_file(name: str, options: Sequence[str]) -> str | None:
     """The upstream of ``name``'s family that loads a file: ``hubert_local`` for ``hubert_base_robust_mgr``."""
     families = [option for option in options if option.endswith("_local") and name.startswith(option[: -len("_local")])]
     return max(families, key=len, default=None)
@@ -175,7 +178,7 @@ def _check_transformers_ckpt(ckpt: str, path: Path, who: str) -> None:
         check_hub(ckpt, f"{who}: ckpt {ckpt}")
 
 
-def _is_download(error: BaseException | None) -> bool:
+def is_download(error: BaseException | None) -> bool:
     """Whether a failed request is somewhere in the chain of causes."""
     import requests
 
@@ -187,7 +190,7 @@ def _is_download(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def _unsafe_loads_named(who: str) -> Iterator[None]:
+def unsafe_loads_named(who: str) -> Iterator[None]:
     """Warn of each file that s3prl itself unpickles without ``weights_only``."""
     load = torch.load
 

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from s3prl_ekd import FRAME_SHIFT, assets
 from s3prl_ekd.config import TeacherConfig
 from s3prl_ekd.errors import UserError, nearest
-from s3prl_ekd.teachers.base import Teacher, one_line, truncate
+from s3prl_ekd.teachers.base import ModelTeacher, one_line, truncate
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _KNOWN = frozenset({"hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat",
 _PREPROCESSORS = (("preprocessor_config.json", None), ("processor_config.json", "feature_extractor"))
 
 
-class TransformersTeacher(Teacher):
+class TransformersTeacher(ModelTeacher):
     """A model of transformers that reads waveforms."""
 
     def __init__(self, config: TeacherConfig, where: str | Path, source: str) -> None:
@@ -210,7 +210,11 @@ def _check_config(config: Any, who: str) -> None:
 
 
 def _wants_normalization(where: str | Path, config: Any, who: str, *, local: bool) -> bool:
-    """What the preprocessor's file says, else whether each convolution is layer-normalised: those models want it."""
+    """What the preprocessor's file says, else whether each convolution is layer-normalised: those models want it.
+
+    Except that models with a GroupNorm in the conv stack were trained without, whatever their file says
+    (``facebook/hubert-base-ls960`` says the contrary), and get the same from s3prl's upstream.
+    """
     from transformers.utils import cached_file
 
     by_architecture = getattr(config, "feat_extract_norm", None) == "layer"
@@ -224,10 +228,11 @@ def _wants_normalization(where: str | Path, config: Any, who: str, *, local: boo
             values = values if part is None else values.get(part) or {}
             if "do_normalize" in values:
                 if bool(values["do_normalize"]) and not by_architecture:
-                    logger.info(
-                        "%s: its preprocessor normalises waveforms, though fairseq trains such models (GroupNorm in the"
-                        " conv stack) without; for what s3prl's upstream gives, set normalize_waveform: false",
+                    logger.warning(
+                        "%s: its preprocessor says that waveforms are normalised, but such models (GroupNorm in the"
+                        " conv stack) are trained without, and s3prl's upstream does without; for it, set"
+                        " normalize_waveform: true",
                         who,
                     )
-                return bool(values["do_normalize"])
+                return bool(values["do_normalize"]) and by_architecture
     return by_architecture

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from s3prl_ekd.data.bad_recordings import BadRecordings
-from s3prl_ekd.distiller import Batch
+from s3prl_ekd.data.batch import Batch
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.training.random_state import preserved
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
 from s3prl_ekd.data.bad_recordings import BadRecordings
-from s3prl_ekd.distiller import Batch, Distiller
+from s3prl_ekd.data.batch import Batch
+from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.encoder import FeedForward
 from s3prl_ekd.student.checkpoint import CHECKPOINT_KEY, RECIPE_KEY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -91,8 +92,9 @@ class Report(ProgressBar):
         seconds_per_step = seconds / steps
         audio_per_step = summary.frames * FRAME_SHIFT / SAMPLE_RATE / max(summary.steps, 1)
         speed = audio_per_step / seconds_per_step
+        loss = summary.loss if summary.frames else math.nan
         metrics = {
-            "train/loss": summary.loss,
+            "train/loss": loss,
             "train/lr": module.learning_rate,
             "train/grad_norm": summary.grad_norm,
             "train/skipped_steps": summary.skipped_ever,
@@ -108,7 +110,8 @@ class Report(ProgressBar):
         if self._bar is None:
             return
         left = timedelta(seconds=round((trainer.max_steps - step) * seconds_per_step))
-        text = f"loss {summary.loss:.4f}, {speed:.0f} h of audio/h, {left} left"
+        heard = f"{speed:.0f} h of audio/h" if summary.frames else "no usable recordings"
+        text = f"loss {loss:.4f}, {heard}, {left} left"
         self._bar.set_postfix_str(text)
         if self._bar.disable:
             logger.info("step %d/%d: %s", step, trainer.max_steps, text)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -20,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from s3prl_ekd import SAMPLE_RATE
+from s3prl_ekd.bound import end_with
 from s3prl_ekd.data.distortion import generated_impulse_response
 from s3prl_ekd.data.mini_corpus import layouts, plan, sounds
 from s3prl_ekd.data.mini_corpus.config import MiniCorpusConfig
@@ -39,6 +41,10 @@ FORMAT = 1
 _MANIFEST = "corpus.json"
 _KIND = "s3prl-ekd mini corpus"
 _BABBLERS = 6
+
+
+class OtherCorpusError(UserError):
+    """A mini corpus with other settings, or a part of one, is where this one shall be."""
 
 
 def build(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1, force: bool = False) -> Path:
@@ -80,12 +86,12 @@ def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
     if force:
         return False
     if (manifest.get("format"), manifest.get("settings")) != (FORMAT, config.as_dict()):
-        raise UserError(
+        raise OtherCorpusError(
             f"{out} is a mini corpus with other settings; add --force to replace it, or give another folder"
         )
     files = sum(1 for path in out.rglob("*") if path.is_file())
     if files < manifest["files"]:  # more may be there: manifests that its user has made
-        raise UserError(f"{out} has {files} files instead of {manifest['files']}; add --force to write it again")
+        raise OtherCorpusError(f"{out} has {files} files instead of {manifest['files']}; add --force to write it again")
     logger.info("%s is this mini corpus already, kept", out)
     return True
 
@@ -112,6 +118,8 @@ _speak_in_process: Callable[[Recording], Spoken] | None = None
 
 def _start_process(root: Path, lexicon: Lexicon) -> None:
     global _speak_in_process
+    end_with(multiprocessing.parent_process().pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its processes
     torch.set_num_threads(1)
     _speak_in_process = partial(_speak, Studio(Espeak(), lexicon), root)
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ekd.config import DistillConfig
+from s3prl_ekd.data.batch import Batch
 from s3prl_ekd.data.pretrain import PretrainDataConfig, PretrainDataset, PretrainLoader
-from s3prl_ekd.distiller import Batch, Distiller
+from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.checkpoint import CHECKPOINT_KEY, RECIPE_KEY, kind_of
 from s3prl_ekd.teachers import load_teachers

@@ -1,0 +1,32 @@
+"""Processes that end with the one that started them, however that one ends (Linux).
+
+``python -m s3prl_ekd.bound PARENT ARGS...`` is ``python ARGS...``, bound to the process PARENT.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def end_with(parent: int) -> None:
+    """Have this process killed as soon as its parent, the process ``parent``, is gone. It holds through ``exec``."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != parent:  # gone before the kernel was told
+        sys.exit(1)
+
+
+def main() -> None:
+    """Become another Python, bound."""
+    parent, *arguments = sys.argv[1:]
+    end_with(int(parent))
+    os.execv(sys.executable, [sys.executable, *arguments])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The folder of a run: one process at a time writes there, and a start that comes to nothing leaves nothing there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import only_writer
+
+BAD_RECORDINGS = "bad_recordings.tsv"
+"""The list of recordings that could not be used; it stays when all else is taken away."""
+
+
+@contextlib.contextmanager
+def run_folder(folder: Path, *, trained: Callable[[], bool]) -> Iterator[None]:
+    """Make ``folder`` and have it alone while the block runs.
+
+    If the block fails and nothing has been ``trained``, what has come into the folder since is taken away.
+
+    Raises:
+        UserError: another process is at work there, or the folder cannot be written.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        try:
+            stack.enter_context(only_writer(folder))
+        except OSError as error:
+            raise UserError(f"output: {folder} cannot be written ({error.strerror or error})") from error
+        before = set(folder.rglob("*"))
+        try:
+            yield
+        except BaseException:
+            if not trained():
+                _remove_all(set(folder.rglob("*")) - before)
+            raise
+
+
+def _remove_all(paths: set[Path]) -> None:
+    for path in sorted(paths, reverse=True):  # what is in a folder before the folder
+        if path.is_dir() and not path.is_symlink():
+            _remove_empty([path])
+        elif path.name != BAD_RECORDINGS:
+            path.unlink(missing_ok=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
