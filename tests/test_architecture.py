@@ -21,7 +21,12 @@ FORBIDDEN = {
     "distiller.py": ("s3prl", "lightning", "lhotse"),
     "upstream.py": ("s3prl", "s3prl_ekd.s3prl_plugin"),
     "data": (
-        "s3prl_ekd.distiller", "s3prl_ekd.student", "s3prl_ekd.teachers", "s3prl_ekd.network", "s3prl", "transformers",
+        "s3prl_ekd.distiller",
+        "s3prl_ekd.student",
+        "s3prl_ekd.teachers",
+        "s3prl_ekd.network",
+        "s3prl",
+        "transformers",
         "lightning",
     ),
     "cache": ("s3prl", "lightning"),

@@ -297,7 +297,7 @@ def test_parts_share_the_work(root, cache, tmp_path):
 def test_values_that_float16_cannot_hold(root, tmp_path, caplog, monkeypatch):
     """Large ones are stored as its largest, with a warning; a recording that gives NaN is a bad one."""
     monkeypatch.setattr(logging.getLogger("s3prl_ekd"), "propagate", True)
-    original = base.Teacher.hidden_states
+    original = base.ModelTeacher.hidden_states
 
     def odd(self, waveforms, lengths, **kwargs):
         states, frames = original(self, waveforms, lengths, **kwargs)
@@ -308,7 +308,7 @@ def test_values_that_float16_cannot_hold(root, tmp_path, caplog, monkeypatch):
                 states[0][row, 3, 2] = torch.nan
         return states, frames
 
-    monkeypatch.setattr(base.Teacher, "hidden_states", odd)
+    monkeypatch.setattr(base.ModelTeacher, "hidden_states", odd)
     config = recipe(root)
     cache = fill(config, tmp_path / "out")
     assert caplog.text.count("Use layer_norm_targets: true") == 1

@@ -150,7 +150,7 @@ def test_missing_espeak_is_said_in_one_line(tmp_path, monkeypatch, capsys):
 
 def test_unwritable_folder_is_said_in_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be made"):
         build(tmp_path / "file" / "out", MiniCorpusConfig.tiny())
 
 

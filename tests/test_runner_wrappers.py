@@ -11,12 +11,15 @@ import sys
 import urllib.error
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from helpers_s3prl import python, write_corpus, write_phone_recognition, write_recipe, write_student
 
 from s3prl_ekd import assets
+from s3prl_ekd.data import audio
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_plugin import downstream_config, downstream_runner, hub, pretrain_runner, stock
@@ -110,15 +113,43 @@ def test_train_resume_and_evaluate_in_one_process(place, here, caplog, capfd):
     assert sys.argv == argv_before
 
 
-def test_bad_audio_in_a_worker_is_one_line(place, here):
+def write_as(path: Path, samples: np.ndarray, rate: int = 16000) -> None:
+    """A WAV file of floats, whatever its name says."""
+    soundfile.write(path, samples, rate, format="WAV", subtype="FLOAT")
+
+
+@pytest.mark.parametrize(
+    ("damage", "workers", "message"),
+    [
+        (cut, 1, "truncated"),
+        (lambda path: path.write_bytes(b""), 0, "empty file"),
+        (lambda path: write_as(path, np.full(8000, np.nan)), 0, "holds NaN or infinite samples"),
+    ],
+)
+def test_bad_audio_is_one_line(place, here, damage, workers, message):
     corpus = shutil.copytree(place / "corpus", here / "corpus")
-    cut(corpus / "train/1/2/1-2-0002.flac")
-    configuration = yaml.safe_load((place / "pr.yaml").read_text())
-    configuration["downstream_expert"]["corpus"] |= {"path": str(corpus), "num_workers": 1}
-    (here / "pr.yaml").write_text(yaml.safe_dump(configuration))
+    damage(corpus / "train/1/2/1-2-0002.flac")
     with pytest.raises(UserError) as caught:
-        downstream_runner.run(["-m", "train", "-u", "fbank", "-d", "ctc", "-c", "pr.yaml", "-p", "out"])
-    assert stock.one_line(caught.value).startswith(f"{corpus}/train/1/2/1-2-0002.flac: cannot be read as audio")
+        train_on(corpus, place, here, workers)
+    line = stock.one_line(caught.value)
+    assert line.startswith(f"{corpus}/train/1/2/1-2-0002.flac: ")
+    assert message in line
+
+
+def test_other_rates_and_channels_are_heard_as_speech(place, here, caplog):
+    corpus = shutil.copytree(place / "corpus", here / "corpus")
+    write_as(corpus / "train/1/2/1-2-0002.flac", 0.1 * np.random.default_rng(0).normal(size=(8000, 2)), 8000)
+    train_on(corpus, place, here, workers=0)
+    assert caplog.text.count("resampled to 16000 Hz") == 1
+    assert caplog.text.count("are averaged") == 1
+
+
+def train_on(corpus: Path, place: Path, here: Path, workers: int) -> None:
+    configuration = yaml.safe_load((place / "pr.yaml").read_text())
+    configuration["downstream_expert"]["corpus"] |= {"path": str(corpus), "num_workers": workers}
+    (here / "pr.yaml").write_text(yaml.safe_dump(configuration))
+    audio._said.cache_clear()
+    downstream_runner.run(["-m", "train", "-u", "fbank", "-d", "ctc", "-c", "pr.yaml", "-p", "out"])
 
 
 DOWNSTREAM = "-m train -u fbank -d ctc -c {place}/pr.yaml -p out "

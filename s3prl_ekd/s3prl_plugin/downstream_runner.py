@@ -88,8 +88,9 @@ def run(argv: Sequence[str]) -> None:
         _check_resumed_configuration(options)
     _choose_device(options)
     from s3prl_ekd.s3prl_plugin.checked_upstream import checked_upstream
+    from s3prl_ekd.s3prl_plugin.speech_files import read_as_speech
 
-    with stock.forget_new_folder(_experiment_folder(options) if new else None), checked_upstream():
+    with stock.forget_new_folder(_experiment_folder(options) if new else None), checked_upstream(), read_as_speech():
         stock.run_module("s3prl.run_downstream", options.argv())
 
 

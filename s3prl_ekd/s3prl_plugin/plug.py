@@ -79,10 +79,9 @@ def plug_environment() -> None:
     try:
         with atomic_path(path) as temporary:
             temporary.write_text(PTH_LINE, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; use python -m s3prl_ekd.run_downstream, which needs no plugging"
-        ) from error
+    except (OSError, UserError) as error:
+        reason = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise UserError(f"{reason}; use python -m s3prl_ekd.run_downstream, which needs no plugging") from error
     print(f"plugged: {path}")
     print("python -m s3prl.run_downstream -u ekd_student -k WHERE ... works now (without a GPU add --device cpu)")
 

@@ -96,7 +96,8 @@ def _hub() -> ModuleType:
     from s3prl_ekd.s3prl_plugin import compat
 
     compat.apply()
-    import s3prl.hub
+    with compat.quiet():
+        import s3prl.hub
 
     return s3prl.hub
 

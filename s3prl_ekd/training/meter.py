@@ -91,7 +91,7 @@ class Meter:
         if step.loss_sum is not None:
             loss = step.loss_sum.double() / frames.clamp(min=1)
             values["loss"] = values["loss"] + torch.where(skipped, torch.zeros_like(loss), loss)
-        values["good"] = values["good"] + (1 - bad)
+        values["good"] = values["good"] + (1 - bad) * (frames > 0)
         values["skipped"] = values["skipped"] + bad
         values["skipped_ever"] = values["skipped_ever"] + bad
         values["in_a_row"] = (values["in_a_row"] + 1) * bad
