@@ -139,7 +139,9 @@ def checkpoint(output, name: str = "last.ckpt") -> dict[str, Any]:
 
 # Processes that are cheap to start, since torch and Lightning are imported once for all of them. The server that forks
 # them finds this module by PYTHONPATH alone (until Python 3.13).
-os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+# No empty entry, which would be the working folder.
+_PATHS = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["helpers_train"])
 
