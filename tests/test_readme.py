@@ -47,7 +47,7 @@ def test_python_runs(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    assert "torch.Size([2, 49, 192]) tensor([49, 37])" in done.stdout
+    assert "torch.Size([2, 49, 192])\ntensor([49, 37])" in done.stdout
 
 
 @pytest.mark.parametrize("words", [w for w in commands() if w[0] == "s3prl-ekd"], ids=" ".join)
