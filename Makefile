@@ -26,7 +26,7 @@ lint: $(READY)
 
 # About an hour on one core that must be idle: step and inference against s3prl and transformers, docs/performance.md.
 bench: $(READY)
-	for one in distill_step inference growth startup loader; do \
+	for one in distill_step inference growth startup loader mini_step; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$one.py || exit 1; done
 	$(BIN)/python benchmarks/report.py
 
