@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--step-ms", type=float, help="measured; default: the floor at --tflops")
     parser.add_argument("--tflops", type=float, default=790.0, help="peak, dense bf16 (default: an H200's 790)")
     parser.add_argument(
-        "--worker-speed", type=float, default=736.0, help="seconds of audio a worker reads and distorts per second"
+        "--worker-speed", type=float, default=868.0, help="seconds of audio a worker reads and distorts per second"
     )
     args = parser.parse_args()
     print(steps_table(args), hours_table(args), sep="\n\n")
