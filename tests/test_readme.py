@@ -82,6 +82,16 @@ def test_nothing_is_left_open():
         assert not re.search(r"@[A-Z_]+@|TODO|TBD", path.read_text(encoding="utf-8")), path
 
 
+def test_recipes_are_not_copied_over_anything(tmp_path, capsys):
+    assert cli.main(["recipes", "mini", str(tmp_path / "mine")]) == 0
+    copied = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()}
+    assert copied["config_model.yaml"] == assets.recipe("mini/config_model.yaml").read_bytes()
+    assert cli.main(["recipes", "ls960_distilhubert", str(tmp_path / "mine")]) == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()} == copied
+    assert cli.main(["recipes", "mnii", str(tmp_path / "other")]) == 2
+    assert "did you mean 'mini'" in capsys.readouterr().err
+
+
 def test_targets_of_make_are_there():
     rules = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"\bmake ([a-z-]+)", README)):

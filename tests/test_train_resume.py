@@ -77,7 +77,6 @@ def test_killed_at_random_steps(settings, reference, tmp_path):
     assert_same_run(tmp_path / "run", reference(**settings))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", [PLAIN, UNEVEN, SCALED], ids=["plain", "uneven", "scaled"])
 @pytest.mark.parametrize("seed", range(8))
 def test_killed_at_many_random_steps(settings, seed, reference, tmp_path):
