@@ -10,7 +10,7 @@ import torch
 from conftest import TINY, speech_like
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ekd.network import fast_conv
+from s3prl_ekd.network import fast_conv, overlap_save
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.encoder import SpeechEncoder
 
@@ -46,6 +46,8 @@ def way(request, monkeypatch):
     """How the conv stack is computed: some frames at a time, as on a CPU, or all utterances in one go, as on a GPU."""
     monkeypatch.setattr(fast_conv, "_prefers_chunks", lambda device: request.param == "in chunks")
     monkeypatch.setattr(fast_conv, "_CHUNK_FRAMES_WITH_GRADIENT", 20)
+    # The tiny models' kernels are too narrow for it to pay.
+    monkeypatch.setattr(overlap_save, "applicable", lambda x, kernel: request.param == "in chunks")
 
 
 @pytest.mark.usefixtures("way")
@@ -112,6 +114,38 @@ def group_norm_double(layer, x, lengths):
     for b, steps in enumerate(lengths.tolist()):
         out[b, :, :steps] = layer.layer_norm(y[b : b + 1, :, :steps])[0]
     return out
+
+
+@pytest.mark.parametrize(
+    ("frames", "kernel", "groups"),
+    [(1, 16, 2), (33, 16, 4), (34, 17, 1), (200, 64, 3), (129, 128, 16), (300, 128, 4)],
+)
+def test_overlap_save_equals_conv1d(frames, kernel, groups):
+    """Outputs and gradients: blocks that end with, before and after the utterance, odd and even kernels."""
+    conv = torch.nn.Conv1d(groups * 6, groups * 8, kernel, padding=kernel // 2, groups=groups).double()
+    x = torch.randn(3, frames, groups * 6, dtype=torch.float64, requires_grad=True)
+    expected = conv(x.transpose(1, 2))[:, :, :frames].transpose(1, 2)
+    found = overlap_save.grouped_conv(x, conv.weight, conv.bias, groups)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    direction, wanted = torch.randn_like(expected), (x, conv.weight, conv.bias)
+    gradients = (torch.autograd.grad(y, wanted, direction) for y in (found, expected))
+    for ours, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-11, rtol=0)
+
+
+def test_overlap_save_is_what_a_base_sized_position_convolution_takes_on_a_cpu(monkeypatch):
+    """And its single-precision error is that of conv1d."""
+    config = dataclasses.replace(BASE, hidden_size=96, num_conv_pos_embeddings=128, num_conv_pos_embedding_groups=16)
+    encoder, taken = make(config), []
+    original = overlap_save.grouped_conv
+    monkeypatch.setattr(overlap_save, "grouped_conv", lambda *args: taken.append(1) or original(*args))
+    utterances = batch(speech_like(40000), speech_like(33000, 1))
+    with torch.no_grad():
+        fast, plain, exact = (e.encode(utterances[0].to(e.encoder.layer_norm.weight.dtype), utterances[1]).states[0]
+                              for e in (encoder, plain_twin(encoder), plain_twin(encoder).double()))  # fmt: skip
+    assert len(taken) == 1
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+    assert (fast - exact).abs().max() < 3 * (plain - exact).abs().max() + 1e-6
 
 
 def test_gradient_on_the_waveform_takes_the_plain_path():

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_ekd.network import overlap_save
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.conv import ConvStack
 from s3prl_ekd.network.frames import Packing, conv_frames, length_mask, receptive_field
@@ -30,10 +31,15 @@ class PositionConv(nn.Module):
         self.conv = nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2)
         self.surplus = 1 - width % 2  # an even kernel yields one frame too many
 
-    def forward(self, rows: Tensor, packing: Packing) -> Tensor:
+    def forward(self, rows: Tensor, packing: Packing, *, plain: bool = False) -> Tensor:
         """rows (N, D) to (N, D); past an utterance's end it sees zeros."""
-        x = self.conv(packing.unpack(rows).transpose(1, 2))
-        return packing.pack(F.gelu(x[:, :, : x.shape[2] - self.surplus]).transpose(1, 2))
+        x = packing.unpack(rows)
+        if not plain and overlap_save.applicable(x, self.conv.kernel_size[0]):
+            x = overlap_save.grouped_conv(x, self.conv.weight, self.conv.bias, self.conv.groups)
+        else:
+            x = self.conv(x.transpose(1, 2))
+            x = x[:, :, : x.shape[2] - self.surplus].transpose(1, 2)
+        return F.gelu(packing.pack(x))
 
 
 def relative_position_buckets(frames: int, num_buckets: int, max_distance: int, device: torch.device) -> Tensor:
@@ -157,7 +163,9 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, rows: Tensor, packing: Packing, depth: int, real: Tensor | None = None) -> list[Tensor]:
+    def forward(
+        self, rows: Tensor, packing: Packing, depth: int, real: Tensor | None = None, *, plain: bool = False
+    ) -> list[Tensor]:
         """The input of the first layer and the outputs of the first ``depth`` layers, (N, D) each.
 
         The last layer's of a pre-norm model is given after the final LayerNorm, as s3prl has it.
@@ -167,10 +175,11 @@ class Transformer(nn.Module):
             packing: how they make up utterances.
             depth: layers to compute.
             real: (B, F), False at rows that are padding all the same: silenced and not attended to.
+            plain: the position convolution by torch's conv1d.
         """
         if real is not None:
             rows = rows * real.flatten().unsqueeze(1)
-        x = rows + self.pos_conv_embed(rows, packing)
+        x = rows + self.pos_conv_embed(rows, packing, plain=plain)
         if not self.config.do_stable_layer_norm:
             x = self.layer_norm(x)
         x = F.dropout(x, self.config.hidden_dropout, self.training)
@@ -240,7 +249,8 @@ class SpeechEncoder(nn.Module):
     """Waveforms to hidden states. In eval mode an utterance's frames do not depend on its batch mates.
 
     Attributes:
-        plain: compute the conv stack by torch's convolutions over the padded batch; the reference of the tests.
+        plain: compute conv stack and position convolution by torch's convolutions over the padded batch; the
+            reference of the tests.
     """
 
     plain = False
@@ -296,7 +306,8 @@ class SpeechEncoder(nn.Module):
             rows = _ScaleGradient.apply(rows, feature_grad_scale)
         projected = self.feature_projection(rows)
         depth = self.encoder_config.num_hidden_layers if depth is None else depth
-        return EncoderOutput(projected, self.encoder(projected, packing, depth, real), packing)
+        states = self.encoder(projected, packing, depth, real, plain=self.plain)
+        return EncoderOutput(projected, states, packing)
 
 
 def normalize_waveforms(waveforms: Tensor, lengths: Tensor, epsilon: float = 1e-7) -> Tensor:
