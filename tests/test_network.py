@@ -10,7 +10,7 @@ import torch
 from conftest import TINY, speech_like
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ekd.network import fast_conv, overlap_save
+from s3prl_ekd.network import fast_conv, overlap_save, row_conv
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.encoder import SpeechEncoder
 
@@ -45,7 +45,9 @@ def plain_twin(encoder):
 def way(request, monkeypatch):
     """How the conv stack is computed: some frames at a time, as on a CPU, or all utterances in one go, as on a GPU."""
     monkeypatch.setattr(fast_conv, "_prefers_chunks", lambda device: request.param == "in chunks")
-    monkeypatch.setattr(fast_conv, "_CHUNK_FRAMES_WITH_GRADIENT", 20)
+    monkeypatch.setattr(fast_conv, "_CHUNK_BYTES", 7 * 64 * 16 * 4)
+    monkeypatch.setattr(fast_conv, "_CHUNK_BYTES_WITH_GRADIENT", 20 * 64 * 16 * 4)
+    monkeypatch.setattr(row_conv, "_PAIRED_CHANNELS", 1)
     # The tiny models' kernels are too narrow for it to pay.
     monkeypatch.setattr(overlap_save, "applicable", lambda x, kernel: request.param == "in chunks")
 
@@ -114,6 +116,40 @@ def group_norm_double(layer, x, lengths):
     for b, steps in enumerate(lengths.tolist()):
         out[b, :, :steps] = layer.layer_norm(y[b : b + 1, :, :steps])[0]
     return out
+
+
+@pytest.mark.parametrize("surplus", [0, 1], ids=["all rows used", "one row left over"])
+@pytest.mark.parametrize("steps", [2, 10, 11])
+def test_paired_row_convolution_equals_conv1d(steps, surplus, monkeypatch):
+    """Outputs and gradients; an odd number of outputs takes the other way."""
+    paired = []
+    original = row_conv._PairedRowConv.apply
+    monkeypatch.setattr(row_conv._PairedRowConv, "apply", lambda *args: paired.append(1) or original(*args))
+    channels = row_conv._PAIRED_CHANNELS
+    x = torch.randn(2 * steps + 1 + surplus, channels, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, channels, 3, dtype=torch.float64, requires_grad=True)
+    expected = torch.nn.functional.conv1d(x.T[None], weight, stride=2)[0].T
+    found = row_conv.row_conv(x, weight.permute(2, 1, 0).flatten(0, 1), 3, 2)
+    assert len(paired) == (steps % 2 == 0)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    direction = torch.randn_like(expected)
+    gradients = (torch.autograd.grad(y, (x, weight), direction) for y in (found, expected))
+    for ours, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-12, rtol=1e-12)
+
+
+def test_base_sized_layers_are_computed_in_pairs_throughout(monkeypatch):
+    """Every kernel-3 layer of every stretch, whatever the lengths: none falls back for an odd number of outputs."""
+    encoder = make(dataclasses.replace(STUDENT, conv_dim=(row_conv._PAIRED_CHANNELS,) * 7))
+    unpaired = []
+    original = row_conv._RowConv.apply
+    monkeypatch.setattr(row_conv._RowConv, "apply", lambda *args: unpaired.append(args[2]) or original(*args))
+    waveforms = batch(speech_like(16000), speech_like(23456, 1), speech_like(400, 2))
+    for gradient in (True, False):
+        with torch.set_grad_enabled(gradient):
+            fast, plain = (e.encode(*waveforms).states[0] for e in (encoder, plain_twin(encoder)))
+        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+    assert set(unpaired) == {2}
 
 
 @pytest.mark.parametrize(
