@@ -57,6 +57,7 @@ def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor
 
 def _circular(blocks: Tensor, weight: Tensor, size: int, hop: int) -> Tensor:
     """(G, B, N, C, size) correlated with (G, C', C, K): the ``hop`` outputs that do not wrap, (G, B * N, C', hop)."""
-    signal = torch.fft.rfft(blocks).flatten(1, 2).permute(0, 3, 1, 2)  # (G, bins, B * N, C)
-    response = torch.fft.rfft(weight, size).conj().permute(0, 3, 2, 1)  # (G, bins, C, C')
+    # Contiguous, since complex products would copy one bin at a time.
+    signal = torch.fft.rfft(blocks).flatten(1, 2).permute(0, 3, 1, 2).contiguous()  # (G, bins, B * N, C)
+    response = torch.fft.rfft(weight, size).permute(0, 3, 2, 1).conj().contiguous()  # (G, bins, C, C')
     return torch.fft.irfft((signal @ response).permute(0, 2, 3, 1), size)[..., :hop]
