@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,10 +101,10 @@ def with_targets(distiller: Distiller, batch: Batch, device: torch.device) -> Ba
 
 
 class OurStep:
-    """One step as ``s3prl-ekd distill`` makes it, on a GPU in bf16."""
+    """One step as ``s3prl-ekd distill`` makes it."""
 
-    def __init__(self, distiller: Distiller, waveforms: Sequence[Tensor], device: torch.device) -> None:
-        self.distiller, self.device = distiller.train(), device
+    def __init__(self, distiller: Distiller, waveforms: Sequence[Tensor], device: torch.device, *, bf16: bool) -> None:
+        self.distiller, self.device, self.bf16 = distiller.train(), device, bf16
         self.optimizer = torch.optim.AdamW(
             parameter_groups(distiller, 0.01), lr=2e-4, betas=(0.9, 0.98), eps=1e-6, fused=True
         )
@@ -116,10 +115,7 @@ class OurStep:
         self.batch = batch_of(waveforms, self.device)
 
     def __call__(self) -> None:
-        precision = contextlib.nullcontext()
-        if self.device.type == "cuda":
-            precision = torch.autocast("cuda", torch.bfloat16)
-        with precision:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.distiller(self.batch.to(self.device)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.distiller.parameters(), 5.0)
@@ -132,9 +128,10 @@ def their_step(ensemble: Ensemble, count: int, waveforms: Sequence[Tensor], *, t
     return RecipeStep(ensemble.recipe(count), waveforms, teachers_train=teachers_train)
 
 
-def our_step(ensemble: Ensemble, count: int, waveforms: Sequence[Tensor]) -> OurStep:
-    """Ours."""
-    return OurStep(ensemble.distiller(count), waveforms, ensemble.device)
+def our_step(ensemble: Ensemble, count: int, waveforms: Sequence[Tensor], *, bf16: bool | None = None) -> OurStep:
+    """Ours; ``bf16`` None: on a GPU."""
+    bf16 = ensemble.device.type == "cuda" if bf16 is None else bf16
+    return OurStep(ensemble.distiller(count), waveforms, ensemble.device, bf16=bf16)
 
 
 def our_cached_step(ensemble: Ensemble, count: int, waveforms: Sequence[Tensor]) -> OurStep:

@@ -135,9 +135,28 @@ def startup(result: Result) -> str:
     return "\n\n".join([table(rows), conditions(result)])
 
 
+BF16 = {
+    "step": "a step of ours, one teacher: single precision over bf16",
+    "inference": "inference of ours, one utterance: single precision over bf16",
+    "inference_s3prl_bf16": "inference, one utterance, both in bf16: s3prl over ours",
+    "inference_transformers_bf16": "inference, one utterance, both in bf16: transformers over ours",
+}
+
+
+def bf16(result: Result) -> str:
+    rows = [("work", "median", "fastest to slowest")]
+    for kind, timings in result["timings"].items():
+        for name, timing in timings.items():
+            span = f"{number(timing['min_s'])} to {number(timing['max_s'])} s"
+            rows.append((f"{kind}, {name}", f"{number(timing['median_s'])} s", span))
+    found = [("ratio", "measured"), *((what, number(result["ratios"][name])) for name, what in BF16.items())]
+    return "\n\n".join([table(rows), table(found), equality(result), conditions(result)])
+
+
 SECTIONS: dict[str, tuple[Callable[[Result], str], str]] = {
     "distill_step_cpu": (step, "python benchmarks/distill_step.py"),
     "inference_cpu": (inference, "python benchmarks/inference.py"),
+    "bf16_cpu": (bf16, "python benchmarks/bf16.py"),
     "growth_cpu": (growth, "python benchmarks/growth.py"),
     "startup_cpu": (startup, "python benchmarks/startup.py"),
     "distill_step_cuda": (step, "bash benchmarks/gpu.sh"),

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-# One process for both: importing s3prl is most of the time.
-BOTH = """
-import distill_step, inference
+# One process for all: importing s3prl is most of the time.
+ALL = """
+import bf16, distill_step, inference
+assert bf16.main(["--quick", "--repeats", "1", "--json", "bf16_cpu.json"]) == 0
 assert distill_step.main(["--quick", "--repeats", "1", "--json", "distill_step_cpu.json"]) == 0
 assert inference.main(["--quick", "--repeats", "1", "--json", "inference_cpu.json"]) == 0
 """
@@ -21,7 +22,7 @@ assert inference.main(["--quick", "--repeats", "1", "--json", "inference_cpu.jso
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("results")
-    code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n{BOTH}"
+    code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n{ALL}"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return folder
@@ -49,7 +50,7 @@ def test_inference(results):
     assert {"infer_b1", "infer_mixed8", "memory_b1", "memory_mixed8"} <= result["ratios"].keys()
 
 
-@pytest.mark.parametrize("name", ["distill_step_cpu", "inference_cpu"])
+@pytest.mark.parametrize("name", ["distill_step_cpu", "inference_cpu", "bf16_cpu"])
 def test_outputs_were_compared(results, name):
     result = read(results, name)
     assert result["max_differences"].keys() == result["limits"].keys()
@@ -92,10 +93,10 @@ def test_report_fills_the_page(results, tmp_path, monkeypatch):
 
     monkeypatch.setattr(report, "IMAGES", tmp_path / "images")
     page = tmp_path / "performance.md"
-    page.write_text(
-        "before\n<!-- measured: distill_step_cpu -->\nold\n<!-- end -->\nbetween\n"
-        "<!-- measured: inference_cpu -->\n<!-- end -->\n<!-- measured: growth_cpu -->\n<!-- end -->\nafter\n"
+    measured = "between\n".join(
+        f"<!-- measured: {name}_cpu -->\nold\n<!-- end -->\n" for name in ("distill_step", "inference", "bf16", "growth")
     )
+    page.write_text(f"before\n{measured}after\n")
     assert report.main(["--results", str(results), "--page", str(page)]) == 0
     text = page.read_text()
     assert "old" not in text
