@@ -135,6 +135,18 @@ def startup(result: Result) -> str:
     return "\n\n".join([table(rows), conditions(result)])
 
 
+def profile_step(result: Result) -> str:
+    sides = list(result["self_seconds"])
+    rows = [("self time of", *sides)]
+    for kind in result["self_seconds"][sides[0]]:
+        rows.append((kind, *(f"{result['self_seconds'][side][kind]:.2f} s" for side in sides)))
+    rows.append(("all", *(f"{sum(result['self_seconds'][side].values()):.1f} s" for side in sides)))
+    rows.append(("arithmetic", *(f"{result['gflop'][side]:.0f} GFLOP" for side in sides)))
+    at = f"at {result['peak_gflops']:.0f} GFLOP/s that is"
+    rows.append((at, *(f"{result['floor_s'][side]:.1f} s" for side in sides)))
+    return "\n\n".join([table(rows), conditions(result)])
+
+
 BF16 = {
     "step": "a step of ours, one teacher: single precision over bf16",
     "inference": "inference of ours, one utterance: single precision over bf16",
@@ -156,6 +168,7 @@ def bf16(result: Result) -> str:
 SECTIONS: dict[str, tuple[Callable[[Result], str], str]] = {
     "distill_step_cpu": (step, "python benchmarks/distill_step.py"),
     "inference_cpu": (inference, "python benchmarks/inference.py"),
+    "profile_step_cpu": (profile_step, "python benchmarks/profile_step.py"),
     "bf16_cpu": (bf16, "python benchmarks/bf16.py"),
     "growth_cpu": (growth, "python benchmarks/growth.py"),
     "startup_cpu": (startup, "python benchmarks/startup.py"),

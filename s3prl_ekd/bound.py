@@ -1,7 +1,4 @@
-"""Processes that end with the one that started them, however that one ends (Linux).
-
-``python -m s3prl_ekd.bound PARENT ARGS...`` is ``python ARGS...``, bound to the process PARENT.
-"""
+"""Processes that end with the one that started them, however that one ends (Linux)."""
 
 from __future__ import annotations
 
@@ -19,14 +16,3 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:  # gone before the kernel was told
         sys.exit(1)
-
-
-def main() -> None:
-    """Become another Python, bound."""
-    parent, *arguments = sys.argv[1:]
-    end_with(int(parent))
-    os.execv(sys.executable, [sys.executable, *arguments])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,7 @@
-"""Another process that is at work in a folder, and whether a process still runs."""
+"""Another process that is at work in a folder, and whether a process still runs.
+
+``python -m helpers_processes CODE`` runs CODE.
+"""
 
 from __future__ import annotations
 
@@ -41,3 +44,7 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+if __name__ == "__main__":
+    exec(sys.argv[1])

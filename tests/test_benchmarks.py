@@ -12,8 +12,9 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 # One process for all: importing s3prl is most of the time.
 ALL = """
-import bf16, distill_step, inference
+import bf16, distill_step, inference, profile_step
 assert bf16.main(["--quick", "--repeats", "1", "--json", "bf16_cpu.json"]) == 0
+assert profile_step.main(["--quick", "--repeats", "1", "--json", "profile_step_cpu.json"]) == 0
 assert distill_step.main(["--quick", "--repeats", "1", "--json", "distill_step_cpu.json"]) == 0
 assert inference.main(["--quick", "--repeats", "1", "--json", "inference_cpu.json"]) == 0
 """
@@ -48,6 +49,16 @@ def test_inference(results):
         assert result["timings"][name].keys() == {"ours", "s3prl", "s3prl_shipped", "transformers"}
         assert all(used > 0 for used in result["extra_memory_mb"][name].values())
     assert {"infer_b1", "infer_mixed8", "memory_b1", "memory_mixed8"} <= result["ratios"].keys()
+
+
+def test_profile(results):
+    """Most of the time has a name, and the arithmetic is counted on both sides."""
+    result = read(results, "profile_step_cpu")
+    for side in ("s3prl", "ours"):
+        seconds = result["self_seconds"][side]
+        assert 0 < seconds["other"] < sum(seconds.values())
+        assert result["gflop"][side] > 0
+        assert result["floor_s"][side] == pytest.approx(result["gflop"][side] / result["peak_gflops"], rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["distill_step_cpu", "inference_cpu", "bf16_cpu"])
@@ -93,9 +104,8 @@ def test_report_fills_the_page(results, tmp_path, monkeypatch):
 
     monkeypatch.setattr(report, "IMAGES", tmp_path / "images")
     page = tmp_path / "performance.md"
-    measured = "between\n".join(
-        f"<!-- measured: {name}_cpu -->\nold\n<!-- end -->\n" for name in ("distill_step", "inference", "bf16", "growth")
-    )
+    names = ("distill_step", "inference", "profile_step", "bf16", "growth")
+    measured = "between\n".join(f"<!-- measured: {name}_cpu -->\nold\n<!-- end -->\n" for name in names)
     page.write_text(f"before\n{measured}after\n")
     assert report.main(["--results", str(results), "--page", str(page)]) == 0
     text = page.read_text()

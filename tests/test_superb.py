@@ -30,7 +30,7 @@ from s3prl_ekd.superb import child, command, iemocap, lexicon, librispeech, voxc
 from s3prl_ekd.superb.corpora import mini_corpora
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.experiments import load_template, set_option, with_steps
-from s3prl_ekd.superb.jobs import Job, JobError, run_jobs, steps_done
+from s3prl_ekd.superb.jobs import _FROM_THE_START, Job, JobError, run_jobs, steps_done
 from s3prl_ekd.superb.outcome import METRICS, accuracy, error_rate, read_outcome
 from s3prl_ekd.superb.summary import Row, read_summary, tables, write_summary
 
@@ -60,7 +60,7 @@ def in_process(monkeypatch) -> list[str]:
     def run(jobs, **_):
         for job in jobs:
             names.append(job.name)
-            child.run(Path(job.command[-1]))
+            child.run(Path(job.arguments[-1]))
 
     monkeypatch.setattr(command, "run_jobs", run)
     return names
@@ -76,7 +76,7 @@ def test_four_tasks_are_trained_judged_reused_and_resumed(corpus, student, tmp_p
     out, student = tmp_path / "out", shutil.copytree(student, tmp_path / "student")
     with caplog.at_level(logging.INFO):
         assert superb(student, corpus, out, "--split", "public", "--set", "sid:optimizer.lr=1e-3") == 0
-        assert in_process == ["pr", "sid", "er", "asr"]
+        assert in_process == ["asr", "pr", "sid", "er"]  # the longest first
         rows = read_summary(out)
         assert {(row.task, row.test_set) for row in rows} == PUBLIC
         assert {row.split for row in rows} == {"public"}
@@ -103,7 +103,7 @@ def test_four_tasks_are_trained_judged_reused_and_resumed(corpus, student, tmp_p
         options = ["--split", "both", "--set", "sid:optimizer.lr=1e-3"]
         assert superb(student, corpus, out, *options) == 0
         assert "Start a new experiment" in capfd.readouterr().out
-        assert in_process == ["pr", "sid-hidden", "er", "asr"]
+        assert in_process == ["asr", "pr", "sid-hidden", "er"]
         rows = read_summary(out)
         assert {(row.task, row.test_set) for row in rows if row.split == "hidden"} == HIDDEN
         assert {(row.task, row.test_set) for row in rows if row.split == "public"} == PUBLIC
@@ -501,7 +501,8 @@ def test_report_of_something_else(tmp_path, capsys):
 
 
 def job(tmp_path: Path, name: str, code: str, **options) -> Job:
-    return Job(name=name, command=("-c", code), log=tmp_path / f"{name}.txt", steps=1, **options)
+    log = tmp_path / f"{name}.txt"
+    return Job(name=name, module="helpers_processes", arguments=(code,), log=log, steps=1, **options)
 
 
 def test_jobs_wait_for_others_and_run_side_by_side(tmp_path):
@@ -518,6 +519,37 @@ def test_jobs_wait_for_others_and_run_side_by_side(tmp_path):
         job(tmp_path, "two", meet.format(tmp_path, "b", "a")),
     ]
     run_jobs(jobs, at_a_time=2, threads=1, title="test")
+
+
+def test_jobs_have_their_own_threads_environment_and_ends(tmp_path, monkeypatch):
+    """Each is as if started alone, though all are forked off one process that has imported torch and s3prl."""
+    monkeypatch.setenv("OF_THIS_TEST", "yes")
+    code = (
+        "import atexit, os, sys, torch; atexit.register(print, 'the end')\n"
+        "print(torch.get_num_threads(), os.environ['OF_THIS_TEST'], os.getcwd(), 's3prl.hub' in sys.modules)\n"
+        "print('to stderr', repr(sys.stdin.read()), file=sys.stderr)"
+    )
+    monkeypatch.chdir(tmp_path)
+    for threads in (2, 1):
+        run_jobs([job(tmp_path, str(threads), code)], at_a_time=1, threads=threads, title="test")
+        said = (tmp_path / f"{threads}.txt").read_text().splitlines()[1:]
+        assert said == [f"{threads} yes {tmp_path} True", "to stderr ''", "the end"]
+
+
+def test_what_jobs_are_forked_off_leaves_cuda_alone():
+    """CUDA, once initialised, cannot be used in a forked process; and s3prl asks for it when it is imported."""
+    code = (
+        "import sys, torch\n"
+        "def refuse(*_): raise SystemExit('initialises CUDA')\n"
+        "torch._C._cuda_getDeviceCount = torch._C._cuda_init = torch.cuda._lazy_init = refuse\n"
+        "torch.cuda._device_count_nvml = lambda: 1\n"
+        "assert torch.cuda.is_available()\n"
+        "import s3prl_ekd.s3prl_plugin.preload\n"
+        "sys.exit('s3prl.downstream.runner' not in sys.modules)"
+    )
+    environment = {**os.environ, **_FROM_THE_START}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_failing_job_ends_the_others_and_shows_its_last_lines(tmp_path):
@@ -555,10 +587,13 @@ def test_a_log_goes_on_but_only_its_last_part_speaks(tmp_path):
 
 def test_jobs_die_with_a_killed_parent(tmp_path):
     code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from s3prl_ekd.superb.jobs import Job, run_jobs
-sleeper = "import os, time; print('process', os.getpid(), flush=True); time.sleep(300)"
-job = Job(name="sleeper", command=("-c", sleeper), log=Path({str(tmp_path / "log.txt")!r}), steps=1)
+sleeper = ("import os, time; print('process', os.getpid(), flush=True); time.sleep(300)",)
+log = Path({str(tmp_path / "log.txt")!r})
+job = Job(name="sleeper", module="helpers_processes", arguments=sleeper, log=log, steps=1)
 run_jobs([job], at_a_time=1, threads=1, title="test")
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)

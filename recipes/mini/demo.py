@@ -120,8 +120,9 @@ def _distillation(out: Path, args: argparse.Namespace) -> list[Job]:
     jobs = [
         Job(
             name="distil",
-            command=(
-                "-m", "s3prl_ekd.run_pretrain", "-u", "ekd_student", "-n", "demo", "-p", str(run), "-a",
+            module="s3prl_ekd.run_pretrain",
+            arguments=(
+                "-u", "ekd_student", "-n", "demo", "-p", str(run), "-a",
                 "-g", str(model_yaml), "-c", str(runner_yaml), "--seed", str(args.seed),
             ),
             log=folder / "distil.txt",
@@ -129,13 +130,15 @@ def _distillation(out: Path, args: argparse.Namespace) -> list[Job]:
         ),
         Job(
             name="init",
-            command=("-m", "s3prl_ekd", "init-student", str(model_yaml), str(out / "undistilled_student")),
+            module="s3prl_ekd",
+            arguments=("init-student", str(model_yaml), str(out / "undistilled_student")),
             log=folder / "init.txt",
             steps=1,
         ),
         Job(
             name="export",
-            command=("-m", "s3prl_ekd", "export-checkpoint", str(run), str(out / "student")),
+            module="s3prl_ekd",
+            arguments=("export-checkpoint", str(run), str(out / "student")),
             log=folder / "export.txt",
             steps=1,
             after=("distil",),

@@ -42,22 +42,18 @@ def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor
         blocks = -(-frames // hop)
         before = kernel // 2
         x = F.pad(x, (0, 0, before, blocks * hop + kernel - 1 - before - frames))
-        inputs = x.unfold(1, size, hop).chunk(groups, dim=2)  # (B, blocks, D / groups, size) each
-        weights = weight.chunk(groups)
-        together = max(1, _CACHED_BYTES // (weights[0][..., 0].numel() * (size // 2 + 1) * weight.element_size() * 2))
-        y = torch.cat(
-            [
-                _circular(torch.stack(inputs[g : g + together]), torch.stack(weights[g : g + together]), size, hop)
-                for g in range(0, groups, together)
-            ]
-        )  # (groups, B * blocks, D' / groups, hop)
-        y = y.unflatten(1, (batch, blocks)).permute(1, 2, 4, 0, 3)  # (B, blocks, hop, groups, D' / groups)
-        return y.flatten(3).flatten(1, 2)[:, :frames] + bias
+        inputs = x.unfold(1, size, hop).unflatten(2, (groups, -1)).permute(2, 0, 1, 3, 4)
+        weights = weight.unflatten(0, (groups, -1))
+        together = max(1, _CACHED_BYTES // (weights[0, :, :, 0].numel() * (size // 2 + 1) * 2 * weight.element_size()))
+        parts = zip(inputs.split(together), weights.split(together), strict=True)
+        y = torch.cat([_circular(*part, hop) for part in parts], dim=2)  # (B * blocks, hop, groups, D' / groups)
+        return y.view(batch, blocks * hop, -1).add_(bias)[:, :frames]
 
 
-def _circular(blocks: Tensor, weight: Tensor, size: int, hop: int) -> Tensor:
-    """(G, B, N, C, size) correlated with (G, C', C, K): the ``hop`` outputs that do not wrap, (G, B * N, C', hop)."""
+def _circular(blocks: Tensor, weight: Tensor, hop: int) -> Tensor:
+    """(G, B, N, C, size) correlated with (G, C', C, K): the ``hop`` outputs that do not wrap, (B * N, hop, G, C')."""
+    size = blocks.shape[-1]
     # Contiguous, since complex products would copy one bin at a time.
     signal = torch.fft.rfft(blocks).flatten(1, 2).permute(0, 3, 1, 2).contiguous()  # (G, bins, B * N, C)
     response = torch.fft.rfft(weight, size).permute(0, 3, 2, 1).conj().contiguous()  # (G, bins, C, C')
-    return torch.fft.irfft((signal @ response).permute(0, 2, 3, 1), size)[..., :hop]
+    return torch.fft.irfft((signal @ response).permute(2, 0, 3, 1), size)[..., :hop].permute(0, 3, 1, 2)

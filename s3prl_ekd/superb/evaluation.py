@@ -21,6 +21,9 @@ from s3prl_ekd.superb.summary import Row
 
 logger = logging.getLogger(__name__)
 
+_LONGEST = "asr"
+"""The task to start first, so that no core waits for its BLSTM at the end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -79,7 +82,7 @@ class Evaluation:
             after: names of jobs to wait for.
         """
         jobs = []
-        for experiment in self.experiments:
+        for experiment in sorted(self.experiments, key=lambda one: one.task != _LONGEST):
             folder = self.out / experiment.name
             if not self._missing(experiment):
                 logger.info("%s: reusing the results in %s (same settings)", experiment.name, folder)
@@ -87,7 +90,8 @@ class Evaluation:
             jobs.append(
                 Job(
                     name=prefix + experiment.name,
-                    command=("-m", "s3prl_ekd.superb.child", str(folder)),
+                    module="s3prl_ekd.superb.child",
+                    arguments=(str(folder),),
                     log=folder / "log.txt",
                     steps=experiment.steps,
                     after=after,

@@ -1,16 +1,26 @@
-"""Processes of ours, a few at a time, behind one progress bar."""
+"""Processes of ours, a few at a time, behind one progress bar.
+
+They are forked off a process that has imported torch and s3prl (multiprocessing's forkserver), since importing them
+takes longer than some of the jobs.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import re
+import runpy
 import signal
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tqdm import tqdm
@@ -28,12 +38,14 @@ _POLL_SECONDS = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One process."""
+    """One process: ``python -m MODULE ARGUMENTS``."""
 
     name: str
     """Unique; shown beside the bar."""
-    command: tuple[str, ...]
-    """Arguments after the Python interpreter."""
+    module: str
+    """What is run."""
+    arguments: tuple[str, ...] = ()
+    """Its command line."""
     log: Path
     """Where its output goes, after what is there."""
     steps: int
@@ -71,7 +83,7 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
                 waiting.remove(job)
                 running[job] = _start(job, threads)
             for job, process in list(running.items()):
-                status = process.poll()
+                status = process.exitcode
                 if status is None:
                     continue
                 del running[job]
@@ -102,29 +114,66 @@ def _show(bar: tqdm, ended: Sequence[int], running: Iterable[Job]) -> None:
     bar.set_postfix_str(", ".join(f"{job.name} {count}/{job.steps}" for job, count in steps.items()))
 
 
-def _start(job: Job, threads: int) -> subprocess.Popen:
+def _start(job: Job, threads: int) -> BaseProcess:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("a", encoding="utf-8") as stream:
         blank = "\n" if stream.tell() else ""
         stream.write(f"{blank}=== started at {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
-        stream.flush()
-        return subprocess.Popen(
-            [sys.executable, "-m", "s3prl_ekd.bound", str(os.getpid()), *job.command],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **_environment(threads)},
-        )
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["s3prl_ekd.s3prl_plugin.preload"])
+    with _environment_variables(_FROM_THE_START):
+        multiprocessing.forkserver.ensure_running()
+    process = context.Process(target=_work, args=(job, threads, {**os.environ, **_FROM_THE_START}), name=job.name)
+    process.start()
+    return process
 
 
-def _environment(threads: int) -> Mapping[str, str]:
-    count = str(threads)
-    return {
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "PYTHONUNBUFFERED": "1",
-        "TQDM_MININTERVAL": "1",  # logs stay small
-    }
+# What Python and libraries read when they are loaded. The number of threads is set again in each process.
+_FROM_THE_START = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",
+    "TQDM_MININTERVAL": "1",  # logs stay small
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a process that has initialised CUDA cannot be forked
+}
+
+
+def _end_with_parent() -> None:
+    """Whatever ends the process that runs the jobs, ends this one."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _work(job: Job, threads: int, environment: Mapping[str, str]) -> None:
+    """In the new process: be ``python -m MODULE``, its output in the log."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.clear()
+    os.environ.update(environment)
+    with job.log.open("ab") as log, open(os.devnull, "rb") as nothing:
+        for stream, number in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(stream.fileno(), number)
+    import torch
+
+    torch.set_num_threads(threads)
+    sys.argv = [job.module, *job.arguments]
+    try:
+        runpy.run_module(job.module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing ends without
 
 
 def _tail(log: Path) -> str:
@@ -145,15 +194,14 @@ def _failure(job: Job, status: int) -> Exception:
     return JobError("\n".join([*lines, f"{job.name} {how}; log: {job.log}"]))
 
 
-def _end(running: Mapping[Job, subprocess.Popen]) -> None:
+def _end(running: Mapping[Job, BaseProcess]) -> None:
     for process in running.values():
         process.terminate()
     for process in running.values():
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
+        process.join(timeout=10)
+        if process.exitcode is None:
             process.kill()
-            process.wait()
+            process.join()
 
 
 @contextlib.contextmanager
