@@ -149,6 +149,14 @@ def ratio(times: Mapping[str, Sequence[float]], slower: str, faster: str) -> flo
     return statistics.median(times[slower]) / statistics.median(times[faster])
 
 
+def ratio_range(times: Mapping[str, Sequence[float]], slower: str, faster: str) -> list[float] | None:
+    """Least and greatest quotient of two candidates in the same round, or None where one of them was not measured."""
+    if slower not in times or faster not in times:
+        return None
+    quotients = [one / other for one, other in zip(times[slower], times[faster], strict=True)]
+    return [min(quotients), max(quotients)]
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 

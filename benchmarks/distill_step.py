@@ -147,10 +147,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     times = common.interleaved(candidates, args.repeats, device)
 
     ratios = {name: common.ratio(times, *pair) for name, pair in RATIOS.items()}
+    ranges = {name: common.ratio_range(times, *pair) for name, pair in RATIOS.items()}
     result = common.result(args, "one distillation step, s3prl's recipe over ours") | {
         "batch_seconds": list(lengths),
         "timings": common.summary(times),
         "ratios": {name: value for name, value in ratios.items() if value is not None},
+        "ratio_ranges": {name: value for name, value in ranges.items() if value is not None},
         "goals": GOALS_GPU if args.device == "cuda" else GOALS,
         "max_differences": checked,
         "limits": LIMITS[args.device],

@@ -132,10 +132,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
 
     ratios: dict[str, float | None] = {}
+    ranges: dict[str, list[float] | None] = {}
     for name in inputs:
-        ratios[f"infer_{name}"] = common.ratio(times[name], "s3prl", "ours")
-        ratios[f"infer_{name}_s3prl_shipped"] = common.ratio(times[name], "s3prl_shipped", "ours")
-        ratios[f"infer_{name}_transformers"] = common.ratio(times[name], "transformers", "ours")
+        for peer, suffix in (("s3prl", ""), ("s3prl_shipped", "_s3prl_shipped"), ("transformers", "_transformers")):
+            ratios[f"infer_{name}{suffix}"] = common.ratio(times[name], peer, "ours")
+            ranges[f"infer_{name}{suffix}"] = common.ratio_range(times[name], peer, "ours")
     for kind, amounts in used.items():
         suffix = kind.removeprefix("extra_memory_mb")
         for name, amount in amounts.items():
@@ -149,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in inputs
         },
         "ratios": ratios,
+        "ratio_ranges": ranges,
         "goals": GOALS,
         "max_differences": checked,
         "limits": LIMITS[args.device],

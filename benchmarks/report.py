@@ -62,12 +62,13 @@ def conditions(result: Result) -> str:
 
 def ratios(result: Result) -> str:
     """Ratios beside what was aimed at."""
-    rows = [("ratio", "measured", "aim")]
+    rows = [("ratio of medians", "measured", "in single rounds", "aim")]
     for name, what in RATIOS.items():
         if name in result["ratios"]:
             value, goal = result["ratios"][name], result["goals"].get(name)
+            rounds = " to ".join(number(quotient) for quotient in result["ratio_ranges"].get(name, ()))
             at = "at most" if name.startswith("memory") else "at least"
-            rows.append((what, number(value), f"{at} {number(goal)}" if goal else ""))
+            rows.append((what, number(value), rounds, f"{at} {number(goal)}" if goal else ""))
     return table(rows)
 
 
