@@ -123,15 +123,16 @@ def _start(job: Job, threads: int) -> BaseProcess:
     context.set_forkserver_preload(["s3prl_ekd.s3prl_plugin.preload"])
     with _environment_variables(_FROM_THE_START):
         multiprocessing.forkserver.ensure_running()
-    process = context.Process(target=_work, args=(job, threads, {**os.environ, **_FROM_THE_START}), name=job.name)
+    environment = {**os.environ, **_FROM_THE_START, **dict.fromkeys(_THREADS, str(threads))}
+    process = context.Process(target=_work, args=(job, threads, environment), name=job.name)
     process.start()
     return process
 
 
-# What Python and libraries read when they are loaded. The number of threads is set again in each process.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# What Python and libraries read when they are loaded.
 _FROM_THE_START = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
+    **dict.fromkeys(_THREADS, "1"),
     "PYTHONUNBUFFERED": "1",
     "TQDM_MININTERVAL": "1",  # logs stay small
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a process that has initialised CUDA cannot be forked
