@@ -7,12 +7,14 @@ the floor under whatever is rearranged.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import common
 import torch
@@ -51,7 +53,9 @@ def self_times(work: common.Work) -> dict[str, float]:
 
 def gflop(work: common.Work) -> float:
     """What one call's products and convolutions count."""
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_flop}) as counter:
+    aten = torch.ops.aten
+    ours = {aten.addmm_: _addmm_flop, aten.convolution_backward: _convolution_backward_flop}
+    with FlopCounterMode(display=False, custom_mapping=ours) as counter:
         work()
     return counter.get_total_flops() / 1e9
 
@@ -59,6 +63,14 @@ def gflop(work: common.Work) -> float:
 def _addmm_flop(_: object, a_shape: Sequence[int], b_shape: Sequence[int], **__: object) -> int:
     """In-place, which torch's own table lacks."""
     return 2 * a_shape[0] * a_shape[1] * b_shape[1]
+
+
+def _convolution_backward_flop(
+    grad_shape: Sequence[int], _: object, weight_shape: Sequence[int], *more: Any, **__: object
+) -> int:
+    """Of a grouped convolution, where torch's own formula counts what lies between groups."""
+    wanted = more[-1][:2]  # of the input's and the weight's gradient
+    return 2 * math.prod(grad_shape) * math.prod(weight_shape[1:]) * sum(wanted)
 
 
 def peak(device: torch.device, repeats: int, size: int = 1024) -> float:

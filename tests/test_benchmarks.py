@@ -61,6 +61,19 @@ def test_profile(results):
         assert result["floor_s"][side] == pytest.approx(result["gflop"][side] / result["peak_gflops"], rel=1e-2)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_arithmetic_of_a_grouped_convolution(groups, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import profile_step
+    import torch
+
+    conv = torch.nn.Conv1d(8, 16, 5, groups=groups)
+    x = torch.randn(3, 8, 20, requires_grad=True)
+    forward = 2 * 3 * 16 * 16 * (8 // groups) * 5  # twice B, T', C', C / groups, K
+    assert profile_step.gflop(lambda: conv(x)) * 1e9 == pytest.approx(forward)
+    assert profile_step.gflop(lambda: conv(x).sum().backward()) * 1e9 == pytest.approx(3 * forward)
+
+
 @pytest.mark.parametrize("name", ["distill_step_cpu", "inference_cpu", "bf16_cpu"])
 def test_outputs_were_compared(results, name):
     result = read(results, name)
