@@ -103,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = {name: [w.to(device) for w in common.speech(of)] for name, of in lengths.items()}
     with torch.no_grad():
         candidates = extractors(TINY if args.quick else BASE, device)
-        short = [common.speech([0.5])[0].to(device)]
+        short = [
+            common.speech([0.5 if args.quick else 4.0])[0].to(device)
+        ]  # long enough to go all the ways of a long one
 
         def memory(*, default_malloc: bool) -> dict[str, dict[str, float]]:
             """Of each candidate for each input, in MB."""

@@ -160,8 +160,9 @@ def test_overlap_save_equals_conv1d(frames, kernel, groups):
     """Outputs and gradients: blocks that end with, before and after the utterance, odd and even kernels."""
     conv = torch.nn.Conv1d(groups * 6, groups * 8, kernel, padding=kernel // 2, groups=groups).double()
     x = torch.randn(3, frames, groups * 6, dtype=torch.float64, requires_grad=True)
+    scale = torch.randn(kernel, dtype=torch.float64)
     expected = conv(x.transpose(1, 2))[:, :, :frames].transpose(1, 2)
-    found = overlap_save.grouped_conv(x, conv.weight, conv.bias, groups)
+    found = overlap_save.grouped_conv(x, conv.weight / scale, scale, conv.bias, groups)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     direction, wanted = torch.randn_like(expected), (x, conv.weight, conv.bias)
     gradients = (torch.autograd.grad(y, wanted, direction) for y in (found, expected))

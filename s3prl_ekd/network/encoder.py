@@ -35,7 +35,10 @@ class PositionConv(nn.Module):
         """rows (N, D) to (N, D); past an utterance's end it sees zeros."""
         x = packing.unpack(rows)
         if not plain and overlap_save.applicable(x, self.conv.kernel_size[0]):
-            x = overlap_save.grouped_conv(x, self.conv.weight, self.conv.bias, self.conv.groups)
+            normalized = self.conv.parametrizations.weight
+            gain, direction = normalized.original0, normalized.original1  # (1, 1, K), (D, D / groups, K)
+            scale = gain.flatten() / torch.linalg.vector_norm(direction, dim=(0, 1))
+            x = overlap_save.grouped_conv(x, direction, scale, self.conv.bias, self.conv.groups)
         else:
             x = self.conv(x.transpose(1, 2))
             x = x[:, :, : x.shape[2] - self.surplus].transpose(1, 2)

@@ -22,12 +22,14 @@ def applicable(x: Tensor, kernel: int) -> bool:
     return x.device.type == "cpu" and kernel >= _NARROWEST and x.shape[0] * x.shape[1] >= _FEWEST_KERNELS * kernel
 
 
-def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
-    """``conv1d(x', weight, bias, padding=kernel // 2, groups=groups)``, cut to as many frames as went in.
+def grouped_conv(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, groups: int) -> Tensor:
+    """``conv1d(x', weight * scale, bias, padding=kernel // 2, groups=groups)``, cut to as many frames as went in.
 
     Args:
         x: (B, F, D).
         weight: (D', D / groups, K), as conv1d's.
+        scale: (K,), such as weight normalization's: applied some groups at a time, since the weight is the largest
+            tensor of an inference.
         bias: (D',).
         groups: of channels.
 
@@ -35,7 +37,7 @@ def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor
         (B, F, D').
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, weight, bias = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (x, weight, bias))
+        x, weight, scale, bias = (_at_least_single(tensor) for tensor in (x, weight, scale, bias))
         batch, frames, kernel = x.shape[0], x.shape[1], weight.shape[2]
         size = 1 << (2 * kernel - 1).bit_length()  # of a block: a power of two, at least half of it new frames
         hop = size - kernel + 1
@@ -46,8 +48,13 @@ def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor
         weights = weight.unflatten(0, (groups, -1))
         together = max(1, _CACHED_BYTES // (weights[0, :, :, 0].numel() * (size // 2 + 1) * 2 * weight.element_size()))
         parts = zip(inputs.split(together), weights.split(together), strict=True)
-        y = torch.cat([_circular(*part, hop) for part in parts], dim=2)  # (B * blocks, hop, groups, D' / groups)
+        outputs = [_circular(signal, taps * scale, hop) for signal, taps in parts]
+        y = torch.cat(outputs, dim=2)  # (B * blocks, hop, groups, D' / groups)
         return y.view(batch, blocks * hop, -1).add_(bias)[:, :frames]
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _circular(blocks: Tensor, weight: Tensor, hop: int) -> Tensor:
