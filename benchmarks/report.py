@@ -66,7 +66,7 @@ def ratios(result: Result) -> str:
     for name, what in RATIOS.items():
         if name in result["ratios"]:
             value, goal = result["ratios"][name], result["goals"].get(name)
-            rounds = " to ".join(number(quotient) for quotient in result["ratio_ranges"].get(name, ()))
+            rounds = " to ".join(number(quotient) for quotient in result.get("ratio_ranges", {}).get(name, ()))
             at = "at most" if name.startswith("memory") else "at least"
             rows.append((what, number(value), rounds, f"{at} {number(goal)}" if goal else ""))
     return table(rows)
