@@ -11,7 +11,7 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def end_with(parent: int) -> None:
-    """Have this process killed as soon as its parent, the process ``parent``, is gone. It holds through ``exec``."""
+    """Have this process killed as soon as its parent, the process ``parent``, is gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:  # gone before the kernel was told

@@ -1,12 +1,13 @@
 """Another process that is at work in a folder, and whether a process still runs.
 
-``python -m helpers_processes CODE`` runs CODE.
+``python -m helpers_processes FILE`` runs FILE.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -47,4 +48,4 @@ def runs(pid: int) -> bool:
 
 
 if __name__ == "__main__":
-    exec(sys.argv[1])
+    runpy.run_path(sys.argv[1])

@@ -501,8 +501,9 @@ def test_report_of_something_else(tmp_path, capsys):
 
 
 def job(tmp_path: Path, name: str, code: str, **options) -> Job:
-    log = tmp_path / f"{name}.txt"
-    return Job(name=name, module="helpers_processes", arguments=(code,), log=log, steps=1, **options)
+    script, log = tmp_path / f"{name}.py", tmp_path / f"{name}.txt"
+    script.write_text(code)
+    return Job(name=name, module="helpers_processes", arguments=(str(script),), log=log, steps=1, **options)
 
 
 def test_jobs_wait_for_others_and_run_side_by_side(tmp_path):
@@ -586,12 +587,14 @@ def test_a_log_goes_on_but_only_its_last_part_speaks(tmp_path):
 
 
 def test_jobs_die_with_a_killed_parent(tmp_path):
+    sleep = "import os, time; print('process', os.getpid(), flush=True); time.sleep(300)"
+    (tmp_path / "sleeper.py").write_text(sleep)
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from s3prl_ekd.superb.jobs import Job, run_jobs
-sleeper = ("import os, time; print('process', os.getpid(), flush=True); time.sleep(300)",)
+sleeper = ({str(tmp_path / "sleeper.py")!r},)
 log = Path({str(tmp_path / "log.txt")!r})
 job = Job(name="sleeper", module="helpers_processes", arguments=sleeper, log=log, steps=1)
 run_jobs([job], at_a_time=1, threads=1, title="test")
