@@ -1,7 +1,7 @@
 """``nox`` runs the quick tests on the oldest and the newest versions that setup.cfg admits, and on ESPnet's s3prl.
 
-``nox -s oldest`` runs one of them, ``nox -s newest -- tests/test_upstream.py`` other tests. An environment takes 6 GB and
-three minutes to make. What they said is in docs/versions.md.
+``nox -s oldest`` runs one of them, ``nox -s newest -- tests/test_upstream.py`` other tests. An environment takes 6 GB
+and three minutes to make. What they said is in docs/versions.md.
 """
 
 from __future__ import annotations
