@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 LONGEST_MESSAGE = 1000
@@ -23,6 +24,13 @@ def printable_line(text: str) -> str:
     return shorten(text, LONGEST_MESSAGE)
 
 
+def _without_traceback(message: str) -> str:
+    """What an error said that torch's DataLoader makes again of a worker's whole traceback."""
+    if not message.startswith("Caught ") or "Traceback (most recent call last):\n" not in message:
+        return message
+    return re.sub(r"^(\w+\.)*\w*Error: ", "", message.strip().splitlines()[-1])
+
+
 class UserError(Exception):
     """Bad input: its message is one line that says what is wrong and what to do.
 
@@ -31,7 +39,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable_line(message))
+        super().__init__(printable_line(_without_traceback(message)))
 
 
 EXIT_USER_ERROR = 2

@@ -8,6 +8,7 @@ import time
 import typing
 
 import pytest
+import torch
 from conftest import TINY
 
 import s3prl_ekd
@@ -368,3 +369,17 @@ def test_every_message_is_one_printable_line_of_bounded_length():
     assert said.startswith("x: a b\\x1b[31m\\x00a b")
     assert said.endswith("; do this")
     assert str(UserError("wie schön: 東京")) == "wie schön: 東京"
+
+
+class Refusing(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int):
+        raise UserError("a.wav: truncated; replace it")
+
+
+def test_an_error_of_a_loaders_worker_comes_without_its_traceback():
+    with pytest.raises(UserError) as caught:
+        list(torch.utils.data.DataLoader(Refusing(), num_workers=1))
+    assert str(caught.value) == "a.wav: truncated; replace it"
