@@ -404,7 +404,7 @@ PRETRAIN = "-u ekd_student -g {place}/config_model.yaml -p out "
         (PRETRAIN + "--multi_gpu", "s3prl-ekd distill"),
         (PRETRAIN + "-o config.runner.total_steps=1", "must be below runner.total_steps 1"),
         (PRETRAIN + "-o config.runner.totl_steps=9", "did you mean 'total_steps'"),
-        (PRETRAIN + "-o config.runner.gradient_clipping=0", "gradient_clipping: must be positive"),
+        (PRETRAIN + "-o config.runner.gradient_clipping=0", "gradient_clipping: expected more than 0"),
         (PRETRAIN + "-o config.runner.gradient_clipping=float('inf')", "gradient_clipping: expected a finite number"),
         (PRETRAIN + "-o config.optimizer.warmup_portion=0.1", "did you mean 'warmup_proportion'"),
         (PRETRAIN + "-o config.optimizer.warmup_proportion=2", "ValueError: Invalid warmup"),

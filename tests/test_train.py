@@ -73,7 +73,7 @@ def test_print_config_resolves(tmp_path, capsys):
     [
         ("trainer.device=4", "unknown key 'trainer.device'; did you mean 'devices'"),
         ("trainer.devices", "expected key.path=value"),
-        ("trainer.devices=[", "not YAML"),
+        ("trainer.devices=[", "not valid YAML"),
         ("trainer.devices=many", "trainer.devices: expected int"),
         ("teachers.3.layers=[1]", "number below 1"),
         ("output.x=1", "has no keys below"),

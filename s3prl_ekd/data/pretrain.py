@@ -11,13 +11,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from s3prl_ekd import MIN_SAMPLES
-from s3prl_ekd.config import Config, DistortionConfig
+from s3prl_ekd.config import Config, DistortionConfig, Range, Seed, Size, Workers
 from s3prl_ekd.data.audio import audio_files, audio_length, load_audio
 from s3prl_ekd.data.bad_recordings import BadRecordings
 from s3prl_ekd.data.batch import Batch, collate
@@ -38,11 +39,11 @@ class PretrainDataConfig(Config):
     below ``audio_folder``.
     """
 
-    train_batch_size: int
+    train_batch_size: Size
     """Utterances of a batch B."""
-    num_workers: int = 4
+    num_workers: Workers = 4
     """Processes that read and distort; 0: the training process does it itself."""
-    max_timestep: int | None = 250_000
+    max_timestep: Annotated[int, Range(at_most=10**12)] | None = 250_000
     """Longer utterances are cropped to this many samples, elsewhere in every epoch; null, 0 or less: never."""
     libri_root: str | None = None
     """Folder that the lists' ``file_path`` column is relative to."""
@@ -52,13 +53,13 @@ class PretrainDataConfig(Config):
     """Names of the lists to read."""
     audio_folder: str | None = None
     """Instead of lists: a folder whose audio files, however deeply nested, are all used."""
-    seed: int = 0
+    seed: Seed = 0
     """Determines the order of batches and the crops."""
 
     def __post_init__(self) -> None:
-        for name, least in (("train_batch_size", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        super().__post_init__()
+        if self.crop is not None and self.crop < MIN_SAMPLES:
+            raise UserError(f"max_timestep: a frame needs {MIN_SAMPLES} samples, found {self.crop}; null: no crops")
         lists = {name: getattr(self, name) for name in ("libri_root", "file_path", "sets")}
         missing = [name for name, value in lists.items() if not value]
         if self.audio_folder is not None and len(missing) < len(lists):

@@ -20,6 +20,7 @@ from lhotse.lazy import LazyIteratorMultiplexer
 from lhotse.serialization import decode_json_line, open_best
 
 from s3prl_ekd import MIN_SAMPLES, SAMPLE_RATE
+from s3prl_ekd.data.config import is_remote, require_distinct
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -64,11 +65,6 @@ class Source:
         return None if is_remote(self.name) else sum(os.path.getsize(manifest) for manifest in self.manifests)
 
 
-def is_remote(address: str) -> bool:
-    """Whether it is no path of a file system."""
-    return address.startswith("pipe:") or "://" in address
-
-
 def tar_beside(manifest: str) -> str:
     """The audio of a Shar manifest: ``.../recording.000012.tar`` for ``.../cuts.000012.jsonl.gz``.
 
@@ -88,11 +84,7 @@ def resolve_sources(names: Sequence[str], key: str = "data.cuts") -> list[Source
         UserError: a name stands for nothing that can be read lazily and repeatedly, or a manifest is named twice.
     """
     sources = [Source(name, tuple(_expand(name, key))) for name in names]
-    seen: set[str] = set()
-    for manifest in (manifest for source in sources for manifest in source.manifests):
-        if manifest in seen:
-            raise UserError(f"{key}: {manifest} is named twice, so its utterances would come twice in an epoch")
-        seen.add(manifest)
+    require_distinct((manifest for source in sources for manifest in source.manifests), key)
     return sources
 
 
