@@ -1,7 +1,8 @@
-"""Reading and writing small files so that a reader never sees half of one."""
+"""Reading and writing small files: never half of one, and the same text and the same folder for every reader."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -9,8 +10,9 @@ import functools
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +21,7 @@ from s3prl_ekd.errors import UserError, shorten
 logger = logging.getLogger(__name__)
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from file systems without locks
+_LINE_END = re.compile(r"\r\n|\n|\r")  # str.splitlines would also split at characters such as U+2028, U+0085
 
 
 @contextlib.contextmanager
@@ -78,6 +81,59 @@ def only_writer(folder: str | Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def read_lines(path: str | Path, hint: str = "give the path of a text file") -> list[tuple[int, str]]:
+    """The lines of a list, transcript or lexicon that are not blank, each with its number from 1.
+
+    The text is UTF-8, with or without a byte order mark; lines end as on any system. Another encoding is refused and
+    not guessed: a wrong guess would change words without a word.
+
+    Args:
+        path: the file.
+        hint: what to do where it cannot be read, for the message.
+
+    Raises:
+        UserError: the file is missing or unreadable, or no UTF-8 text.
+    """
+    try:
+        data = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}; {hint}") from error
+    if b"\0" in data:
+        raise UserError(f"{path}: not a text file in UTF-8 (UTF-16, or no text at all); {hint}, saved as UTF-8")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = len(_LINE_END.split(data[: error.start].decode()))
+        raise UserError(
+            f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02X}, Latin-1 perhaps); save the file as UTF-8,"
+            " for instance by: iconv -f LATIN1 -t UTF-8"
+        ) from error
+    return [(number, line) for number, line in enumerate(_LINE_END.split(text), start=1) if line.strip()]
+
+
+def files_below(folder: str | Path, suffixes: Iterable[str]) -> list[Path]:
+    """All files below ``folder``, however deeply nested, whose names end in one of ``suffixes`` in any case; sorted.
+
+    Hidden files and folders are left out (such as ``._x.flac``, which macOS puts beside ``x.flac``), links are
+    followed, but not in circles. A folder that cannot be entered is warned about.
+    """
+    from tqdm import tqdm
+
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    found = []
+    walk = os.walk(folder, followlinks=True, onerror=lambda error: logger.warning("left out: %s", error))
+    for root, folders, names in tqdm(walk, desc=f"files in {folder}", delay=2, leave=False):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(root, name)]
+        found += [Path(root, name) for name in names if name.lower().endswith(endings) and not name.startswith(".")]
+    return sorted(found)
+
+
+def _leads_back(root: str, name: str) -> bool:
+    """Whether a folder is a link to one that it is in."""
+    path = os.path.join(root, name)
+    return os.path.islink(path) and Path(os.path.realpath(root)).is_relative_to(os.path.realpath(path))
 
 
 def write_json(path: str | Path, value: Any) -> None:
