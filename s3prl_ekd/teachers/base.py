@@ -15,6 +15,7 @@ from s3prl_ekd.config import TeacherConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.keys import recognize, to_transformers_keys
 
+WAVEFORM_EPSILON = 1e-5  # added to the waveform's variance, as fairseq and s3prl do (layer_norm's default)
 _INITIALIZES = ("feature_extractor.", "feature_projection.", "encoder.")
 
 
@@ -190,8 +191,8 @@ class ModelTeacher(Teacher):
         groups = [list(range(len(samples)))] if padded else self._groups(samples)
         with torch.no_grad():
             self.module.eval()  # whoever called .train() on it meanwhile
-            if self._normalize:  # as fairseq and s3prl, epsilon 1e-5 included
-                utterances = [F.layer_norm(waveform, waveform.shape) for waveform in utterances]
+            if self._normalize:
+                utterances = [F.layer_norm(wave, wave.shape, eps=WAVEFORM_EPSILON) for wave in utterances]
             parts = [self._selected([utterances[i] for i in group]) for group in groups]
         frames = torch.zeros(len(samples), dtype=torch.long)
         for group, states in zip(groups, parts, strict=True):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from s3prl_ekd import FRAME_SHIFT
 from s3prl_ekd.config import TeacherConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.teachers.base import ModelTeacher, one_line, truncate
+from s3prl_ekd.teachers.base import WAVEFORM_EPSILON, ModelTeacher, one_line, truncate
 from s3prl_ekd.teachers.transformers_source import check_hub, check_hub_id
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,14 @@ _KNOWN = frozenset(
         "s3prl.upstream.wavlm.WavLM.WavLM",
     }
 )
-# Where those experts keep whether they normalise the waveform: (attribute of the expert, attribute of that).
-_NORMALIZE_SWITCHES = (("task_cfg", "normalize"), ("cfg", "normalize"), (None, "wav_normalize"))
+# Where experts keep whether they normalise the waveform (attribute of the expert, attribute of that), and what they add
+# to its variance; "extracter" is the feature extractor of the hf_... upstreams.
+_NORMALIZE_SWITCHES = (
+    ("task_cfg", "normalize", WAVEFORM_EPSILON),
+    ("cfg", "normalize", WAVEFORM_EPSILON),
+    (None, "wav_normalize", WAVEFORM_EPSILON),
+    ("extracter", "do_normalize", 1e-7),
+)
 
 
 class S3prlTeacher(ModelTeacher):
@@ -207,12 +213,18 @@ def unsafe_loads_named(who: str) -> Iterator[None]:
         torch.load = load
 
 
-def normalizes_itself(expert: nn.Module) -> bool:
-    """Whether an s3prl expert brings its waveforms to zero mean and unit variance."""
-    holders = (
-        (expert if part is None else getattr(expert, part, None), switch) for part, switch in _NORMALIZE_SWITCHES
-    )
-    return any(getattr(holder, switch, None) is True for holder, switch in holders)
+def _normalization_switches(expert: nn.Module) -> Iterator[tuple[object, str, float]]:
+    """Who decides about the normalisation of waveforms, by which attribute, and the epsilon."""
+    for part, switch, epsilon in _NORMALIZE_SWITCHES:
+        holder = expert if part is None else getattr(expert, part, None)
+        if isinstance(getattr(holder, switch, None), bool):
+            yield holder, switch, epsilon
+
+
+def normalization_epsilon(expert: nn.Module) -> float | None:
+    """What an s3prl expert adds to the variance when it normalises its waveforms; None: it does not normalise."""
+    switches = _normalization_switches(expert)
+    return next((epsilon for holder, switch, epsilon in switches if getattr(holder, switch)), None)
 
 
 def _set_normalization(expert: nn.Module, config: TeacherConfig) -> bool:
@@ -224,11 +236,9 @@ def _set_normalization(expert: nn.Module, config: TeacherConfig) -> bool:
     wanted = config.normalize_waveform
     if wanted is None:
         return False  # upstreams see to it themselves
-    for part, switch in _NORMALIZE_SWITCHES:
-        holder = expert if part is None else getattr(expert, part, None)
-        if isinstance(getattr(holder, switch, None), bool):
-            setattr(holder, switch, wanted)
-            return False
+    for holder, switch, _ in _normalization_switches(expert):
+        setattr(holder, switch, wanted)
+        return False
     if wanted is False:
         raise UserError(
             f"teacher {config.name!r}: whether s3prl's {config.s3prl} normalises its input cannot be changed;"
