@@ -145,9 +145,8 @@ def _train(config: RunConfig, module: DistillModule, signals: StopSignals, resum
     finally:
         signals.unlisten()
     if trainer.is_global_zero:
-        names = [target.name for target in module.distiller.targets]
         student, heads = module.distiller.student, module.distiller.heads
-        save_student(folder / "student", student, heads, config.distill, targets=names)
+        save_student(folder / "student", student, heads, config.distill)
     return 0
 
 

@@ -29,7 +29,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
     (b"%PDF", "a PDF document", None),
     (b"\x89PNG", "a PNG picture", None),
 )
-_FOLDER = "name the folder that has it beside its config.json"
+_FOLDER = "name the folder that has it beside its config.json (as a teacher: transformers: FOLDER)"
 _SAFETENSORS = ("a safetensors file", _FOLDER)
 _JSON = ("a JSON file, not weights", _FOLDER)
 _HTML = ("<!doctype html", "<html", "<head", "<?xml")

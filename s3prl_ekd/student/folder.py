@@ -34,6 +34,7 @@ from s3prl_ekd.student.weights import (
     stated_normalization,
     weight_files,
 )
+from s3prl_ekd.targets import RULES, Source
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,6 @@ def save_student(
     heads: PredictionHeads | None = None,
     recipe: DistillConfig | None = None,
     *,
-    targets: list[str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write a student folder, atomically, and read it back.
@@ -112,8 +112,8 @@ def save_student(
         folder: replaced if it is already a student folder, otherwise it must not exist or be empty.
         student: the network.
         heads: its prediction heads, if they are to be kept.
-        recipe: what it was distilled with; saved as ``recipe.yaml`` and told in the model card.
-        targets: names of what the heads predict, in order.
+        recipe: what it was distilled with; saved as ``recipe.yaml`` and told in the model card and, as the names of
+            what the heads predict in order (``targets``), beside their weights.
         dtype: of the stored tensors; loading always gives fp32.
 
     Raises:
@@ -132,7 +132,7 @@ def save_student(
         weights = _portable(student.state_dict(), dtype, folder)
         (temporary / "model.safetensors").write_bytes(save(weights, {"format": "pt"}))
         if heads is not None:
-            metadata = {"format": "pt", "targets": json.dumps(targets or [])}
+            metadata = {"format": "pt", "targets": json.dumps(_target_names(recipe))}
             weights = _portable(heads.state_dict(), dtype, folder)
             (temporary / "heads.safetensors").write_bytes(save(weights, metadata))
         if recipe is not None:
@@ -144,6 +144,14 @@ def save_student(
                 raise RuntimeError(f"{folder}: {name} was not stored faithfully")
     logger.info("student saved to %s", folder)
     return folder
+
+
+def _target_names(recipe: DistillConfig | None) -> list[str]:
+    """What each head predicts. A recipe does not say how wide the teachers are, and names do not depend on it."""
+    if recipe is None:
+        return []
+    sources = [Source(teacher.name, teacher.layers, 1, teacher.weight) for teacher in recipe.teachers]
+    return [target.name for target in RULES[recipe.objective.aggregation].plan(sources)]
 
 
 def _portable(state: Mapping[str, Tensor], dtype: torch.dtype, folder: Path) -> dict[str, Tensor]:

@@ -137,8 +137,8 @@ def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(
-                f"{where}: {name} holds NaN or infinity, so every feature would; take an earlier checkpoint of the"
-                " training, or copy the file again"
+                f"{where}: {name} holds NaN or infinity: the training has diverged (take an earlier checkpoint) or the"
+                " file is damaged"
             )
 
 
