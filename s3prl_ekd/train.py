@@ -83,7 +83,10 @@ def build_distiller(config: RunConfig) -> Distiller:
     """Teachers (or what a cache knows of them), student and heads, the student with weights that depend on the seed
     alone."""
     cache = open_cache(config)
-    teachers = load_teachers(config.teachers) if cache is None else cached_teachers(config, cache)
+    if cache is None:
+        teachers = load_teachers(config.teachers, padded=config.objective.loss_on_padding)
+    else:
+        teachers = cached_teachers(config, cache)
     seed_everything(config.seed, verbose=False)
     return Distiller(config.distill, teachers)
 
@@ -142,9 +145,8 @@ def _train(config: RunConfig, module: DistillModule, signals: StopSignals, resum
     finally:
         signals.unlisten()
     if trainer.is_global_zero:
-        names = [target.name for target in module.distiller.targets]
         student, heads = module.distiller.student, module.distiller.heads
-        save_student(folder / "student", student, heads, config.distill, targets=names)
+        save_student(folder / "student", student, heads, config.distill)
     return 0
 
 

@@ -97,7 +97,8 @@ def test_train_resume_and_evaluate_in_one_process(place, here, caplog, capfd):
     cut(folder / "states-2.ckpt")  # as if it had been killed while it wrote
     with caplog.at_level(logging.WARNING):
         downstream_runner.run(["-m", "train", *common, "-a", "-o", "config.runner.total_steps=3"])
-    assert "states-2.ckpt: not a checkpoint, or a damaged one; going on from states-1.ckpt (step 1)" in caplog.text
+    assert "states-2.ckpt: not a checkpoint, or a damaged one: incomplete: its end is missing" in caplog.text
+    assert "; going on from states-1.ckpt (step 1)" in caplog.text
     assert load_pickle_safely(folder / "states-3.ckpt")["Step"] == 3
 
     capfd.readouterr()

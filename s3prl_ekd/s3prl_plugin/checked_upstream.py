@@ -11,7 +11,7 @@ import torch
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.s3prl_plugin import hub
-from s3prl_ekd.teachers.s3prl_source import is_download, takes_file, unsafe_loads_named
+from s3prl_ekd.teachers.s3prl_source import file_problem, is_download, takes_file, unsafe_loads_named
 
 
 @contextlib.contextmanager
@@ -19,21 +19,25 @@ def checked_upstream() -> Iterator[None]:
     """While it lasts, the runner checks what it loads for ``-u`` and what ``-s`` and ``-l`` take of it.
 
     Raises:
-        UserError: a download that failed, features or a layer that the upstream does not have.
+        UserError: a download that failed, a file of another kind, features or a layer that the upstream does not have.
     """
     from s3prl.downstream.runner import Runner
 
     load, select = Runner._get_upstream, Runner._get_featurizer
 
     def load_checked(runner: Any) -> Any:
+        files: list[object] = []
         try:
-            with unsafe_loads_named(f"-u {runner.args.upstream}"):
+            with unsafe_loads_named(f"-u {runner.args.upstream}") as files:
                 return load(runner)
         except UserError:
             raise
         except Exception as error:
             if is_download(error):
                 raise UserError(_not_fetched(runner.args, error)) from error
+            problem = file_problem(error, files, runner.args.upstream)
+            if problem is not None:
+                raise UserError(f"-u {runner.args.upstream} cannot be loaded ({problem})") from error
             raise
 
     def select_checked(runner: Any) -> Any:

@@ -14,7 +14,9 @@ from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.config import TeacherConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.keys import recognize, to_transformers_keys
+from s3prl_ekd.student.weights import check_finite
 
+WAVEFORM_EPSILON = 1e-5  # added to the waveform's variance, as fairseq and s3prl do (layer_norm's default)
 _INITIALIZES = ("feature_extractor.", "feature_projection.", "encoder.")
 
 
@@ -172,6 +174,10 @@ class ModelTeacher(Teacher):
                 f"teacher {self.name!r}: {self.source} gives {found} frames for a second of speech; a teacher needs"
                 f" {wanted} ({FRAME_SHIFT} samples a frame)"
             )
+        if not all(torch.isfinite(state).all() for state in states):
+            who = f"teacher {self.name!r}: {self.source}"
+            check_finite(self.module.state_dict(), who)
+            raise UserError(f"{who} gives NaN or infinity for a second of noise; no student can learn from that")
         return states
 
     def _check_layers(self) -> None:
@@ -190,8 +196,8 @@ class ModelTeacher(Teacher):
         groups = [list(range(len(samples)))] if padded else self._groups(samples)
         with torch.no_grad():
             self.module.eval()  # whoever called .train() on it meanwhile
-            if self._normalize:  # as fairseq and s3prl, epsilon 1e-5 included
-                utterances = [F.layer_norm(waveform, waveform.shape) for waveform in utterances]
+            if self._normalize:
+                utterances = [F.layer_norm(wave, wave.shape, eps=WAVEFORM_EPSILON) for wave in utterances]
             parts = [self._selected([utterances[i] for i in group]) for group in groups]
         frames = torch.zeros(len(samples), dtype=torch.long)
         for group, states in zip(groups, parts, strict=True):
