@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd import recipe_files
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_plugin import downstream_config, hub, override, stock, task_patches
@@ -132,7 +133,7 @@ def _check_new_experiment(options: Options) -> None:
         )
     for name, option in (("config", "-c"), ("upstream_model_config", "-g")):
         if name in options:
-            options.given[name] = stock.input_file(options.get(name), option)
+            options.given[name] = recipe_files.find(options.get(name), option)
     if not _is_named(options):
         raise UserError("give the experiment a name or a folder: -n NAME (result/downstream/NAME) or -p FOLDER")
     if options.get("mode") == "train":

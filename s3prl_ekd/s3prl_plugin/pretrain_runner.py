@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd import assets
+from s3prl_ekd import assets, recipe_files
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_plugin import compat, override, stock
@@ -234,9 +234,9 @@ def _yaml_file(options: Options, name: str) -> str | None:
     """The YAML given, else the one beside the other one given."""
     option, file = _YAML[name]
     if name in options:
-        return stock.input_file(options.get(name), option)
+        return recipe_files.find(options.get(name), option)
     for other in options.given.keys() & _YAML.keys():
-        beside = Path(stock.input_file(options.get(other), _YAML[other][0])).with_name(file)
+        beside = Path(recipe_files.find(options.get(other), _YAML[other][0])).with_name(file)
         if beside.is_file():
             return str(beside)
     return None

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from s3prl_ekd import assets
 from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
 from s3prl_ekd.files import atomic_path
 from s3prl_ekd.s3prl_plugin import compat
@@ -46,20 +45,6 @@ def one_line(error: UserError) -> str:
     """The message, also of an error that a data loader's worker sent with its whole traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return re.sub(r"^(\w+\.)*\w*Error: ", "", lines[-1]) if len(lines) > 1 else str(error)
-
-
-def input_file(path: str, option: str) -> str:
-    """``path`` if it is a file; a ``recipes/...`` path that is not here, from the packaged recipes.
-
-    Raises:
-        UserError: neither.
-    """
-    if Path(path).is_file():
-        return path
-    parts = Path(path).parts
-    if parts[0] == "recipes":
-        return str(assets.recipe("/".join(parts[1:])))
-    raise UserError(f"{option} {path}: no such file (working folder: {Path.cwd()})")
 
 
 def default_device() -> str:
