@@ -9,15 +9,8 @@ from typing import Any, NoReturn
 from s3prl_ekd.errors import UserError, nearest
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose positional words may stand before, between and after options.
-
-    A mistake is a :class:`~s3prl_ekd.errors.UserError` of one line instead of a usage text.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"formatter_class": _Help, **kwargs})
-        self._inner = False
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose mistakes are a :class:`~s3prl_ekd.errors.UserError` of one line instead of a usage text."""
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print.
@@ -26,6 +19,14 @@ class Parser(argparse.ArgumentParser):
             UserError: always.
         """
         raise UserError(f"{message}; {self.prog} --help shows how")
+
+
+class Parser(OneLineParser):
+    """A parser whose positional words may stand before, between and after options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _Help, **kwargs})
+        self._inner = False
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
