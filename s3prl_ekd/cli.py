@@ -7,46 +7,106 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 from s3prl_ekd import __version__
-from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
+from s3prl_ekd.command_line import Parser
+from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, nearest
 
 logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
 
-# name -> (module with `add_arguments(parser)` and `run(args) -> int`, one line of help)
-COMMANDS: dict[str, tuple[str, str]] = {
-    "mini-corpus": ("s3prl_ekd.data.mini_corpus", "synthesize the small speech corpus that the demo and the tests use"),
-    "data": ("s3prl_ekd.data.command", "make manifests of speech, noise and impulse responses for distill"),
-    "distill": ("s3prl_ekd.distill", "train a student from one YAML recipe: many devices, exact resume"),
-    "curve": ("s3prl_ekd.training.curve", "draw the losses of a run of distill"),
-    "recipes": ("s3prl_ekd.recipe_files", "list the recipes that come with the package, or copy one to edit it"),
-    "cache-targets": ("s3prl_ekd.cache.command", "run a recipe's teachers once and store the targets for distill"),
-    "superb": ("s3prl_ekd.superb.command", "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner"),
-    "report": ("s3prl_ekd.superb.report", "print one table from several summary.json files"),
-    "plug": (
+
+class Command(NamedTuple):
+    """A command of ``s3prl-ekd``."""
+
+    module: str
+    """Has ``add_arguments(parser)`` and ``run(args) -> int``."""
+    summary: str
+    """One line of help."""
+    examples: tuple[str, ...]
+    """Command lines for the end of its help, without ``s3prl-ekd``."""
+
+
+COMMANDS: dict[str, Command] = {
+    "mini-corpus": Command(
+        "s3prl_ekd.data.mini_corpus",
+        "synthesize the small speech corpus that the demo and the tests use",
+        ("mini-corpus mini-corpus",),
+    ),
+    "data": Command(
+        "s3prl_ekd.data.command",
+        "make manifests of speech, noise and impulse responses for distill",
+        (
+            "data librispeech /data/LibriSpeech cuts --parts train-clean-100 dev-clean",
+            "data folder /data/speech cuts/speech.jsonl.gz",
+        ),
+    ),
+    "distill": Command(
+        "s3prl_ekd.distill",
+        "train a student from one YAML recipe: many devices, exact resume",
+        (
+            "distill mini/ekd.yaml output=runs/mini trainer.max_steps=100",
+            "distill my_recipe/distill.yaml --resume output=runs/ekd",
+        ),
+    ),
+    "curve": Command("s3prl_ekd.training.curve", "draw the losses of a run of distill", ("curve runs/ekd curve.png",)),
+    "recipes": Command(
+        "s3prl_ekd.recipe_files",
+        "list the recipes that come with the package, or copy one to edit it",
+        ("recipes", "recipes ls960_ekd_average my_recipe"),
+    ),
+    "cache-targets": Command(
+        "s3prl_ekd.cache.command",
+        "run a recipe's teachers once and store the targets for distill",
+        (
+            "cache-targets ls960_ekd/distill.yaml targets --estimate",
+            "cache-targets ls960_ekd/distill.yaml targets --part 0/8 data.num_workers=4",
+        ),
+    ),
+    "superb": Command(
+        "s3prl_ekd.superb.command",
+        "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner",
+        (
+            "superb --upstream ekd_student --ckpt demo/student --corpus mini --data mini-corpus --out results/student",
+            "superb --upstream fbank --corpus real --tasks sid --voxceleb1 /data/VoxCeleb1"
+            " --iden-split /data/iden_split.txt --out results/fbank",
+        ),
+    ),
+    "report": Command(
+        "s3prl_ekd.superb.report",
+        "print one table from several summary.json files",
+        ("report results/student results/fbank --plot results.png",),
+    ),
+    "plug": Command(
         "s3prl_ekd.s3prl_plugin.plug",
         "let the unmodified s3prl of this environment (or of a checkout) find ekd_student",
+        ("plug", "plug --s3prl ~/s3prl --recipe ls960_ekd_average"),
     ),
-    "unplug": ("s3prl_ekd.s3prl_plugin.unplug", "take back what plug did"),
-    "init-student": ("s3prl_ekd.export.initial", "save the student that a recipe starts from: the undistilled control"),
-    "export-checkpoint": (
+    "unplug": Command("s3prl_ekd.s3prl_plugin.unplug", "take back what plug did", ("unplug", "unplug --s3prl ~/s3prl")),
+    "init-student": Command(
+        "s3prl_ekd.export.initial",
+        "save the student that a recipe starts from: the undistilled control",
+        ("init-student mini/config_model.yaml undistilled",),
+    ),
+    "export-checkpoint": Command(
         "s3prl_ekd.export.checkpoint",
         "make a student folder from a checkpoint of run_pretrain or distill",
+        ("export-checkpoint result/pretrain/ekd ekd_student",),
     ),
 }
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="s3prl-ekd", description="Ensemble knowledge distillation of self-supervised speech models."
-    )
+    """The command line, with the arguments of one command only: the others' modules are not imported."""
+    parser = Parser(prog="s3prl-ekd", description="Ensemble knowledge distillation of self-supervised speech models.")
     parser.add_argument("--version", action="version", version=f"s3prl-ekd {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module, summary) in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=summary, description=summary)
+    for name, (module, summary, examples) in COMMANDS.items():
+        epilog = "\n  s3prl-ekd ".join((f"example{'s' if len(examples) > 1 else ''}:", *examples))
+        subparser = subparsers.add_parser(name, help=summary, description=summary, epilog=epilog)
         if name == command:
             importlib.import_module(module).add_arguments(subparser)
     return parser
@@ -79,11 +139,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status is 0, 2 for bad input, 130 after Ctrl-C, or what the command returns."""
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    command = next((word for word in argv if word in COMMANDS), None)
+    command = next((word for word in argv if not word.startswith("-")), None)
 
     def work() -> int:
+        if command is not None and command not in COMMANDS:
+            raise UserError(f"no command {command!r}; {nearest(command, COMMANDS)}")
         args = build_parser(command).parse_args(argv)
-        return importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
+        return importlib.import_module(COMMANDS[args.command].module).run(args) or 0
 
     return in_one_line("s3prl-ekd", work)
 

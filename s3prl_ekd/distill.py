@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
+from s3prl_ekd import recipe_files
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="YAML, such as recipes/mini/ekd.yaml; every key: s3prl_ekd/train_config.py")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's")
+    parser.add_argument("recipe", help="YAML: a file, or one of s3prl-ekd recipes, such as mini/ekd.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key.path=value", help="settings that replace the recipe's"
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -20,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from s3prl_ekd.train_config import RunConfig
 
-    config = RunConfig.from_recipe(args.recipe, args.overrides)
+    config = RunConfig.from_recipe(recipe_files.find(args.recipe), args.overrides)
     if args.print_config:
         import yaml
 

@@ -1,8 +1,10 @@
-"""``s3prl-ekd recipes``: the recipes that come with the package, and copies of them to edit."""
+"""``s3prl-ekd recipes``: the recipes that come with the package, copies of them to edit, and their files by name."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import logging
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,11 +12,17 @@ from pathlib import Path
 from s3prl_ekd import assets
 from s3prl_ekd.errors import UserError, nearest
 
+_log = logging.getLogger(__name__)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("name", nargs="?", help="a folder of the list, such as ls960_ekd_average")
-    parser.add_argument("out", nargs="?", type=Path, help="folder to copy it to (default: only say where it is)")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="one of the list, such as ls960_ekd_average (default: print the list)"
+    )
+    parser.add_argument(
+        "out", nargs="?", metavar="DIR", type=Path, help="new folder for a copy (default: print where the recipe is)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,6 +53,32 @@ def folders() -> dict[str, Path]:
     """Folders that hold YAML or job scripts, by their path below ``recipes/``."""
     root = assets.recipe()
     return {str(folder.relative_to(root)): folder for folder in sorted({path.parent for path in _files(root.rglob)})}
+
+
+def find(path: str, where: str = "") -> str:
+    """A YAML file of the user's, or else the packaged one of that name, which is said in the log.
+
+    Args:
+        path: a path, or below ``recipes/``, such as ``mini/ekd.yaml`` (``recipes/mini/ekd.yaml`` too).
+        where: the option it belongs to, for the message.
+
+    Raises:
+        UserError: neither (said with the nearest packaged one).
+    """
+    if Path(path).is_file():
+        return path
+    root = assets.recipe()
+    packaged = {file.relative_to(root).as_posix(): file for file in _files(root.rglob) if file.suffix == ".yaml"}
+    name = path.removeprefix("recipes/")
+    if name in packaged:
+        _log.info("%s: not here, so the one that comes with s3prl-ekd: %s", path, packaged[name])
+        return str(packaged[name])
+    close = difflib.get_close_matches(name, packaged, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}?" if close else "s3prl-ekd recipes lists them"
+    raise UserError(
+        f"{f'{where} ' if where else ''}{path}: no such file (working folder: {Path.cwd()}), and none of s3prl-ekd's"
+        f" recipes; {hint}"
+    )
 
 
 def _files(search: Callable[[str], Iterable[Path]]) -> list[Path]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 
+from s3prl_ekd import recipe_files
 from s3prl_ekd.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("recipe", help="YAML, as for distill")
+    parser.add_argument("recipe", help="YAML: a file or one of s3prl-ekd recipes, as for distill")
     parser.add_argument("out", metavar="OUT", help="folder for the targets; what it holds already is kept")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the recipe's")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key.path=value", help="settings that replace the recipe's"
+    )
     parser.add_argument(
         "--estimate", action="store_true", help="measure a few utterances, print GB and hours, write nothing"
     )
@@ -32,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Compute what is missing, or print what that would take."""
     from s3prl_ekd.train_config import RunConfig
 
-    config = RunConfig.from_recipe(args.recipe, args.overrides)
+    config = RunConfig.from_recipe(recipe_files.find(args.recipe), args.overrides)
     part = _part(args.part)
     if not args.shard_gb > 0:
         raise UserError(f"--shard-gb: must be positive, found {args.shard_gb}")

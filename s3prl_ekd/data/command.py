@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from s3prl_ekd.errors import UserError
+
 _CORPORA = {
     "librispeech": "a corpus in LibriSpeech's layout (Lhotse's recipe): one manifest for each part",
     "musan": "MUSAN's music, speech and noise (Lhotse's recipe)",
@@ -15,26 +17,33 @@ _CORPORA = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+
+    def add(kind: str, summary: str, example: str, **options: str) -> argparse.ArgumentParser:
+        epilog = f"example:\n  s3prl-ekd data {kind} {example}"
+        return kinds.add_parser(kind, help=summary, description=summary, epilog=epilog, **options)
+
     for kind, summary in _CORPORA.items():
-        sub = kinds.add_parser(kind, help=summary, description=summary)
-        sub.add_argument("corpus", metavar="CORPUS", help="its folder, unpacked")
-        sub.add_argument("out", metavar="OUT", help="folder for the manifests")
+        usage = f"s3prl-ekd data {kind} [-h] [--parts PART [PART ...]] CORPUS OUT"
+        sub = add(kind, summary, f"/data/{kind} cuts", usage=usage)
+        # Optional for argparse, since --parts may have taken them: see _corpus.
+        sub.add_argument("corpus", nargs="?", metavar="CORPUS", help="its folder, unpacked")
+        sub.add_argument("out", nargs="?", metavar="OUT", help="folder for the manifests")
         sub.add_argument("--parts", nargs="+", metavar="PART", help="which parts (default: all that are there)")
-    summary = "all audio files below a folder"
-    sub = kinds.add_parser("folder", help=summary, description=summary)
+    sub = add("folder", "all audio files below a folder", "/data/speech cuts/speech.jsonl.gz")
     sub.add_argument("folder", metavar="FOLDER", help="searched through all its subfolders")
     sub.add_argument("out", metavar="OUT.jsonl.gz", help="the manifest to write")
-    summary = "fairseq's manifest: a root folder, then lines of path<tab>samples"
-    sub = kinds.add_parser("tsv", help=summary, description=summary)
+    sub = add(
+        "tsv", "fairseq's manifest: a root folder, then lines of path<tab>samples", "train.tsv cuts/train.jsonl.gz"
+    )
     sub.add_argument("tsv", metavar="MANIFEST.tsv", help="fairseq's manifest")
     sub.add_argument("out", metavar="OUT.jsonl.gz", help="the manifest to write")
-    sub.add_argument("--rate", type=int, default=16000, help="sampling rate of the recordings (default: %(default)s)")
+    sub.add_argument("--rate", type=int, default=16000, help="sampling rate of the recordings")
     summary = "copy cuts and audio into a Shar folder of numbered tars, for object stores"
-    sub = kinds.add_parser("shar", help=summary, description=summary)
+    sub = add("shar", summary, "cuts/librispeech_cuts_train-clean-100.jsonl.gz shar")
     sub.add_argument("cuts", nargs="+", metavar="CUTS", help="manifests, as in data.cuts")
     sub.add_argument("out", metavar="OUT", help="new folder")
-    sub.add_argument("--shard-size", type=int, default=1000, help="cuts of a tar (default: %(default)s)")
-    sub.add_argument("--audio", default="flac", choices=["flac", "wav", "mp3", "opus"], help="(default: %(default)s)")
+    sub.add_argument("--shard-size", type=int, default=1000, help="cuts of a tar")
+    sub.add_argument("--audio", default="flac", choices=["flac", "wav", "mp3", "opus"], help="format in the tars")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +58,17 @@ def run(args: argparse.Namespace) -> int:
 def _corpus(args: argparse.Namespace) -> list:
     from s3prl_ekd.data.manifests import CORPORA, write_corpus
 
-    return write_corpus(CORPORA[args.kind], args.corpus, args.out, args.parts)
+    places = [place for place in (args.corpus, args.out) if place is not None]
+    parts = args.parts or []
+    missing = 2 - len(places)  # of `--parts A B CORPUS OUT`, argparse gives all to --parts
+    if missing:
+        places += parts[-missing:]
+        parts = parts[:-missing]
+    if len(places) < 2 or (args.parts and not parts):
+        raise UserError(
+            f"data {args.kind}: CORPUS and OUT are both needed; s3prl-ekd data {args.kind} --help shows how"
+        )
+    return write_corpus(CORPORA[args.kind], *places, parts or None)
 
 
 def _folder(args: argparse.Namespace) -> list:

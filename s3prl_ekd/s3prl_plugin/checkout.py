@@ -6,9 +6,10 @@ That script imports nothing of ours before the expert, so all that it needs is d
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
-from s3prl_ekd.s3prl_plugin import compat, hook
+from s3prl_ekd.s3prl_plugin import compat, hook, trust
 
 compat.apply()
 hook.report_user_errors()
@@ -26,6 +27,12 @@ class UpstreamPretrainExpert(pretrain_expert.UpstreamPretrainExpert):
     the attributes. (The schedule objects of s3prl's ``*_with_schedule`` optimizers stay as they are: to resume with
     those, plug the environment as well.)
     """
+
+    def __init__(self, datarc: Mapping[str, Any], upstream_config: str | Mapping[str, Any], *args: Any, **kwargs: Any):
+        """See the base class."""
+        if isinstance(upstream_config, Mapping):  # a checkpoint's
+            trust.check_stock_teachers(upstream_config)
+        super().__init__(datarc, upstream_config, *args, **kwargs)
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
         """See the base class."""

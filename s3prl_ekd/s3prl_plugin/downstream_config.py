@@ -10,6 +10,7 @@ import difflib
 import functools
 import importlib.util
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,39 @@ _DATA = {"ctc": "corpus", "asr": "datarc"}
 _NO_DATA = ("lexicon",)
 _FIXED_SPLITS = ("train", "dev", "test")
 _MAY_BE_NULL = ("test_fold",)
+
+
+# Smallest values of numbers that s3prl takes as they come, wherever they stand.
+_LEAST = dict.fromkeys(("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step"), 1) | {
+    "max_keep": 0,
+    "batch_size": 1,
+    "train_batch_size": 1,
+    "eval_batch_size": 1,
+    "num_workers": 0,
+}
+
+
+def check_numbers(config: Settings, where: str = "") -> None:
+    """Refuse steps, batch sizes and worker counts that cannot be.
+
+    Args:
+        config: a configuration, or the part of one that ``-o`` sets.
+        where: its place, for messages, such as ``runner.``.
+
+    Raises:
+        UserError: a value that is no whole number, or too small.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check_numbers(value, f"{where}{key}.")
+        elif key in _LEAST and value is not None and not (_is(value, int) and value >= _LEAST[key]):
+            raise UserError(f"{where}{key}: expected a whole number of at least {_LEAST[key]}, found {value!r}")
+        elif key == "gradient_clipping" and not (_is(value, int | float) and 0 < value < math.inf):
+            raise UserError(f"{where}{key}: expected a positive number, found {value!r}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def check_training_sections(config: Settings) -> None:

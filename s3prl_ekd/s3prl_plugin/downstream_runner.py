@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd import recipe_files
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import downstream_config, hub, override, stock, task_patches
-from s3prl_ekd.s3prl_plugin.options import Options, Syntax
+from s3prl_ekd.s3prl_plugin import downstream_config, hub, override, stock, task_patches, trust
+from s3prl_ekd.s3prl_plugin.options import SEEDS, Options, Syntax
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +60,17 @@ SYNTAX = Syntax(
         "verbose": "",
         "disable_cudnn": "",
     },
+    own={trust.SWITCH: trust.HELP},
+    choices={"mode": ("train", "evaluate", "inference"), "hub": ("torch", "huggingface")},
+    integers={"seed": SEEDS, "local_rank": (0, 2**31 - 1), "upstream_layer_selection": (-(2**31), 2**31 - 1)},
 )
+_ADDED = """\
+  -u ekd_student -k WHERE  a student folder, a states-*.ckpt of run_pretrain or a hub id; -u ekd_student_mini: no -k
+  -c                       a file, or one of s3prl-ekd recipes, such as downstream/real/er.yaml
+  -e, -a                   -k, -g, -p and --cache_dir are followed, and what s3prl would ignore is refused
+example:
+  python -m s3prl_ekd.run_downstream -m train -n my_er -u ekd_student -k demo/student -d emotion -c my_er.yaml
+  python -m s3prl_ekd.run_downstream -m evaluate -e result/downstream/my_er/dev-best.ckpt"""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -67,17 +78,23 @@ def run(argv: Sequence[str]) -> None:
 
     Raises:
         UserError: bad input.
-        SystemExit: from argparse, for a malformed command line.
+        SystemExit: after ``--help``.
     """
     options = SYNTAX.parse(argv)
     if "help" in options:
         hub.register()
-        stock.run_module("s3prl.run_downstream", options.argv())
+        stock.show_help(lambda: stock.run_module("s3prl.run_downstream", options.argv()), SYNTAX, _ADDED)
         return
+    stock.check_options(options, SYNTAX)
+    if "mode" not in options:
+        raise UserError("-m is missing: train or evaluate")
     _resolve_resume(options)
     new = "past_exp" not in options
     if new:
         _check_new_experiment(options)
+        changes = {}
+    else:
+        changes = _check_checkpoint_to_go_on_from(options)
     hub.register()  # from here on torch and s3prl are loaded, which takes seconds
     task_patches.apply()
     if new:
@@ -90,7 +107,13 @@ def run(argv: Sequence[str]) -> None:
     from s3prl_ekd.s3prl_plugin.checked_upstream import checked_upstream
     from s3prl_ekd.s3prl_plugin.speech_files import read_as_speech
 
-    with stock.forget_new_folder(_experiment_folder(options) if new else None), checked_upstream(), read_as_speech():
+    with (
+        trust.checked_already(),
+        stock.changed_args(options.get("past_exp"), changes),
+        stock.forget_new_folder(_experiment_folder(options) if new else None),
+        checked_upstream(),
+        read_as_speech(),
+    ):
         stock.run_module("s3prl.run_downstream", options.argv())
 
 
@@ -114,17 +137,73 @@ def _resolve_resume(options: Options) -> None:
             raise UserError("-a needs the experiment: give -n NAME or -p FOLDER")
         if any(_experiment_folder(options).glob("states-*.ckpt")):
             options.given["past_exp"] = str(_experiment_folder(options))
+            options.given.pop("init_ckpt", None)  # the run has begun with it
     if "past_exp" in options:
+        if "init_ckpt" in options:
+            raise UserError("-i beside -e: -e takes the weights from its own checkpoint; leave one of the two out")
         options.given["past_exp"] = stock.newest_checkpoint(options.get("past_exp"), "-e")
+
+
+# What is fixed when a run begins, and what a resumed one takes from the command line where that says it: s3prl takes
+# both from the checkpoint. (It takes -m, -t, -o, --backend, --local_rank and --device from the command line by itself.)
+_KEPT = (
+    *("upstream", "hub", "upstream_model_name", "upstream_revision", "upstream_trainable"),
+    *("upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize"),
+    *("downstream", "downstream_variant", "seed"),
+)
+_OF_THIS_CALL = (
+    *("upstream_ckpt", "upstream_model_config", "upstream_refresh", "expname", "cache_dir", "verbose"),
+    *("disable_cudnn", "push_to_hf_hub", "hf_hub_org"),
+)
+
+
+def _check_checkpoint_to_go_on_from(options: Options) -> dict[str, Any]:
+    """Check ``-e`` without running anything of it.
+
+    Returns:
+        What to change in the options that the checkpoint has. The run goes on in its folder, wherever that is now, and
+        uploads nothing without being told again.
+    """
+    path = options.get("past_exp")
+    states = stock.read_states(path)
+    if "Downstream" not in states:
+        raise UserError(
+            f"-e {path}: {_NOT_DOWNSTREAM}, but of run_pretrain; its student is judged by -m train -u ekd_student -k"
+            f" {path} and a task (-d, -c)"
+        )
+    stored, config = vars(states["Args"]), states.get("Config")
+    texts = [stored.get("upstream"), stored.get("downstream")]
+    if not isinstance(config, Mapping) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"-e {path}: a damaged checkpoint (no configuration, upstream or task in it)")
+    stock.check_unchanged(options, SYNTAX, stored, _KEPT)
+    if "upstream_model_config" in options:
+        options.given["upstream_model_config"] = recipe_files.find(options.get("upstream_model_config"), "-g")
+    named = options.given.keys() & {"expname", "expdir"}
+    changes = {"expdir": str(_experiment_folder(options) if named else Path(path).parent), "push_to_hf_hub": False}
+    changes |= {name: options.get(name) for name in _OF_THIS_CALL if name in options}
+    if changes.get("upstream_ckpt", stored.get("upstream_ckpt")) != stored.get("upstream_ckpt"):
+        _log.info("-k %s, instead of the checkpoint's %s", options.get("upstream_ckpt"), stored.get("upstream_ckpt"))
+    if stored.get("push_to_hf_hub") and "push_to_hf_hub" not in options:
+        _log.info("nothing will be uploaded: --push_to_hf_hub has to be given again")
+    args = stored | changes | override.arguments(options.get("override"))
+    _check_task(args["downstream"], f"-e {path}: -d")
+    trust.check_downstream(path, args, config, options)
+    if "config" in options:
+        options.given["config"] = recipe_files.find(options.get("config"), "-c")
+    return changes
+
+
+def _check_task(task: str, where: str) -> None:
+    tasks = _tasks()
+    if tasks and task not in tasks:
+        raise UserError(f"{where} {task}: s3prl has no such task; {nearest(task, tasks)}")
 
 
 def _check_new_experiment(options: Options) -> None:
     task = options.get("downstream")
     if task is None:
         raise UserError("-d is missing: name the downstream task, such as ctc, voxceleb1, emotion or asr")
-    tasks = _tasks()
-    if tasks and task not in tasks:
-        raise UserError(f"-d {task}: s3prl has no such task; {nearest(task, tasks)}")
+    _check_task(task, "-d")
     if "config" not in options and not Path(f"downstream/{task}/config.yaml").is_file():
         raise UserError(
             f"-c is missing: s3prl's wheel brings no configuration for -d {task}; give -c FILE.yaml"
@@ -132,7 +211,7 @@ def _check_new_experiment(options: Options) -> None:
         )
     for name, option in (("config", "-c"), ("upstream_model_config", "-g")):
         if name in options:
-            options.given[name] = stock.input_file(options.get(name), option)
+            options.given[name] = recipe_files.find(options.get(name), option)
     if not _is_named(options):
         raise UserError("give the experiment a name or a folder: -n NAME (result/downstream/NAME) or -p FOLDER")
     if options.get("mode") == "train":
@@ -169,6 +248,7 @@ def _check_new_configuration(options: Options) -> None:
             if not isinstance(config.get(section), Mapping):
                 raise UserError(f"has no section {section!r}; is it for a downstream task?")
         downstream_config.check_keys(task, config)
+        downstream_config.check_numbers(config)
         downstream_config.check_filled_in(task, config)
         if train:
             downstream_config.check_training_sections(config)
@@ -179,20 +259,20 @@ def _check_new_configuration(options: Options) -> None:
 
 def _check_resumed_configuration(options: Options) -> None:
     """The checkpoint's was good enough to train with: only what ``-o`` changes is new."""
+    from s3prl_ekd.s3prl_plugin.pretrain_resume import warn_of_changes
+
     path, changes = options.get("past_exp"), options.get("override")
     states = stock.read_states(path)
-    if "Downstream" not in states:
-        raise UserError(
-            f"-e {path}: {_NOT_DOWNSTREAM}, but of run_pretrain; its student is judged by -m train -u ekd_student -k"
-            f" {path} and a task (-d, -c)"
-        )
     task, config = states["Args"].downstream, override.applied(changes, states["Config"])
     try:
         downstream_config.check_keys(task, override.alone(changes)[1])
+        downstream_config.check_numbers(override.alone(changes)[1])
         if changes and options.get("mode") == "train":
             downstream_config.check_training_sections(config)
     except UserError as error:
         raise UserError(f"-o: {error}") from error
+    if "config" in options:
+        warn_of_changes(options.get("config"), changes, config)
     _check_split(options, task, config)
 
 
@@ -242,7 +322,5 @@ def _choose_device(options: Options) -> None:
             options.given["local_rank"] = rank
     elif options.get("local_rank") is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("s3prl trains with several processes on GPUs only, and torch sees none: start one process")
-    if "device" in options:
-        stock.check_device(options.get("device"))
-    else:
+    if "device" not in options:
         options.given["device"] = stock.default_device()

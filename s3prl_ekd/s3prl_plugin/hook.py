@@ -22,7 +22,16 @@ def _patch_s3prl(module: ModuleType) -> None:
 def _patch_checkout(module: ModuleType) -> None:
     """For ``python run_pretrain.py`` in a checkout, which imports s3prl's parts at top level."""
     if hasattr(sys.modules.get("optimizers"), "_LRSchedule"):  # somebody else's 'pretrain.runner' is left alone
+        from s3prl_ekd.s3prl_plugin import trust
+
         _patch_s3prl(module)
+        trust.guard(module, trust.check_stock_pretraining)
+
+
+def _guard_downstream(module: ModuleType) -> None:
+    from s3prl_ekd.s3prl_plugin import trust
+
+    trust.guard(module, trust.check_stock_downstream)
 
 
 def _add_upstreams(module: ModuleType) -> None:
@@ -32,7 +41,12 @@ def _add_upstreams(module: ModuleType) -> None:
 
 
 # Module -> what to do after it has been imported.
-_AFTER = {"s3prl": _patch_s3prl, "s3prl.hub": _add_upstreams, "pretrain.runner": _patch_checkout}
+_AFTER = {
+    "s3prl": _patch_s3prl,
+    "s3prl.hub": _add_upstreams,
+    "s3prl.downstream.runner": _guard_downstream,
+    "pretrain.runner": _patch_checkout,
+}
 
 
 class _Finder:

@@ -18,6 +18,8 @@ Parameters = dict[str, inspect.Parameter]
 _SET_BY_S3PRL = {"self", "params", "model_params", "optimizer", "total_steps", "num_training_steps", "kwargs"}
 _SET_BY_S3PRL |= {"warmup", "t_total", "adam", "correct_bias"}  # of its Lamb
 
+_FLOAT32_MAX = 3.4e38
+
 
 def check_training(config: Settings, optimizers: ModuleType, schedulers: ModuleType) -> None:
     """Check ``optimizer`` and ``scheduler`` by their keys, their values and one update of a tiny model.
@@ -84,6 +86,8 @@ def _check_number(where: str, value: Any) -> None:
         raise UserError(f"{where}: expected a number, found {value!r}{hint}")
     if not math.isfinite(value):
         raise UserError(f"{where}: expected a finite number, found {value}")
+    if abs(value) > _FLOAT32_MAX:
+        raise UserError(f"{where}: too large for the weights, which are float32: {value}")
 
 
 def _named(section: str, settings: Settings, module: ModuleType) -> Callable[..., Any]:

@@ -13,15 +13,15 @@ import logging
 import os
 import runpy
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd import assets
+from s3prl_ekd import assets, recipe_files
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import compat, override, stock
-from s3prl_ekd.s3prl_plugin.options import Options, Syntax
+from s3prl_ekd.s3prl_plugin import compat, override, stock, trust
+from s3prl_ekd.s3prl_plugin.options import SEEDS, Options, Syntax
 from s3prl_ekd.s3prl_plugin.pretrain_config import check_config
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,18 @@ SYNTAX = Syntax(
         "device": "",
     },
     flags={"help": "-h", "auto_resume": "-a", "multi_gpu": ""},
+    own={trust.SWITCH: trust.HELP},
+    integers={"seed": SEEDS},
 )
+_ADDED = """\
+  -u ekd_student  in any folder, on the CPU where there is no GPU, with mistakes in one line
+  -g, -c          a file, or one of s3prl-ekd recipes, such as mini/config_model.yaml; one finds the other beside it
+  -n, -p          one of them is enough
+  -e, -a          -o is followed, and the run goes on in the checkpoint's folder
+example:
+  python -m s3prl_ekd.run_pretrain -u ekd_student -n ekd -g mini/config_model.yaml \
+      -o config.pretrain_expert.datarc.audio_folder=speech
+  python -m s3prl_ekd.run_pretrain -e result/pretrain/ekd -o config.runner.total_steps=2000"""
 _YAML = {"config": ("-c", "config_runner.yaml"), "upstream_config": ("-g", "config_model.yaml")}
 
 
@@ -52,7 +63,7 @@ def run(argv: Sequence[str]) -> None:
 
     Raises:
         UserError: bad input.
-        SystemExit: from argparse, for a malformed command line.
+        SystemExit: after ``--help``.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
@@ -62,8 +73,9 @@ def run(argv: Sequence[str]) -> None:
     options = SYNTAX.parse(argv)
     if "help" in options:
         with _top_level_modules() as script:
-            _run_script(script, options.argv())
+            stock.show_help(lambda: _run_script(script, options.argv()), SYNTAX, _ADDED)
         return
+    stock.check_options(options, SYNTAX)
     _name_experiment(options)
     _resolve_resume(options)
     _choose_device(options)
@@ -76,8 +88,9 @@ def run(argv: Sequence[str]) -> None:
         else:
             return
         with (
+            trust.checked_already(),
             _end_of_schedule_follows(),
-            _changed_args(options.get("past_exp"), changes),
+            stock.changed_args(options.get("past_exp"), changes),
             stock.forget_new_folder(new_folder),
         ):
             _run_script(script, options.argv())
@@ -151,10 +164,12 @@ def _resolve_resume(options: Options) -> None:
 
 
 def _choose_device(options: Options) -> None:
-    if "device" in options:
-        stock.check_device(options.get("device"))
-    else:
+    if "device" not in options:
         options.given["device"] = stock.default_device()
+
+
+# What is fixed when a run begins.
+_KEPT = ("upstream", "seed", "multi_gpu")
 
 
 def _settings_of_this_call(options: Options) -> dict[str, Any]:
@@ -177,6 +192,16 @@ def _goes_on(options: Options) -> bool:
     states = stock.read_states(checkpoint)
     if "Downstream" in states:
         raise UserError(f"-e {checkpoint}: not a checkpoint of run_pretrain, but of run_downstream")
+    stored = vars(states["Args"])
+    stock.check_unchanged(options, SYNTAX, stored, _KEPT)
+    args, names = stored | override.arguments(changes), os.listdir("pretrain/")
+    upstream = args.get("upstream")
+    if upstream not in names:
+        hint = nearest(str(upstream), names)
+        raise UserError(f"-e {checkpoint}: was made by the recipe {upstream!r}, which is not here; {hint}")
+    if not isinstance(states.get("Config"), dict):
+        raise UserError(f"-e {checkpoint}: a damaged checkpoint (no configuration in it)")
+    trust.check_pretraining(checkpoint, args, states, states["Config"], options)
     config = override.applied(changes, states["Config"])
     check_config(config, f"-e {checkpoint}{_with_override(options)}")
     recipe, runner = (_yaml_file(options, name) for name in ("upstream_config", "config"))
@@ -234,9 +259,9 @@ def _yaml_file(options: Options, name: str) -> str | None:
     """The YAML given, else the one beside the other one given."""
     option, file = _YAML[name]
     if name in options:
-        return stock.input_file(options.get(name), option)
+        return recipe_files.find(options.get(name), option)
     for other in options.given.keys() & _YAML.keys():
-        beside = Path(stock.input_file(options.get(other), _YAML[other][0])).with_name(file)
+        beside = Path(recipe_files.find(options.get(other), _YAML[other][0])).with_name(file)
         if beside.is_file():
             return str(beside)
     return None
@@ -249,26 +274,6 @@ def _packaged() -> list[str]:
 
 
 # --- what the script itself gets wrong --------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _changed_args(checkpoint: str | None, changes: Mapping[str, Any]) -> Iterator[None]:
-    """While it lasts, the options stored in ``checkpoint`` are read with these ``changes``."""
-    import torch
-
-    original = torch.load
-
-    def load(path: Any, *args: Any, **kwargs: Any) -> Any:
-        states = original(path, *args, **kwargs)
-        if checkpoint is not None and path == checkpoint:
-            vars(states["Args"]).update(changes)
-        return states
-
-    torch.load = load
-    try:
-        yield
-    finally:
-        torch.load = original
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import contextlib
 import logging
@@ -9,17 +10,19 @@ import os
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from s3prl_ekd import assets
-from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
+from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, nearest
 from s3prl_ekd.files import atomic_path
-from s3prl_ekd.s3prl_plugin import compat
+from s3prl_ekd.s3prl_plugin import compat, override
+from s3prl_ekd.s3prl_plugin.options import Options, Syntax, check_integer
 
 _log = logging.getLogger(__name__)
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def main(run: Callable[[Sequence[str]], None], prog: str, argv: Sequence[str] | None) -> int:
@@ -48,20 +51,6 @@ def one_line(error: UserError) -> str:
     return re.sub(r"^(\w+\.)*\w*Error: ", "", lines[-1]) if len(lines) > 1 else str(error)
 
 
-def input_file(path: str, option: str) -> str:
-    """``path`` if it is a file; a ``recipes/...`` path that is not here, from the packaged recipes.
-
-    Raises:
-        UserError: neither.
-    """
-    if Path(path).is_file():
-        return path
-    parts = Path(path).parts
-    if parts[0] == "recipes":
-        return str(assets.recipe("/".join(parts[1:])))
-    raise UserError(f"{option} {path}: no such file (working folder: {Path.cwd()})")
-
-
 def default_device() -> str:
     """``cuda`` where there is a GPU, else ``cpu``."""
     import torch
@@ -70,9 +59,90 @@ def default_device() -> str:
 
 
 def check_device(device: str) -> None:
-    """Refuse a GPU that is not there in one line."""
-    if device.startswith("cuda") and default_device() == "cpu":
-        raise UserError(f"--device {device}: torch sees no GPU here; leave --device out to use the CPU")
+    """Refuse a device that torch does not know, or a GPU that is not there, in one line."""
+    kind, _, number = str(device).partition(":")
+    if kind not in _DEVICES or (number and not number.isdecimal()):
+        raise UserError(f"--device {device}: unknown; {nearest(kind, [*_DEVICES, 'cuda:0'])}")
+    if kind == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {device}: torch sees no GPU here; leave --device out to use the CPU")
+        if number and int(number) >= torch.cuda.device_count():
+            raise UserError(f"--device {device}: torch sees {torch.cuda.device_count()} GPUs here, counted from 0")
+
+
+def check_options(options: Options, syntax: Syntax) -> None:
+    """Check what the command line alone shows to be wrong, and write ``-o`` as s3prl reads it.
+
+    Raises:
+        UserError: an unknown option, a value that an option cannot have, here or by ``-o args.KEY=VALUE``.
+    """
+    syntax.check(options)
+    if "override" in options:
+        options.given["override"] = override.in_python(options.get("override"))
+    for name, value in override.arguments(options.get("override")).items():
+        if name in syntax.integers and value is not None:
+            check_integer(f"-o args.{name}={value}", value, *syntax.integers[name])
+        if name == "device":
+            check_device(value)
+    if "device" in options:
+        check_device(options.get("device"))
+
+
+def show_help(show: Callable[[], None], syntax: Syntax, more: str) -> None:
+    """s3prl's own help, and after it what the wrapper adds."""
+    try:
+        show()
+    finally:
+        print(f"\n{syntax.prog} is s3prl's runner with these options and, besides:")
+        for name, text in syntax.own.items():
+            print(f"  --{name.replace('_', '-')}  {text}")
+        print(more)
+
+
+def check_unchanged(options: Options, syntax: Syntax, stored: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse options beside a checkpoint that differ from its own, which s3prl would follow without a word.
+
+    Args:
+        options: the command line.
+        syntax: of the runner.
+        stored: the checkpoint's options.
+        names: the options to look at.
+
+    Raises:
+        UserError: one differs.
+    """
+    for name in names:
+        if name in options and name in stored and not options.overrides(name):
+            given, kept = options.get(name), stored[name]
+            if str(given) != str(kept):
+                option = syntax.spelling(name)
+                value = "" if given is True else f" {given}"
+                raise UserError(
+                    f"{option}{value}: the checkpoint has {kept!r}, and a run keeps that; leave {option} out, or give"
+                    f" -o args.{name}={given}"
+                )
+
+
+@contextlib.contextmanager
+def changed_args(checkpoint: str | None, changes: Mapping[str, Any]) -> Iterator[None]:
+    """While it lasts, the options stored in ``checkpoint`` are read with these ``changes``."""
+    import torch
+
+    original = torch.load
+
+    def load(path: Any, *args: Any, **kwargs: Any) -> Any:
+        states = original(path, *args, **kwargs)
+        if checkpoint is not None and path == checkpoint:
+            vars(states["Args"]).update(changes)
+        return states
+
+    torch.load = load
+    try:
+        yield
+    finally:
+        torch.load = original
 
 
 def newest_checkpoint(where: str, option: str) -> str:
@@ -130,7 +200,8 @@ def read_states(path: str | Path) -> dict[str, Any]:
     from s3prl_ekd.student.checkpoint import kind_of, load_pickle_safely
 
     states = load_pickle_safely(path)
-    if not isinstance(states, dict) or "Step" not in states or "Args" not in states:
+    keys = {"Step": int, "Args": (argparse.Namespace, dict)}  # a dict with attributes: see checkout.py
+    if not isinstance(states, dict) or not all(isinstance(states.get(key), kind) for key, kind in keys.items()):
         raise UserError(f"{path}: not a checkpoint that training can go on from, but {kind_of(states)}")
     return states
 

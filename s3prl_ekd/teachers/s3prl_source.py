@@ -27,7 +27,7 @@ from s3prl_ekd.teachers.transformers_source import check_hub, check_hub_id
 logger = logging.getLogger(__name__)
 
 # Upstreams that load the file (or hub id) the user names; all others bring their own address.
-_CKPT_SUFFIXES = ("_local", "_custom", "_url", "_gdriveid")
+CKPT_SUFFIXES = ("_local", "_custom", "_url", "_gdriveid")
 
 # Models of fairseq's architecture: `encoder.layers`, run one after the other, whose batch mates of equal length do not
 # matter. All other upstreams run utterance by utterance and whole.
@@ -152,7 +152,7 @@ def takes_file(name: str, options: Sequence[str]) -> str | None:
 
 def _check_ckpt(config: TeacherConfig, entry: Callable[..., nn.Module], who: str) -> dict[str, str]:
     """The upstream's arguments."""
-    needed = config.s3prl.endswith(_CKPT_SUFFIXES)
+    needed = config.s3prl.endswith(CKPT_SUFFIXES)
     if config.ckpt is None:
         if needed:
             raise UserError(f"{who} needs the path of a checkpoint: add 'ckpt: PATH'")

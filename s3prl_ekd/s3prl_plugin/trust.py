@@ -1,0 +1,238 @@
+"""What the plain values of a runner's checkpoint can make s3prl run, and whether the user asked for it.
+
+A run that goes on takes its options and its configuration from the checkpoint. Without any pickle in it, it can so name
+an upstream (or a teacher) that unpickles a file, evaluates strings of that file's configuration or fetches code, and
+strings that s3prl's tasks evaluate themselves, such as ``downstream_expert.modelrc.select``. Such a thing counts only
+if the user names it as well, by the same option again, or trusts the checkpoint by ``--trust-checkpoint``.
+
+What needs no confirmation: this package's students (read without code), s3prl's upstreams that bring their own address,
+and the configurations of the tasks whose code was read for this, as long as their strings are names, numbers or paths.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from s3prl_ekd import recipe_files
+from s3prl_ekd.config import DistillConfig
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import read_yaml
+from s3prl_ekd.s3prl_plugin import downstream_config, hub, override
+from s3prl_ekd.s3prl_plugin.options import Options
+
+SWITCH = "trust_checkpoint"
+HELP = "accept upstreams, teachers and settings that a checkpoint names and that could run code"
+
+# How s3prl 0.4.18 puts a string of a configuration into eval().
+_EVALUATED_AS = ("{}", "get_{}", "self.{}", "self.get_{}_dataloader")
+
+_OPTIONS = {"upstream": "-u", "upstream_ckpt": "-k", "upstream_model_config": "-g", "hub": "--hub"}
+
+Settings = Mapping[str, Any]
+
+
+def check_downstream(file: str, args: Settings, config: Settings, options: Options) -> None:
+    """Check what a checkpoint of ``run_downstream`` names, before anything of it is used.
+
+    Args:
+        file: the checkpoint.
+        args: the options that the run will have, from the checkpoint and from the command line.
+        config: the checkpoint's configuration.
+        options: the command line.
+
+    Raises:
+        UserError: something that could run code and that the command line does not name.
+    """
+    if SWITCH in options:
+        return
+    missing = _unnamed_upstream(args, options)
+    if missing:
+        what = f"the upstream {args['upstream']}" + (
+            f" of {args['upstream_ckpt']}" if args.get("upstream_ckpt") else ""
+        )
+        raise _refused(file, what, " ".join(f"{_OPTIONS[key]} {value}" for key, value in missing.items()))
+    task, own = args.get("downstream"), _own_yaml(options, "config")
+    if task not in downstream_config.TASKS and own.get("downstream_expert") != config.get("downstream_expert"):
+        raise _refused(file, f"data for -d {task}, and not every task reads its data safely", "its -c FILE")
+    _check_strings(file, config, own, options, "-c")
+
+
+def _unnamed_upstream(args: Settings, options: Options) -> dict[str, str]:
+    """The options that the user would have to give, with their values; none if the upstream is harmless or named."""
+    from s3prl_ekd.teachers.s3prl_source import CKPT_SUFFIXES
+
+    files = {name: args.get(name) for name in ("upstream_ckpt", "upstream_model_config") if args.get(name) is not None}
+    if args.get("hub") == "huggingface" or args.get("from_hf_hub"):
+        needed = {"hub": "huggingface", "upstream": args["upstream"]}
+    elif args["upstream"] in hub.NAMES:
+        needed = {}
+    elif args["upstream"].endswith(CKPT_SUFFIXES):
+        needed = {"upstream": args["upstream"]} | files
+    else:
+        needed = files
+    return {name: value for name, value in needed.items() if not _gives(options, name, value)}
+
+
+def _gives(options: Options, name: str, value: Any) -> bool:
+    return options.get(name) == str(value) or options.overrides(name)
+
+
+def check_pretraining(file: str, args: Settings, states: Settings, config: Settings, options: Options) -> None:
+    """The same for ``run_pretrain``, where ``-g`` names the recipe and ``-c`` the configuration.
+
+    Args:
+        file: the checkpoint.
+        args: the options that the run will have.
+        states: all that is in the checkpoint.
+        config: the checkpoint's configuration.
+        options: the command line.
+
+    Raises:
+        UserError: see :func:`check_downstream`; or the checkpoint brings no recipe, but the path of one.
+    """
+    from s3prl_ekd.student.checkpoint import RECIPE_KEY
+
+    if SWITCH in options:
+        return
+    recipe = states.get(RECIPE_KEY)
+    if not isinstance(recipe, Mapping):
+        raise _refused(file, "another file as its recipe", "")
+    if args.get("upstream") == "ekd_student":
+        check_teachers(file, recipe, options)
+    else:
+        _check_strings(file, recipe, _own_yaml(options, "upstream_config"), options, "-g")
+    _check_strings(file, config, _own_yaml(options, "config"), options, "-c")
+
+
+def check_teachers(file: str, recipe: Settings, options: Options) -> None:
+    """Check the teachers of a checkpoint's recipe.
+
+    Raises:
+        UserError: one that loads a file through s3prl, and the command line does not name the recipe.
+    """
+    from s3prl_ekd.teachers.s3prl_source import CKPT_SUFFIXES
+
+    if SWITCH in options or "upstream_config" in options:  # pretrain_resume.check_recipe compares the two
+        return
+    for teacher in DistillConfig.from_mapping(recipe, "Upstream_Config").teachers:
+        if teacher.s3prl is not None and (teacher.s3prl.endswith(CKPT_SUFFIXES) or teacher.ckpt is not None):
+            origin = f" of {teacher.ckpt}" if teacher.ckpt else ""
+            raise _refused(file, f"the teacher s3prl: {teacher.s3prl}{origin}", "its recipe by -g FILE")
+
+
+def _check_strings(file: str, settings: Settings, own: Settings, options: Options, option: str) -> None:
+    """Refuse strings that call something when they are evaluated, unless the user's own file or ``-o`` has them too."""
+    named = {text for _, text in _strings(own)} | set(map(str, override.arguments(options.get("override")).values()))
+    for place, text in _strings(settings):
+        if text not in named and _calls_something(text):
+            raise _refused(file, f"{place}: {text!r}", f"it by {option} FILE")
+
+
+def _own_yaml(options: Options, name: str) -> dict[str, Any]:
+    if name not in options:
+        return {}
+    option = {"config": "-c", "upstream_config": "-g"}[name]
+    return read_yaml(recipe_files.find(options.get(name), option))
+
+
+def _strings(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(item, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, Iterable):
+        for item in value:
+            yield from _strings(item, place)
+
+
+def _calls_something(text: str) -> bool:
+    """Whether ``text``, evaluated in one of the ways in which s3prl does it, would call a function."""
+    for form in _EVALUATED_AS:
+        try:
+            tree = ast.parse(form.format(text).strip(), mode="eval")
+        except (SyntaxError, ValueError):
+            continue
+        except (MemoryError, RecursionError):  # deeper than a name could be
+            return True
+        if any(isinstance(node, ast.Call) for node in ast.walk(tree)):
+            return True
+    return False
+
+
+def _refused(file: str, what: str, again: str) -> UserError:
+    hint = f"give {again} as well, or " if again else "give "
+    return UserError(
+        f"-e {file}: names {what}, which could run code; if you trust it, {hint}--{SWITCH.replace('_', '-')}"
+    )
+
+
+# --- s3prl's own commands in a plugged environment --------------------------------------------------------------------
+
+_wrapped = False
+
+
+@contextlib.contextmanager
+def checked_already() -> Iterator[None]:
+    """While it lasts, :func:`guard` does nothing: the wrappers have checked, and know more of the command line."""
+    global _wrapped
+    before, _wrapped = _wrapped, True
+    try:
+        yield
+    finally:
+        _wrapped = before
+
+
+def guard(module: ModuleType, check: Callable[[Any, Settings], None]) -> None:
+    """Have ``module.Runner`` call ``check(args, config)`` before it begins with a checkpoint."""
+    original = module.Runner.__init__
+
+    @functools.wraps(original)
+    def checked(runner: Any, args: Any, config: Settings) -> None:
+        if not _wrapped and getattr(args, "past_exp", None):
+            check(args, config)
+        original(runner, args, config)
+
+    module.Runner.__init__ = checked
+
+
+def check_stock_downstream(args: Any, config: Settings) -> None:
+    """For :func:`guard`: s3prl's ``run_downstream`` as started with ``sys.argv``."""
+    from s3prl_ekd.s3prl_plugin.downstream_runner import PROG, SYNTAX
+
+    with _switch_of(PROG):
+        check_downstream(args.init_ckpt, vars(args), config, SYNTAX.parse(sys.argv[1:]))
+
+
+def check_stock_pretraining(args: Any, config: Settings) -> None:
+    """For :func:`guard`: s3prl's ``run_pretrain.py`` as started with ``sys.argv``."""
+    from s3prl_ekd.s3prl_plugin import stock
+    from s3prl_ekd.s3prl_plugin.pretrain_runner import PROG, SYNTAX
+
+    states = stock.read_states(args.init_ckpt)
+    with _switch_of(PROG):
+        check_pretraining(args.init_ckpt, vars(args), states, config, SYNTAX.parse(sys.argv[1:]))
+
+
+def check_stock_teachers(recipe: Settings) -> None:
+    """The teachers alone, for the expert in a checkout's ``pretrain/``, which learns nothing else in time."""
+    from s3prl_ekd.s3prl_plugin.pretrain_runner import PROG, SYNTAX
+
+    options = SYNTAX.parse(sys.argv[1:])
+    with _switch_of(PROG):
+        check_teachers(options.get("past_exp") or "(the newest checkpoint)", recipe, options)
+
+
+@contextlib.contextmanager
+def _switch_of(prog: str) -> Iterator[None]:
+    """s3prl's own command does not know the switch that messages name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}, an option of {prog}") from error
