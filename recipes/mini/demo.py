@@ -26,8 +26,9 @@ from s3prl_ekd.files import atomic_path, only_writer, read_yaml, write_yaml
 from s3prl_ekd.superb.corpora import Split, mini_corpora
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import Job, JobError, run_jobs
-from s3prl_ekd.superb.report import plot
-from s3prl_ekd.superb.summary import Row, tables, write_summary
+from s3prl_ekd.superb.picture import plot
+from s3prl_ekd.superb.summary import Row, write_summary
+from s3prl_ekd.superb.tables import tables
 
 DISTORTED = ("-noisy",)
 """Endings of test sets on which the student may be at chance: the table shows them, the verdict leaves them out."""
