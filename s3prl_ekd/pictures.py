@@ -11,12 +11,12 @@ from s3prl_ekd.files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito's palette (2008, Color Universal Design), the ones that are hard to see on white last."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+"""Okabe and Ito's palette (2008, Color Universal Design) but black, which is left for what is drawn upon the others."""
 
 
 def colours(count: int) -> list[str]:
-    """So many different colours; beyond the palette's eight, shades of a colour map made for the colour-blind."""
+    """So many different colours; beyond the palette's, shades of a colour map made for the colour-blind."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     from matplotlib import colormaps
@@ -39,8 +39,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def literal(text: str) -> str:
-    """``text`` as matplotlib shows it unchanged: a pair of dollar signs would set what is between them as a formula."""
-    return " ".join(text.split()).replace("$", r"\$")
+    """``text`` for matplotlib to show as it is, in one line.
+
+    Between two dollar signs it would see a formula, and it leaves what begins with an underscore out of legends.
+    """
+    text = " ".join(text.split()).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def save(figure: Figure, path: Path, **options: Any) -> None:

@@ -418,7 +418,7 @@ def test_lines_keep_their_colours_and_neighbours_differ():
     assert found[0] == found[1]
     assert len(set(found[0])) == 7
     assert all(one != next_one for one, next_one in itertools.pairwise(found[0]))
-    assert set(found[0]) < set(pictures.COLOURS)
+    assert set(found[0]) == set(pictures.COLOURS)
 
 
 def test_nothing_sticks_out_or_overlaps(tmp_path):
@@ -456,6 +456,6 @@ def test_report_draws(tmp_path, capsys):
 
 
 def test_colours_are_as_many_as_asked_for():
-    for count in (1, 8, 9, 40):
+    for count in (1, 7, 8, 40):
         assert len(set(pictures.colours(count))) == count
     assert pictures.colours(3) == ["#0072B2", "#D55E00", "#009E73"]  # Okabe and Ito's blue, vermilion, bluish green

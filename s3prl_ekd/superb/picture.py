@@ -78,7 +78,7 @@ def _grid(panels: int) -> tuple[int, int]:
 def _panel(axes: Axes, column: Column, cells: Sequence[Cell | None]) -> None:
     metric = METRICS[column.task]
     end = _end(column, cells)
-    for place, (cell, colour) in enumerate(zip(cells, itertools.cycle(_BARS))):
+    for place, (cell, colour) in enumerate(zip(cells, itertools.cycle(COLOURS))):
         if cell is None:
             axes.text(0.015 * end, place, NO_RESULT, va="center", color="dimgray", fontsize="small", style="italic")
             continue
@@ -132,7 +132,6 @@ def _legend(figure: Figure, tables: Sequence[Table]) -> None:
     figure.legend(handles=entries, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
 
 
-_BARS = tuple(colour for colour in COLOURS if colour != "#000000")  # intervals and chance are black
 _CHANCE = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 1}
 _OVER_CHANCE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 # Attribute of a cell -> what it is, and how it looks.
