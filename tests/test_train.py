@@ -216,17 +216,13 @@ def test_student_folder_and_checkpoint_are_the_same_student(finished, tmp_path):
     assert DistillConfig.from_yaml(tmp_path / "out" / "recipe.yaml") == h.recipe(finished).distill
 
 
-def test_curve(finished, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+def test_curve(finished, tmp_path):
+    """What a run logs is what the picture is made of."""
     log = read_log(finished)
     assert [step for step, _ in log["train/loss"]] == sorted({step for step, _ in log["train/loss"]})
-    assert {"dev/loss", "train/cosine/fake/1", "train/cosine/fake/2"} <= log.keys()
+    assert {"dev/loss", "train/cosine/fake/1", "train/cosine/fake/2", "train/magnitude/fake/1"} <= log.keys()
     assert main(["curve", str(finished), str(tmp_path / "curve.png")]) == 0
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert main(["curve", str(tmp_path), str(tmp_path / "none.png")]) == 2
-    assert main(["curve", str(finished), str(tmp_path / "curve.jpeg2")]) == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"curve.png"}
-    assert "output folder of a run" in capsys.readouterr().err
 
 
 def test_weights_are_stored_once(finished):
