@@ -463,6 +463,23 @@ def test_channels_rates_and_parts_of_recordings(tmp_path):
     assert sorted(batch.utterances) == ["part", "stereo.wav"]  # a recording is a cut of all of it
 
 
+def test_channels_in_files_of_different_length(tmp_path):
+    """A few samples are how recorders differ; more is a bad recording, not the end of the run."""
+    sources = []
+    for channel, samples in enumerate((8000, 7900)):
+        path = write(tmp_path / f"{channel}.wav", speech_like(samples, channel), subtype="FLOAT")
+        sources.append({"type": "file", "channels": [channel], "source": str(path)})
+    recording = {"id": "two", "sources": sources, "sampling_rate": RATE, "num_samples": 8000, "duration": 0.5}
+    (tmp_path / "cuts.jsonl").write_text(json.dumps(recording | {"channel_ids": [0, 1]}) + "\n")
+    (batch,) = stream(tmp_path / "cuts.jsonl", distortion=CLEAN).loader(0)
+    expected = (speech_like(8000, 0)[:7900] + speech_like(7900, 1)) / 2
+    torch.testing.assert_close(batch.clean[0], expected)
+    write(tmp_path / "1.wav", speech_like(5000, 1))
+    torn = stream(tmp_path / "cuts.jsonl", distortion=CLEAN, bad=tmp_path / "bad.tsv")
+    assert names(torn.loader(0)) == []
+    assert "two: ends 3000 samples before the manifest says" in (tmp_path / "bad.tsv").read_text()
+
+
 # --- bad recordings ---------------------------------------------------------------------------------------------------
 
 

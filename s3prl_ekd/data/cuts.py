@@ -126,7 +126,8 @@ class CutReader:
             parts.append(values[rows])
         if not parts:
             raise UserError(f"{cut.recording.id}: has no channel {channels}, which cut {cut.id} names")
-        waveform = torch.cat(parts).mean(dim=0)
+        shortest = min(part.size(1) for part in parts)  # channels in files of their own
+        waveform = torch.cat([part[:, :shortest] for part in parts]).mean(dim=0)
         if waveform.numel() < max(MIN_SAMPLES, crop.samples - _SHORTFALL):
             raise UserError(
                 f"{cut.recording.id}: ends {crop.samples - waveform.numel()} samples before the manifest says;"

@@ -76,6 +76,27 @@ def read_lengths(path: str | Path) -> list[tuple[str, int]]:
         raise UserError(f"{path}, line {line}: expected a file_path and its length in samples ({error})") from error
 
 
+def read_tsv(path: str | Path) -> tuple[str, list[tuple[str, int]]]:
+    """The root folder of fairseq's wav2vec manifest, which is its first line, and every ``path<tab>samples``.
+
+    Raises:
+        UserError: the file is unreadable or no such manifest.
+    """
+    lines = read_lines(path, hint="give fairseq's tsv manifest")
+    expected = "expected a root folder, then lines of path<tab>number of samples"
+    if not lines:
+        raise UserError(f"{path}: empty; {expected}")
+    (_, root), *rest = lines
+    rows = []
+    for number, line in rest:
+        name, _, samples = line.partition("\t")
+        try:
+            rows.append((name, _samples(samples)))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {expected}") from error
+    return root.strip(), rows
+
+
 def _samples(text: str) -> int:
     """``16000``, or ``16000.0`` as pandas writes a column in which a value is missing."""
     value = float(text)
