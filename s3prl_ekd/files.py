@@ -108,7 +108,7 @@ def read_lines(path: str | Path, hint: str = "give the path of a text file") -> 
         line = len(_LINE_END.split(data[: error.start].decode()))
         raise UserError(
             f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02X}, Latin-1 perhaps); save the file as UTF-8,"
-            " for instance by: iconv -f LATIN1 -t UTF-8"
+            " for instance by: iconv -f LATIN1 -t UTF-8 OLD > NEW"
         ) from error
     return [(number, line) for number, line in enumerate(_LINE_END.split(text), start=1) if line.strip()]
 

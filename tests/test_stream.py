@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gzip
 import json
+import logging
 import multiprocessing
 import os
 import pickle
 import random
 import signal
+import tarfile
 from dataclasses import dataclass
 
 import pytest
@@ -24,7 +27,8 @@ from s3prl_ekd.data.bad_recordings import BadRecordings
 from s3prl_ekd.data.bucketing import draw_batches, duration_bounds
 from s3prl_ekd.data.config import DataConfig
 from s3prl_ekd.data.manifests import folder_recordings, write_manifest, write_shar
-from s3prl_ekd.data.sources import mix_sources, read_entries, resolve_sources
+from s3prl_ekd.data.shar import TarCache, TarReader
+from s3prl_ekd.data.sources import SourceError, mix_sources, read_entries, resolve_sources
 from s3prl_ekd.data.stream import BatchStream, Loaded, dev_loader
 from s3prl_ekd.errors import UserError
 
@@ -342,6 +346,12 @@ def test_sources_that_cannot_be_used(corpus, tmp_path):
             stream(tmp_path / name)
     with pytest.raises(UserError, match=r"speech\.jsonl\.gz is named twice"):
         stream(corpus / "speech.jsonl.gz", corpus / "*.jsonl.gz")
+    (tmp_path / "link.jsonl.gz").symlink_to(corpus / "speech.jsonl.gz")
+    for same in (f"{corpus}/../{corpus.name}/speech.jsonl.gz", tmp_path / "link.jsonl.gz"):
+        with pytest.raises(UserError, match=r"is named twice"):
+            stream(corpus / "speech.jsonl.gz", same)
+    with pytest.raises(UserError, match="stands for more than 1000000 manifests"):
+        stream(tmp_path / "cuts.{0..99999999999}.jsonl.gz")
     with pytest.raises(UserError, match=r"data\.batch_seconds: 5\.0 s hold no utterance of max_crop_samples 250000"):
         config("a", max_crop_samples=250_000)
 
@@ -382,6 +392,58 @@ def test_lines_that_are_no_plain_cuts_stop_the_run(corpus, tmp_path, workers):
         list(stream(tmp_path / "torn.jsonl").loader(0))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row.update(id=7),
+        lambda row: row.update(start=float("nan")),
+        lambda row: row.update(start=-1.0),
+        lambda row: row.update(start="0"),
+        lambda row: row.update(duration=1e12),
+        lambda row: row.update(channel=None),
+        lambda row: row["recording"].update(sources=None),
+        lambda row: row["recording"]["sources"][0].update(source=None),
+        lambda row: row["recording"]["sources"][0].update(channels=0),
+    ],
+)
+def test_forged_cuts_stop_the_run_in_one_line(corpus, tmp_path, change):
+    forged = _changed(corpus, tmp_path / "forged.jsonl", change)
+    with pytest.raises(UserError, match=r"forged\.jsonl: ") as caught:
+        list(stream(forged, distortion=CLEAN).loader(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_manifests_that_were_edited_or_are_empty(corpus, tmp_path, caplog):
+    with gzip.open(corpus / "more.jsonl.gz", "rt") as lines:
+        rows = list(lines)
+    edited = tmp_path / "edited.jsonl"
+    edited.write_text("\ufeff" + "\n \n".join(rows).replace("\n", "\r\n") + "\r\n\r\n", encoding="utf-8", newline="")
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("".join(rows))
+    expected = names(stream(plain, distortion=CLEAN).loader(0))
+    assert names(stream(edited, distortion=CLEAN).loader(0)) == expected
+    assert not caplog.messages
+
+    (tmp_path / "zero.jsonl.gz").touch()
+    with gzip.open(tmp_path / "nothing.jsonl.gz", "wt") as file:
+        file.write("\n")
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    empty = ["zero.jsonl.gz", "nothing.jsonl.gz", "blank.jsonl"]
+    for name in empty:
+        with caplog.at_level(logging.WARNING):
+            assert sorted(names(stream(plain, tmp_path / name, distortion=CLEAN).loader(0))) == sorted(expected)
+        assert caplog.messages == [f"data.cuts: {tmp_path / name} is empty, no utterance in it"]
+        caplog.clear()
+        with pytest.raises(UserError, match=f"{name}: no utterance of at least a frame"):
+            stream(tmp_path / name).loader(0)
+        caplog.clear()
+
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(json.dumps(json.loads(row) | {"duration": 0.01}) + "\n" for row in rows))
+    list(stream(plain, short, distortion=CLEAN).loader(0))
+    assert any(f"{short}: all 9 utterances are shorter than a frame" in message for message in caplog.messages)
+
+
 def test_channels_rates_and_parts_of_recordings(tmp_path):
     left, right = speech_like(24000, 1), speech_like(24000, 2)
     write(tmp_path / "audio" / "stereo.wav", torch.stack([left, right], dim=1), subtype="FLOAT")
@@ -399,6 +461,23 @@ def test_channels_rates_and_parts_of_recordings(tmp_path):
     index = batch.utterances.index("part")
     assert torch.equal(batch.clean[index, : batch.lengths[index]], right[4000:12000])
     assert sorted(batch.utterances) == ["part", "stereo.wav"]  # a recording is a cut of all of it
+
+
+def test_channels_in_files_of_different_length(tmp_path):
+    """A few samples are how recorders differ; more is a bad recording, not the end of the run."""
+    sources = []
+    for channel, samples in enumerate((8000, 7900)):
+        path = write(tmp_path / f"{channel}.wav", speech_like(samples, channel), subtype="FLOAT")
+        sources.append({"type": "file", "channels": [channel], "source": str(path)})
+    recording = {"id": "two", "sources": sources, "sampling_rate": RATE, "num_samples": 8000, "duration": 0.5}
+    (tmp_path / "cuts.jsonl").write_text(json.dumps(recording | {"channel_ids": [0, 1]}) + "\n")
+    (batch,) = stream(tmp_path / "cuts.jsonl", distortion=CLEAN).loader(0)
+    expected = (speech_like(8000, 0)[:7900] + speech_like(7900, 1)) / 2
+    torch.testing.assert_close(batch.clean[0], expected)
+    write(tmp_path / "1.wav", speech_like(5000, 1))
+    torn = stream(tmp_path / "cuts.jsonl", distortion=CLEAN, bad=tmp_path / "bad.tsv")
+    assert names(torn.loader(0)) == []
+    assert "two: ends 3000 samples before the manifest says" in (tmp_path / "bad.tsv").read_text()
 
 
 # --- bad recordings ---------------------------------------------------------------------------------------------------
@@ -527,6 +606,28 @@ def test_a_tar_that_lost_its_end_or_all(corpus, tmp_path, caplog):
     torn.unlink()
     with pytest.raises(UserError, match=r"recording\.000001\.tar: No such file.*needs this tar"):
         list(stream(tmp_path).loader(0))
+
+
+def test_damaged_headers_of_a_tar_take_no_memory(corpus, tmp_path):
+    """Every recording of it is heard or bad; or the tar as a whole is named."""
+    cuts, tar = tmp_path / "cuts.000000.jsonl.gz", tmp_path / "recording.000000.tar"
+    cuts.write_bytes((corpus / "shar" / cuts.name).read_bytes())
+    whole = (corpus / "shar" / tar.name).read_bytes()
+    places = random.Random(0)
+    for number in range(40):
+        damaged = bytearray(whole)
+        damaged[places.choice((0, 1, 100, 124, 126, 135, 148, 156, 257, places.randrange(512)))] ^= 1 << number % 8
+        tar.write_bytes(damaged)
+        damaged_stream = stream(tmp_path)
+        with contextlib.suppress(SourceError):
+            assert len(names(damaged_stream.loader(0))) + damaged_stream.bad_recordings.bad == 10
+    # A member of 8 GB, with a checksum that fits.
+    member = tarfile.TarInfo(name="0/0.flac")
+    member.size = 8 << 30
+    tar.write_bytes(member.tobuf() + bytes(512))
+    reader = TarReader(TarCache(None, 1))
+    with pytest.raises(UserError, match="truncated within 0/0"):
+        reader.read(str(tar), "0/0")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ the batch, so that a run can be repeated with any number of workers and continue
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from s3prl_ekd.data.bad_recordings import BadRecordings
 from s3prl_ekd.data.batch import Batch, collate
 from s3prl_ekd.data.distortion import Distorter
 from s3prl_ekd.data.randomness import integer, keyed_generator
+from s3prl_ekd.data.text import read_lengths
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def read_utterances(config: PretrainDataConfig) -> list[Utterance]:
 def _scan(folder: Path) -> list[Utterance]:
     found, bad_recordings = [], BadRecordings()
     for path in tqdm(audio_files(folder), desc="lengths of recordings", unit="file", delay=2):
-        name = path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
         try:
             found.append(Utterance(name, path, audio_length(path)))
         except UserError as error:
@@ -121,14 +121,10 @@ def _read_lists(config: PretrainDataConfig) -> list[Utterance]:
         raise UserError(f"libri_root: no folder {root}")
     for name in config.sets:
         path = Path(config.file_path, f"{name}.csv")
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-            found += [Utterance(row["file_path"], root / row["file_path"], int(row["length"])) for row in rows]
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror or error}; file_path and sets name this list") from error
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
-            raise UserError(f"{path}: expected the columns file_path and length (samples) in every line") from error
+        rows = read_lengths(path)
+        if not rows:
+            logger.warning("%s: empty, no recording in it", path)
+        found += [Utterance(file, root / file, samples) for file, samples in rows]
     if found and not any(utterance.path.is_file() for utterance in found[:_BATCHES_IN_A_ROW]):
         raise UserError(f"{found[0].path}: no such file; libri_root does not fit the lists' file_path column")
     return found
