@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -453,6 +454,15 @@ def test_report_draws(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path), "--plot", str(tmp_path / "bars.docx")]) == 2
     assert "bars.docx: cannot be written (" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "bars.png"}
+
+
+def test_without_matplotlib_only_the_picture_is_missing(tmp_path, monkeypatch, capsys):
+    write_summary(tmp_path / "summary.json", [row()])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main(["report", str(tmp_path), "--plot", str(tmp_path / "bars.png")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "s3prl-ekd: error: pictures need matplotlib: pip install matplotlib\n"
+    assert "fbank" in captured.out
 
 
 def test_colours_are_as_many_as_asked_for():

@@ -594,6 +594,8 @@ def test_demo(tmp_path, capsys):
     assert done.returncode == 1
     labels = {"fbank", "undistilled", "ekd_student"}
     assert {r.label for r in read_summary(out)} == labels
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in ("results.png", "curve.png"))
+    assert f"{out / 'results.png'}, {out / 'curve.png'}" in done.stdout
     assert cli.main(["report", *(str(out / "results" / label) for label in labels)]) == 0
     printed = capsys.readouterr().out
     assert all(f"\n{label} " in printed for label in labels)

@@ -28,7 +28,7 @@ from s3prl_ekd.superb.corpora import Split, mini_corpora
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import Job, JobError, run_jobs
 from s3prl_ekd.superb.summary import Row, write_summary
-from s3prl_ekd.superb.tables import tables
+from s3prl_ekd.superb.tables import Table, tables
 from s3prl_ekd.training import curve
 
 DISTORTED = ("-noisy",)
@@ -163,16 +163,23 @@ def _recipe(out: Path, tiny: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     return model, runner
 
 
+def _pictures(made: list[Table], out: Path) -> list[Path]:
+    """Draw the tables, and the distillation if its log was not deleted since; returns where."""
+    run, results, losses = out / "distillation" / "run", out / "results.png", out / "curve.png"
+    picture.plot(made, results)
+    if not run.is_dir():
+        return [results]
+    curve.plot(run, losses)
+    return [results, losses]
+
+
 def _report(rows: list[Row], out: Path, seconds: float) -> int:
     """Write the summary and the tables, say where everything is, and judge the student."""
     rows = [row for row in write_summary(out / "summary.json", rows) if row.label in {row.label for row in rows}]
     made = tables(rows)
     with atomic_path(out / "table.md") as temporary:
         temporary.write_text("\n\n".join(table.markdown() for table in made) + "\n", encoding="utf-8")
-    pictures = [out / "results.png", out / "curve.png"] if importlib.util.find_spec("matplotlib") else []
-    if pictures:
-        picture.plot(made, pictures[0])
-        curve.plot(out / "distillation" / "run", pictures[1])
+    pictures = _pictures(made, out) if importlib.util.find_spec("matplotlib") else []
     print("\n" + "\n\n".join(table.text() for table in made))
     print(
         "\nchance is the best constant answer;"

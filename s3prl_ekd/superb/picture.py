@@ -125,7 +125,8 @@ def _legend(figure: Figure, tables: Sequence[Table]) -> None:
     every = [cell for _, cells in columns for cell in cells if cell]
     for kind, (label, style) in _INTERVALS.items():
         if any(_interval(cell) == kind for cell in every):
-            entries.append(Line2D([], [], label=label, color=style["color"], linewidth=style["elinewidth"], marker="|"))
+            entries.append(Line2D([], [], label=label, color=style["color"], linewidth=style["elinewidth"],
+                                  marker="|" if "capsize" in style else None))  # fmt: skip
     if any(cell and cell.mean > _end(column, cells) for column, cells in columns for cell in cells):
         label = f"▶ longer than the {HIGHEST:.0f} % shown"
         entries.append(Patch(facecolor="gray", edgecolor="white", hatch="///", label=label))
@@ -136,6 +137,6 @@ _CHANCE = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 1}
 _OVER_CHANCE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 # Attribute of a cell -> what it is, and how it looks.
 _INTERVALS: dict[str, tuple[str, dict[str, Any]]] = {
-    "deviation": ("standard deviation over n seeds", {"color": "black", "elinewidth": 1.4, "capsize": 3}),
-    "error": ("standard error over the test utterances, one seed", {"color": "dimgray", "elinewidth": 1}),
+    "deviation": ("standard deviation over n seeds", {"color": "black", "elinewidth": 1.6, "capsize": 3}),
+    "error": ("standard error over the test utterances, one seed", {"color": "black", "elinewidth": 0.8}),
 }
