@@ -113,7 +113,8 @@ class ModelTeacher(Teacher):
             batches: whether utterances of equal length may share a forward pass; else they run one by one.
 
         Raises:
-            UserError: it is no speech encoder of 320 samples a frame, or has fewer layers than the recipe names.
+            UserError: it is no speech encoder of 320 samples a frame, has fewer layers than the recipe names, or has
+                weights that are not finite.
         """
         self.name = config.name
         self.layers = config.layers
@@ -124,6 +125,7 @@ class ModelTeacher(Teacher):
         self._batches = batches
         self._device = torch.device("cpu")
 
+        check_finite(self.module.state_dict(), f"teacher {self.name!r}: {self.source}")
         states = self._try()
         self.num_hidden_layers = len(states) - 1
         self._check_layers()
@@ -174,10 +176,6 @@ class ModelTeacher(Teacher):
                 f"teacher {self.name!r}: {self.source} gives {found} frames for a second of speech; a teacher needs"
                 f" {wanted} ({FRAME_SHIFT} samples a frame)"
             )
-        if not all(torch.isfinite(state).all() for state in states):
-            who = f"teacher {self.name!r}: {self.source}"
-            check_finite(self.module.state_dict(), who)
-            raise UserError(f"{who} gives NaN or infinity for a second of noise; no student can learn from that")
         return states
 
     def _check_layers(self) -> None:
