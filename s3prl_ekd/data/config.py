@@ -45,6 +45,8 @@ class DataConfig(Config):
     it all."""
     prefetch_batches: int = 4
     """Batches that each of them prepares ahead."""
+    timeout_seconds: float = 1800.0
+    """So long the run waits for one batch before it gives up; what a worker's death has cost is noticed at once."""
     shar_cache: str | None = None
     """Folder for copies of tars that are not on a file system; null: one in the system's temporary folder."""
     shar_cache_gb: float = 50.0
@@ -58,8 +60,9 @@ class DataConfig(Config):
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise UserError(f"data.{name}: expected at least {bound}, found {value}")
-        if not self.batch_seconds > 0:
-            raise UserError(f"data.batch_seconds: must be positive, found {self.batch_seconds}")
+        for name in ("batch_seconds", "timeout_seconds"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"data.{name}: must be positive, found {getattr(self, name)}")
         if self.max_crop_samples is not None and self.max_crop_samples > self.batch_samples:
             raise UserError(
                 f"data.batch_seconds: {self.batch_seconds} s hold no utterance of max_crop_samples"
