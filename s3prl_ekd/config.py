@@ -84,6 +84,7 @@ Dropout = Annotated[float, Range(at_least=0, less_than=1)]
 Weight = Annotated[float, Range(more_than=0, at_most=1e6)]
 Decibels = Annotated[float, Range(at_least=-200, at_most=200)]
 Workers = Annotated[int, Range(at_least=0, at_most=4096)]
+Seconds = Annotated[float, Range(more_than=0, at_most=1e6)]
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 Name = Annotated[str, _NotEmpty()]
 

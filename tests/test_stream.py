@@ -13,6 +13,7 @@ import pickle
 import random
 import signal
 import tarfile
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -23,13 +24,13 @@ from conftest import speech_like
 from s3prl_ekd import cli
 from s3prl_ekd.config import DistortionConfig
 from s3prl_ekd.data.audio import audio_files, load_audio
-from s3prl_ekd.data.bad_recordings import BadRecordings
+from s3prl_ekd.data.bad_recordings import BadRecordings, Counts
 from s3prl_ekd.data.bucketing import draw_batches, duration_bounds
 from s3prl_ekd.data.config import DataConfig
 from s3prl_ekd.data.manifests import folder_recordings, write_manifest, write_shar
 from s3prl_ekd.data.shar import TarCache, TarReader
 from s3prl_ekd.data.sources import SourceError, mix_sources, read_entries, resolve_sources
-from s3prl_ekd.data.stream import BatchStream, Loaded, dev_loader
+from s3prl_ekd.data.stream import BatchReader, BatchStream, Loaded, dev_loader
 from s3prl_ekd.errors import UserError
 
 RATE = 16000
@@ -539,9 +540,9 @@ def test_bad_recordings_are_skipped_listed_and_counted(spoiled, tmp_path, caplog
 
     # Of several ranks none stops alone, however many are bad: they must stop together.
     ranks[0].bad_recordings.note(500, [(f"{i}.wav", "bad") for i in range(5)])
-    message = ranks[1].bad_recordings.judge(503, 10)
+    message = ranks[1].bad_recordings.judge(Counts(503, 10))
     assert message == f"10 of 503 recordings read cannot be used (listed in {listed})"
-    assert ranks[1].bad_recordings.judge(1000, 10) is ranks[1].bad_recordings.judge(199, 199) is None
+    assert ranks[1].bad_recordings.judge(Counts(1000, 10)) is ranks[1].bad_recordings.judge(Counts(199, 199)) is None
 
     # The next epoch and a resumed run list nothing twice.
     list(ranks[0].loader(1))
@@ -559,6 +560,80 @@ def test_too_many_bad_recordings_stop_the_run(tmp_path):
     fine.note(300, [("a", "a"), ("b", "b"), ("c", "c")])  # 1 %
     with pytest.raises(UserError, match=r"4 of 301 .*; the last one: d: torn"):
         fine.note(1, [("d", "d: torn")])
+
+
+def test_storage_that_goes_is_noticed_however_long_it_was_there():
+    for good in (0, 2000, 6_400_000):
+        recordings = BadRecordings()
+        recordings.note(good, [])
+        with pytest.raises(UserError, match=r"recordings read cannot be used"):
+            lose(recordings, 7 * 32)
+
+
+def lose(recordings, count):
+    for number in range(0, count, 32):
+        recordings.note(32, [(f"{number + i}", "no such file") for i in range(32)])
+
+
+def test_a_bad_recording_of_a_small_corpus_counts_once(tmp_path):
+    """Whatever the number of epochs; and a resumed run knows it already."""
+    for _ in range(2):
+        recordings = BadRecordings(tmp_path / "bad.tsv")
+        for _ in range(100):
+            recordings.begin_pass()
+            recordings.note(60, [("gone", "no such file")])
+        assert (recordings.read, recordings.bad) == (6000, 100)
+        assert recordings.counts == (60, 1, 1000, 0, 17)
+    with pytest.raises(UserError, match=r"1\d\d of the last 1000 recordings read cannot .*; see whether their storage"):
+        lose(recordings, 128)
+
+
+def test_a_pass_goes_on_from_the_one_before():
+    """Two bad ones at the beginning of the second pass are no share of anything yet."""
+    recordings = BadRecordings()
+    recordings.note(1000, [(f"{i}", "bad") for i in range(8)])
+    recordings.begin_pass()
+    recordings.note(250, [(f"{i}", "bad") for i in range(4)])
+    assert recordings.counts[:2] == (1000, 4 + 8 * 0.75)
+    with pytest.raises(UserError, match="11 of 1000 recordings read"):
+        recordings.note(0, [("new", "new: bad")])
+
+
+# --- workers that do not go on ----------------------------------------------------------------------------------------
+
+
+def test_a_worker_or_planner_that_dies_is_noticed(corpus):
+    for number in (0, 1):  # of processes by age: what reads, what plans
+        iterator = iter(stream(corpus / "speech.jsonl.gz", num_workers=1, max_batch_utterances=1).loader(0))
+        next(iterator)
+        child = sorted(multiprocessing.active_children(), key=lambda process: process.pid)[number]
+        os.kill(child.pid, signal.SIGKILL)
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"a process that reads has ended.*--shm-size.*--ipc=host.*num_workers=0"):
+            list(iterator)
+        assert time.monotonic() - start < 30
+        assert multiprocessing.active_children() == []
+
+
+def test_a_batch_that_cannot_be_handed_over_is_named(corpus, monkeypatch):
+    """As torch fails where shared memory is full; the batch is not waited for."""
+
+    class NoRoom(Loaded):
+        def __reduce__(self):
+            raise RuntimeError("unable to write to file </torch_1>:\nNo space left on device (28)")
+
+    monkeypatch.setattr("s3prl_ekd.data.stream.Loaded", NoRoom)
+    loader = stream(corpus / "speech.jsonl.gz", num_workers=2).loader(0)
+    with pytest.raises(UserError, match=r"hand over a batch \(unable to .*: No space .*/dev/shm \(\d+ MiB in all\)"):
+        list(loader)
+
+
+def test_a_wait_has_an_end(corpus, monkeypatch):
+    monkeypatch.setattr(BatchReader, "_read", lambda *_: time.sleep(600))
+    loader = stream(corpus / "speech.jsonl.gz", num_workers=1, timeout_seconds=0.5).loader(0)
+    with pytest.raises(UserError, match=r"no batch has come for [12] s \(timeout_seconds"):
+        list(loader)
+    assert multiprocessing.active_children() == []
 
 
 def _append(path, rank):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from s3prl_ekd import SAMPLE_RATE
-from s3prl_ekd.config import Config, Count, Name, Range, Size, Workers
+from s3prl_ekd.config import Config, Count, Name, Range, Seconds, Size, Workers
 from s3prl_ekd.errors import UserError
 
 
@@ -53,7 +53,7 @@ class DataConfig(Config):
     """Training data."""
     dev_cuts: tuple[Name, ...] = ()
     """Data of the dev loss; none: no dev loss."""
-    batch_seconds: Annotated[float, Range(more_than=0, at_most=1e6)] = 200.0
+    batch_seconds: Seconds = 200.0
     """Seconds of audio in a batch of one rank at most, padding included; lower it when memory is out."""
     max_batch_utterances: Count | None = None
     """Utterances of a batch at most; null: no limit."""
@@ -68,6 +68,8 @@ class DataConfig(Config):
     it all."""
     prefetch_batches: Size = 4
     """Batches that each of them prepares ahead."""
+    timeout_seconds: Seconds = 1800.0
+    """So long the run waits for one batch before it gives up; what a worker's death has cost is noticed at once."""
     shar_cache: str | None = None
     """Folder for copies of tars that are not on a file system; null: one in the system's temporary folder."""
     shar_cache_gb: Annotated[float, Range(at_least=0, at_most=1e9)] = 50.0

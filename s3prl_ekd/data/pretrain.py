@@ -6,6 +6,7 @@ the batch, so that a run can be repeated with any number of workers and continue
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from s3prl_ekd import MIN_SAMPLES
-from s3prl_ekd.config import Config, DistortionConfig, Range, Seed, Size, Workers
+from s3prl_ekd.config import Config, DistortionConfig, Range, Seconds, Seed, Size, Workers
 from s3prl_ekd.data.audio import audio_files, audio_length, load_audio
 from s3prl_ekd.data.bad_recordings import BadRecordings
-from s3prl_ekd.data.batch import Batch, collate
+from s3prl_ekd.data.batch import Batch, Loaded, collate, empty_batch
 from s3prl_ekd.data.distortion import Distorter
 from s3prl_ekd.data.randomness import integer, keyed_generator
 from s3prl_ekd.data.text import read_lengths
+from s3prl_ekd.data.workers import POLL_SECONDS, patient, prepare_worker
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,8 @@ class PretrainDataConfig(Config):
     """Names of the lists to read."""
     audio_folder: str | None = None
     """Instead of lists: a folder whose audio files, however deeply nested, are all used."""
+    timeout_seconds: Seconds = 1800.0
+    """So long the run waits for one batch before it gives up; what a worker's death has cost is noticed at once."""
     seed: Seed = 0
     """Determines the order of batches and the crops."""
 
@@ -143,35 +147,37 @@ class PretrainDataset(Dataset):
         self.config = config
         self.buckets = make_buckets(read_utterances(config), config.train_batch_size)
         self.distorter = Distorter(distortion)
-        self._bad_recordings = BadRecordings()
 
     def __len__(self) -> int:
         return len(self.buckets)
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
+    def __getitem__(self, key: tuple[int, int]) -> Loaded | UserError:
         """Batch ``index`` as epoch ``epoch`` hears it, or the next one that has a readable recording.
 
-        A UserError is returned, not raised: a worker's exception would reach the user wrapped in its traceback.
+        Where several batches in a row have none, an empty one. A UserError is returned, not raised: a worker's
+        exception would reach the user wrapped in its traceback.
         """
         epoch, index = key
+        read, bad = 0, []
         try:
             for step in range(_BATCHES_IN_A_ROW):
-                batch = self._read(epoch, self.buckets[(index + step) % len(self.buckets)])
+                bucket = self.buckets[(index + step) % len(self.buckets)]
+                batch = self._read(epoch, bucket, bad)
+                read += len(bucket)
                 if batch is not None:
-                    return batch
+                    return Loaded(batch, read, tuple(bad))
         except UserError as error:
             return error
-        return UserError(f"{_BATCHES_IN_A_ROW} batches in a row hold no usable recording; see the warnings above")
+        return Loaded(empty_batch(), read, tuple(bad))
 
-    def _read(self, epoch: int, bucket: Sequence[Utterance]) -> Batch | None:
+    def _read(self, epoch: int, bucket: Sequence[Utterance], bad: list[tuple[str, str]]) -> Batch | None:
         clean, names = [], []
         for utterance in bucket:
             try:
                 clean.append(self._crop(epoch, utterance))
             except UserError as error:
-                self._bad_recordings.note(1, [(utterance.name, str(error))])
+                bad.append((utterance.name, str(error)))
             else:
-                self._bad_recordings.note(1, [])
                 names.append(utterance.name)
         if not clean:
             return None
@@ -190,47 +196,70 @@ class PretrainDataset(Dataset):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Each pass is one epoch of ``(epoch, index)`` in an order keyed on (seed, epoch); the first may start midway."""
+    """Epoch after epoch of ``(epoch, index)``, each in an order keyed on (seed, epoch); the first may start midway."""
 
     def __init__(self, batches: int, seed: int, position: int = 0) -> None:
         """``position`` batches, counted over all epochs, have been consumed already."""
         self.batches = batches
         self.seed = seed
-        self.epoch, self.start = divmod(position, batches)
-
-    def __len__(self) -> int:
-        return self.batches - self.start
+        self.position = position
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        # A generator function on purpose: DataLoader calls iter() twice for its first epoch with workers, and only the
-        # iterator that is really used may count.
-        epoch, start = self.epoch, self.start
-        self.epoch, self.start = epoch + 1, 0
-        order = torch.randperm(self.batches, generator=keyed_generator(self.seed, epoch, "order"))
-        yield from ((epoch, index) for index in order[start:].tolist())
+        first, start = divmod(self.position, self.batches)
+        for epoch in itertools.count(first):
+            order = torch.randperm(self.batches, generator=keyed_generator(self.seed, epoch, "order"))
+            yield from ((epoch, index) for index in order[start:].tolist())
+            start = 0
 
 
-class PretrainLoader(DataLoader):
-    """Iterates epochs of :class:`~s3prl_ekd.distiller.Batch`, each pass the next epoch.
+class PretrainLoader:
+    """Iterates epochs of :class:`~s3prl_ekd.data.batch.Batch`: a pass gives the rest of an epoch, the next pass the
+    next one. Workers start once and read ahead across epochs.
+
+    Attributes:
+        dataset: of which s3prl's runner asks the length.
+        bad_recordings: counts of recordings read and skipped.
 
     Raises:
-        UserError: while iterating, when too many recordings are bad.
+        UserError: while iterating, when too many recordings are bad or the workers do not go on.
     """
 
     def __init__(self, dataset: PretrainDataset, position: int = 0) -> None:
         """``position``: batches consumed before, over all epochs (a resumed run)."""
-        workers = dataset.config.num_workers
-        super().__init__(
-            dataset,
-            batch_size=None,  # an item of the dataset is a batch already
-            sampler=EpochSampler(len(dataset), dataset.config.seed, position),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        self.dataset = dataset
+        self.bad_recordings = BadRecordings()
+        self._position = position
+        self._items: Iterator[Loaded | UserError] | None = None
+
+    def __len__(self) -> int:
+        """Batches of the next pass."""
+        return len(self.dataset) - self._position % len(self.dataset)
 
     def __iter__(self) -> Iterator[Batch]:
-        for item in super().__iter__():
+        if self._items is None or not self.dataset.config.num_workers:
+            self._items = patient(self._loader(), self.dataset.config.timeout_seconds)
+        if self._position % len(self.dataset) == 0:
+            self.bad_recordings.begin_pass()
+        for _ in range(len(self)):
+            item = next(self._items)
             if isinstance(item, UserError):
                 raise item
-            yield item
+            self._position += 1
+            self.bad_recordings.note(item.read, item.bad)
+            if not item.batch.utterances:
+                raise UserError(
+                    f"{_BATCHES_IN_A_ROW} batches in a row hold no usable recording; see the warnings above"
+                )
+            yield item.batch
+
+    def _loader(self) -> DataLoader:
+        workers = self.dataset.config.num_workers
+        return DataLoader(
+            self.dataset,
+            batch_size=None,  # an item of the dataset is a batch already
+            sampler=EpochSampler(len(self.dataset), self.dataset.config.seed, self._position),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            timeout=POLL_SECONDS if workers else 0,
+            worker_init_fn=prepare_worker if workers else None,
+        )
