@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.s3prl_plugin.task_patches import text_lines
 
 MAX_SPEAKERS = 1251
 """Output size of s3prl's SID classifier: speaker idNNNNN is class NNNNN - 10001."""
@@ -19,9 +20,9 @@ def check_split_file(root: Path, path: Path) -> None:
         UserError: the list is unreadable or malformed, misses a set, or names audio that is not in ``root``.
     """
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give VoxCeleb1's iden_split.txt") from error
+        lines = [line.split() for line in text_lines(path)]
+    except UserError as error:
+        raise UserError(f"{error}; give VoxCeleb1's iden_split.txt") from error
     sets, missing = set(), []
     folders = [part / "wav" for part in sorted(root.iterdir()) if part.is_dir()] if root.is_dir() else []
     for number, fields in enumerate(tqdm(lines, desc="files of VoxCeleb1", unit="file", delay=2), start=1):
