@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 
+import helpers_corpora
 import pytest
 import soundfile
 from conftest import speech_like
@@ -230,3 +231,17 @@ def test_a_full_disk_is_no_bad_recording(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="shar: No space left on device"):
         manifests.write_shar([str(tmp_path / "cuts.jsonl.gz")], tmp_path / "shar")
     assert not (tmp_path / "shar").exists()
+
+
+def test_lists_for_run_pretrain(tmp_path, capsys):
+    """What the command writes is what run_pretrain reads, path and samples."""
+    corpus = helpers_corpora.librispeech(tmp_path / "LibriSpeech", {"train-clean-100": 2, "dev-clean": 1})
+    assert cli.main(["data", "lengths", "--parts", "train-clean-100", str(tmp_path), str(tmp_path / "lists")]) == 0
+    assert "train-clean-100.csv: 8 recordings" in capsys.readouterr().out
+    assert not (tmp_path / "lists/dev-clean.csv").exists()
+    names = {"libri_root": str(corpus), "file_path": str(tmp_path / "lists"), "sets": ("train-clean-100",)}
+    utterances = read_utterances(PretrainDataConfig(train_batch_size=2, **names))
+    assert [one.samples for one in utterances] == [soundfile.info(one.path).frames for one in utterances]
+    assert sorted(one.path for one in utterances) == sorted((corpus / "train-clean-100").rglob("*.flac"))
+    assert cli.main(["data", "lengths", str(corpus), str(tmp_path / "lists"), "--parts", "train-other-500"]) == 2
+    assert "no train-other-500 in it; found dev-clean, train-clean-100" in capsys.readouterr().err

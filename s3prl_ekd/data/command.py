@@ -8,9 +8,13 @@ from collections.abc import Callable
 from s3prl_ekd.errors import UserError
 
 _CORPORA = {
-    "librispeech": "a corpus in LibriSpeech's layout: one manifest for each part",
-    "musan": "MUSAN's music, speech and noise",
-    "rirs": "RIRS_NOISES' impulse responses and noises",
+    "librispeech": ("a corpus in LibriSpeech's layout: one manifest for each part", "/data/LibriSpeech cuts"),
+    "musan": ("MUSAN's music, speech and noise", "/data/musan cuts"),
+    "rirs": ("RIRS_NOISES' impulse responses and noises", "/data/RIRS_NOISES cuts"),
+    "lengths": (
+        "for run_pretrain: s3prl's len_for_bucket lists of a corpus in LibriSpeech's layout, one for each part",
+        "/data/LibriSpeech len_for_bucket",
+    ),
 }
 
 
@@ -22,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         epilog = f"example:\n  s3prl-ekd data {kind} {example}"
         return kinds.add_parser(kind, help=summary, description=summary, epilog=epilog, **options)
 
-    for kind, summary in _CORPORA.items():
+    for kind, (summary, example) in _CORPORA.items():
         usage = f"s3prl-ekd data {kind} [-h] [--parts PART [PART ...]] CORPUS OUT"
-        sub = add(kind, summary, f"/data/{kind} cuts", usage=usage)
+        sub = add(kind, summary, example, usage=usage)
         # Optional for argparse, since --parts may have taken them: see _corpus.
         sub.add_argument("corpus", nargs="?", metavar="CORPUS", help="its folder, unpacked")
-        sub.add_argument("out", nargs="?", metavar="OUT", help="folder for the manifests")
+        sub.add_argument("out", nargs="?", metavar="OUT", help="folder for what is written")
         sub.add_argument("--parts", nargs="+", metavar="PART", help="which parts (default: all that are there)")
     sub = add("folder", "all audio files below a folder", "/data/speech cuts/speech.jsonl.gz")
     sub.add_argument("folder", metavar="FOLDER", help="searched through all its subfolders")
@@ -49,14 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the manifests and print what they hold."""
     written = _ACTIONS.get(args.kind, _corpus)(args)
+    what = "recordings" if args.kind == "lengths" else "cuts"
     for one in written:
         bad = f", {one.bad} bad recordings left out" if one.bad else ""
-        print(f"{one.path}: {one.cuts} cuts, {one.hours:.2f} h{bad}")
+        print(f"{one.path}: {one.cuts} {what}, {one.hours:.2f} h{bad}")
     return 0
 
 
 def _corpus(args: argparse.Namespace) -> list:
-    from s3prl_ekd.data.manifests import CORPORA, write_corpus
+    from s3prl_ekd.data.manifests import CORPORA, write_corpus, write_lists
 
     places = [place for place in (args.corpus, args.out) if place is not None]
     parts = args.parts or []
@@ -68,6 +73,8 @@ def _corpus(args: argparse.Namespace) -> list:
         raise UserError(
             f"data {args.kind}: CORPUS and OUT are both needed; s3prl-ekd data {args.kind} --help shows how"
         )
+    if args.kind == "lengths":
+        return write_lists(*places, parts or None)
     return write_corpus(CORPORA[args.kind], *places, parts or None)
 
 

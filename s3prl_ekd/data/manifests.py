@@ -1,4 +1,4 @@
-"""Writing cut manifests: from corpora in known layouts, fairseq's tsv lists, folders; and Shar folders.
+"""Writing cut manifests: from corpora in known layouts, fairseq's tsv lists, folders; s3prl's lists; Shar folders.
 
 What is written is shuffled, since a lazy manifest is read in its order and training shuffles only within a buffer.
 """
@@ -28,7 +28,7 @@ from s3prl_ekd.data.audio import audio_files, read_header
 from s3prl_ekd.data.bad_recordings import BadRecordings
 from s3prl_ekd.data.cuts import read_cut
 from s3prl_ekd.data.sources import read_entries, resolve_sources
-from s3prl_ekd.data.text import read_tsv
+from s3prl_ekd.data.text import read_tsv, write_lengths
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, files_below
 
@@ -245,6 +245,31 @@ def write_corpus(
     Raises:
         UserError: the folder is missing or does not have the corpus' layout.
     """
+    folder, parts = _find_parts(corpus, folder, parts)
+    return [
+        write_manifest(Path(out, f"{corpus.prefix}_cuts_{part}.jsonl.gz"), describe_files(corpus.files(folder, part)))
+        for part in parts
+    ]
+
+
+def write_lists(folder: str | Path, out: str | Path, parts: Sequence[str] | None = None) -> list[Written]:
+    """A ``len_for_bucket`` list ``<part>.csv`` for each part of a corpus in LibriSpeech's layout; None: all parts.
+
+    Raises:
+        UserError: the folder is missing or does not have that layout, or a file is not audio.
+    """
+    folder, parts = _find_parts(CORPORA["librispeech"], folder, parts)
+    written = []
+    for part in parts:
+        path = Path(out, f"{part}.csv")
+        rows = write_lengths(folder, part, path)
+        hours = sum(samples for _, samples in rows) / SAMPLE_RATE / 3600
+        written.append(Written(path, len(rows), hours, bad=0))
+    return written
+
+
+def _find_parts(corpus: Corpus, folder: str | Path, parts: Sequence[str] | None) -> tuple[Path, Sequence[str]]:
+    """The corpus' own folder, and which of its parts are asked for."""
     folder = Path(os.path.abspath(folder))
     if (folder / corpus.folder).is_dir():
         folder = folder / corpus.folder
@@ -255,10 +280,7 @@ def write_corpus(
     if missing or not found:
         what = f"no {', '.join(missing)}" if missing else f"no part of {corpus.folder}"
         raise UserError(f"{folder}: {what} in it{'; found ' + ', '.join(found) if found else ''}")
-    return [
-        write_manifest(Path(out, f"{corpus.prefix}_cuts_{part}.jsonl.gz"), describe_files(corpus.files(folder, part)))
-        for part in parts or found
-    ]
+    return folder, parts or found
 
 
 def write_shar(manifests: Sequence[str], out: str | Path, *, shard_size: int = 1000, audio: str = "flac") -> Written:

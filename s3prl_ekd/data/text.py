@@ -7,10 +7,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from s3prl_ekd.errors import UserError, nearest
-from s3prl_ekd.files import read_lines
+from s3prl_ekd.files import atomic_path, files_below, read_lines
 
 Pronunciation = tuple[str, ...]
 """Phonemes of one word."""
+
+LENGTHS_COLUMNS = ("", "file_path", "length", "label")
+"""Columns of a ``len_for_bucket`` CSV: index, path relative to the corpus, samples, nothing."""
 
 
 def read_transcripts(path: str | Path) -> Iterator[tuple[str, list[str]]]:
@@ -74,6 +77,34 @@ def read_lengths(path: str | Path) -> list[tuple[str, int]]:
     except (TypeError, ValueError) as error:
         line = numbers[rows.line_num - 1]
         raise UserError(f"{path}, line {line}: expected a file_path and its length in samples ({error})") from error
+
+
+def write_lengths(root: Path, split: str, path: Path) -> list[tuple[str, int]]:
+    """Write the ``len_for_bucket`` CSV of one split (s3prl's ``generate_len_for_bucket.py``, longest first).
+
+    Returns:
+        What :func:`read_lengths` gives.
+
+    Raises:
+        UserError: the split has no audio, or a file that is not audio: results without it would be of another corpus.
+    """
+    from tqdm import tqdm
+
+    from s3prl_ekd.data.audio import audio_length  # imports torch
+
+    files = files_below(root / split, [".flac"])
+    if not files:
+        raise UserError(f"{root / split}: no audio (SPK/CHAP/*.flac)")
+    rows = [
+        (file.relative_to(root).as_posix(), audio_length(file))
+        for file in tqdm(files, desc=f"lengths of {split}", unit="file", delay=2)
+    ]
+    rows.sort(key=lambda row: -row[1])
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(LENGTHS_COLUMNS)
+        writer.writerows((index, name, length, "") for index, (name, length) in enumerate(rows))
+    return rows
 
 
 def read_tsv(path: str | Path) -> tuple[str, list[tuple[str, int]]]:

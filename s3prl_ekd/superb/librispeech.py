@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from s3prl_ekd.data.text import read_lengths, read_transcripts
+from s3prl_ekd.data.text import read_lengths, read_transcripts, write_lengths
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.files import atomic_path, files_below
-
-COLUMNS = ("", "file_path", "length", "label")
-"""Columns of a ``len_for_bucket`` CSV: index, path relative to LibriSpeech's root, samples, nothing."""
+from s3prl_ekd.files import files_below
 
 
 def transcripts(root: Path, splits: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -31,27 +25,6 @@ def transcripts(root: Path, splits: Sequence[str]) -> Iterator[tuple[str, list[s
             )
         for file in files:
             yield from read_transcripts(file)
-
-
-def write_lengths(root: Path, split: str, path: Path) -> None:
-    """Write the ``len_for_bucket`` CSV of one split (s3prl's ``generate_len_for_bucket.py``, longest first).
-
-    Raises:
-        UserError: the split has no audio, or a file that is not audio: results without it would be of another corpus.
-    """
-    from s3prl_ekd.data.audio import audio_length  # imports torch
-
-    files = files_below(root / split, [".flac"])
-    if not files:
-        raise UserError(f"{root / split}: no audio (SPK/CHAP/*.flac)")
-    rows = []
-    for file in tqdm(files, desc=f"lengths of {split}", unit="file", delay=2):
-        rows.append((file.relative_to(root).as_posix(), audio_length(file)))
-    rows.sort(key=lambda row: -row[1])
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
-        writer.writerows((index, name, length, "") for index, (name, length) in enumerate(rows))
 
 
 def lengths_folder(root: Path, splits: Iterable[str], given: Path | None, folder: Path) -> Path:
