@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.superb import iemocap
 
 PUBLIC = "public"
 HIDDEN = "hidden"
@@ -22,31 +25,64 @@ class Split(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenSets:
-    """Test sets that nothing was trained or tuned on, laid out as the mini corpus has them."""
+    """Test sets that nothing was trained or tuned on, laid out as the mini corpus has them or as the real corpora.
+
+    Each property raises a UserError where its corpus is laid out as neither.
+    """
 
     root: Path
     """Holds ``LibriSpeech/hidden-*/``, ``VoxCeleb1-hidden/`` (with ``iden_split.txt``) and ``IEMOCAP-hidden/`` (with
-    ``meta_data/Session1/test_meta_data.json``)."""
+    ``meta_data/Session1/test_meta_data.json``), or is or holds any of the corpora as they are distributed:
+    ``LibriSpeech/test-*/``, ``VoxCeleb1/`` (``iden_split.txt`` in it or beside it), ``IEMOCAP_full_release/``."""
 
     @property
     def librispeech(self) -> Path:
         """Root of the hidden read speech."""
-        return self.root / "LibriSpeech"
+        return self._find(("LibriSpeech",), _test_splits, "LibriSpeech/hidden-*/ or test-*/SPK/CHAP/*.trans.txt")
 
     @property
     def librispeech_splits(self) -> tuple[str, ...]:
-        """Folders of hidden read speech, such as ``hidden-clean``."""
-        return tuple(sorted(path.name for path in self.librispeech.glob("hidden-*") if path.is_dir()))
+        """Folders of hidden read speech: ``hidden-*`` or, where there are none, ``test-*``."""
+        return _test_splits(self.librispeech)
 
     @property
     def voxceleb1(self) -> Path:
-        """Speech of the hidden speakers, with their own split list."""
-        return self.root / "VoxCeleb1-hidden"
+        """Speech of the hidden speakers."""
+        what = "VoxCeleb1-hidden/ or VoxCeleb1/ with */wav/idNNNNN/"
+        return self._find(("VoxCeleb1-hidden", "VoxCeleb1"), lambda root: any(root.glob("*/wav/id*")), what)
+
+    @property
+    def iden_split(self) -> Path:
+        """The split list of the hidden speakers."""
+        for folder in (self.voxceleb1, self.root):
+            if (folder / "iden_split.txt").is_file():
+                return folder / "iden_split.txt"
+        raise UserError(f"--hidden {self.root}: {self.voxceleb1} has no iden_split.txt, nor is there one beside it")
 
     @property
     def iemocap(self) -> Path:
         """Root of the hidden emotional speech."""
-        return self.root / "IEMOCAP-hidden"
+        what = (
+            "IEMOCAP-hidden/meta_data/Session1/test_meta_data.json or"
+            " IEMOCAP_full_release/SessionN/dialog/EmoEvaluation/*.txt"
+        )
+        names = ("IEMOCAP-hidden", "IEMOCAP_full_release", "IEMOCAP")
+        return self._find(names, lambda root: iemocap.has_test_labels(root) or iemocap.sessions(root), what)
+
+    def _find(self, names: tuple[str, ...], fits: Callable[[Path], Any], what: str) -> Path:
+        """The first of the folders ``names``, or the root itself, that ``fits``."""
+        for folder in (*(self.root / name for name in names), self.root):
+            if fits(folder):
+                return folder
+        raise UserError(f"--hidden {self.root}: expected {what} there, laid out as the mini corpus or the original")
+
+
+def _test_splits(root: Path) -> tuple[str, ...]:
+    for pattern in ("hidden-*", "test-*"):
+        found = tuple(sorted(path.name for path in root.glob(pattern) if any(path.glob("*/*/*.trans.txt"))))
+        if found:
+            return found
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ _GIVEN_BY = {
     "voxceleb1": "--voxceleb1 DIR",
     "iden_split": "--iden-split FILE",
     "iemocap": "--iemocap DIR",
-    "hidden": "--hidden DIR (with LibriSpeech/hidden-*, VoxCeleb1-hidden and IEMOCAP-hidden)",
+    "hidden": "--hidden DIR (with LibriSpeech/hidden-*, VoxCeleb1-hidden and IEMOCAP-hidden, or the original layouts)",
 }
 _NEEDED = {
     "pr": {Split.PUBLIC: ("librispeech", "lexicons"), Split.HIDDEN: ("librispeech", "lexicons", "hidden")},
@@ -205,7 +205,7 @@ def _phoneme_recognition(
     tests = [TestSet(name=name, split=Split.PUBLIC, changes={f"{key}.test": [name]}) for name in public]
     for name in hidden:
         changes = {f"{key}.test": [name], f"{key}.path": str(corpora.hidden.librispeech)}
-        tests.append(TestSet(name=name, split=Split.HIDDEN, changes=changes))
+        tests.append(_hidden_test(name, changes))
     yield Experiment(name="pr", task="pr", config=config, tests=tuple(tests))
 
 
@@ -229,7 +229,7 @@ def _speech_recognition(
     if hidden:
         given = corpora.hidden.root / "len_for_bucket"
         lengths = librispeech.lengths_folder(
-            corpora.hidden.librispeech, hidden, given if given.is_dir() else None, folder / "len_for_bucket"
+            corpora.hidden.librispeech, hidden, given if given.is_dir() else None, folder / "len_for_bucket-hidden"
         )
     for name in hidden:
         changes = {
@@ -237,7 +237,7 @@ def _speech_recognition(
             f"{key}.libri_root": str(corpora.hidden.librispeech),
             f"{key}.bucket_file": str(lengths),
         }
-        tests.append(TestSet(name=name, split=Split.HIDDEN, changes=changes))
+        tests.append(_hidden_test(name, changes))
     yield Experiment(name="asr", task="asr", config=config, tests=tuple(tests))
 
 
@@ -249,7 +249,7 @@ def _speaker_identification(
     if Split.PUBLIC in splits:
         places[Split.PUBLIC] = (corpora.need("voxceleb1"), corpora.need("iden_split"))
     if Split.HIDDEN in splits:
-        places[Split.HIDDEN] = (corpora.hidden.voxceleb1, corpora.hidden.voxceleb1 / "iden_split.txt")
+        places[Split.HIDDEN] = (corpora.hidden.voxceleb1, corpora.hidden.iden_split)
     for split, (root, split_file) in places.items():
         voxceleb.check_split_file(root, split_file)
         key = "downstream_expert.datarc"
@@ -285,9 +285,13 @@ def _read_speech(corpora: Corpora, splits: frozenset[Split]) -> tuple[Path, tupl
     """LibriSpeech's root, its public test splits, and the hidden ones."""
     public = corpora.librispeech_tests if Split.PUBLIC in splits else ()
     hidden = corpora.hidden.librispeech_splits if Split.HIDDEN in splits else ()
-    if Split.HIDDEN in splits and not hidden:
-        raise UserError(f"{corpora.hidden.librispeech}: no folder hidden-* of hidden read speech")
     return corpora.need("librispeech"), public, hidden
+
+
+def _hidden_test(name: str, changes: Mapping[str, Any]) -> TestSet:
+    """Of the split ``name`` of read speech, which may be called as a public one."""
+    shown = name if name.startswith("hidden-") else f"hidden-{name}"
+    return TestSet(name=shown, split=Split.HIDDEN, changes=changes)
 
 
 def _words(root: Path, splits: Iterable[str]) -> set[str]:

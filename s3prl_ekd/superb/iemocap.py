@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,14 +20,24 @@ _CLASS_OF = {name: name for name in CLASSES} | {"exc": "hap"}
 _LINE = re.compile(r"\[[^\]]*\]\t(?P<turn>\S+)\t(?P<emotion>\S+)")
 
 
+def sessions(root: Path) -> tuple[str, ...]:
+    """The sessions in ``root`` that are laid out as IEMOCAP_full_release."""
+    return tuple(session for session in SESSIONS if _visible(root / session, "dialog/EmoEvaluation/*.txt"))
+
+
+def has_test_labels(root: Path) -> bool:
+    """Whether ``root`` has labels as the mini corpus has them, which are made of nothing else."""
+    return _test_labels(root).is_file()
+
+
 def session_labels(root: Path, session: str) -> list[dict[str, str]]:
     """The labelled turns of one session, in the order of their names: ``{"path", "label", "speaker"}``.
 
     Raises:
         UserError: ``root`` is not laid out as IEMOCAP_full_release.
     """
-    audio = {path.stem: path for path in sorted((root / session / "sentences" / "wav").glob("*/*.wav"))}
-    files = sorted((root / session / "dialog" / "EmoEvaluation").glob("*.txt"))
+    audio = {path.stem: path for path in _visible(root / session, "sentences/wav/*/*.wav")}
+    files = _visible(root / session, "dialog/EmoEvaluation/*.txt")
     if not audio or not files:
         raise UserError(
             f"{root / session}: no sentences/wav/*/*.wav or no dialog/EmoEvaluation/*.txt; --iemocap must be"
@@ -34,7 +45,8 @@ def session_labels(root: Path, session: str) -> list[dict[str, str]]:
         )
     turns: dict[str, str] = {}
     for file in tqdm(files, desc=f"labels of {session}", unit="file", delay=2):
-        for match in map(_LINE.match, file.read_text(encoding="utf-8", errors="replace").splitlines()):
+        text = file.read_text(encoding="utf-8-sig", errors="replace")  # annotators' comments are in Latin-1
+        for match in map(_LINE.match, text.splitlines()):
             if match and match["emotion"] in _CLASS_OF and match["turn"] in audio:
                 turns[match["turn"]] = _CLASS_OF[match["emotion"]]
     return [
@@ -56,16 +68,41 @@ def write_folds(root: Path, folder: Path) -> Path:
 def test_only(root: Path, folder: Path) -> Path:
     """Write a fold that only tests: s3prl opens its training list too, so that one is the test list again.
 
+    Args:
+        root: has ``meta_data/Session1/test_meta_data.json``, or is laid out as IEMOCAP_full_release with one session or
+            more, which are all taken.
+        folder: where ``Session1/{train,test}_meta_data.json`` are written.
+
     Raises:
-        UserError: ``root`` has no ``meta_data/Session1/test_meta_data.json``, or its classes are others.
+        UserError: the list cannot be read, its classes are others, or ``root`` is laid out as neither.
     """
-    path = root / "meta_data" / SESSIONS[0] / "test_meta_data.json"
+    labels = _read_labels(_test_labels(root)) if has_test_labels(root) else _all_labels(root)
+    for name in ("train", "test"):
+        write_json(folder / SESSIONS[0] / f"{name}_meta_data.json", labels)
+    return folder
+
+
+def _read_labels(path: Path) -> dict[str, Any]:
     try:
         labels = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): the hidden emotional speech needs it") from error
-    if labels.get("labels") != CLASSES:
-        raise UserError(f"{path}: the classes are {labels.get('labels')}, not {CLASSES}")
-    for name in ("train", "test"):
-        write_json(folder / SESSIONS[0] / f"{name}_meta_data.json", labels)
-    return folder
+    if not isinstance(labels, dict) or labels.get("labels") != CLASSES:
+        raise UserError(f"{path}: expected the classes {CLASSES} under 'labels'")
+    return labels
+
+
+def _all_labels(root: Path) -> dict[str, Any]:
+    turns = [turn for session in sessions(root) or SESSIONS[:1] for turn in session_labels(root, session)]
+    if not turns:
+        raise UserError(f"{root}: none of its turns is labelled {', '.join(_CLASS_OF)}")
+    return {"labels": CLASSES, "meta_data": turns}
+
+
+def _test_labels(root: Path) -> Path:
+    return root / "meta_data" / SESSIONS[0] / "test_meta_data.json"
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Files without the hidden ones, such as ``._Ses01F_impro01.txt``, which macOS puts beside and IEMOCAP ships."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))

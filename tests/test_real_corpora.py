@@ -1,0 +1,164 @@
+"""``superb --corpus real`` as it is shipped, on small corpora in the layouts of the real ones."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import soundfile
+from helpers_corpora import LIBRISPEECH, iemocap, lexicon, librispeech, voxceleb1
+from helpers_s3prl import python
+
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import read_yaml
+from s3prl_ekd.s3prl_plugin import task_patches
+from s3prl_ekd.superb import iemocap as labels
+from s3prl_ekd.superb import voxceleb
+from s3prl_ekd.superb.corpora import Corpora, HiddenSets, Split
+from s3prl_ekd.superb.experiments import load_template, plan
+from s3prl_ekd.superb.summary import read_summary
+
+BOTH = frozenset(Split)
+MACOS = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "  # how a ._ file begins
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """The four corpora with what comes along in practice: macOS' files, a list and labels from other editors."""
+    root = tmp_path_factory.mktemp("real")
+    librispeech(root / "LibriSpeech", LIBRISPEECH | {"train-clean-360": 0, "train-other-500": 0})
+    lexicon(root / "librispeech-lexicon.txt")
+    (voxceleb1(root / "VoxCeleb1") / "iden_split.txt").rename(root / "iden_split.txt")
+    iemocap(root / "IEMOCAP_full_release")
+    split = (root / "iden_split.txt").read_text()
+    (root / "iden_split.txt").write_bytes(b"\xef\xbb\xbf" + split.replace("\n", "  \r\n\r\n").encode())
+    for file in sorted((root / "IEMOCAP_full_release").rglob("EmoEvaluation/*.txt")):
+        text = file.read_text().replace("()", "(d\u00e9\u00e7u)").replace("\n", "\r\n")
+        file.write_bytes(text.encode("latin-1"))
+        file.with_name(f"._{file.name}").write_bytes(MACOS)
+    for file in sorted(root.rglob("*.wav")):
+        file.with_name(f"._{file.name}").write_bytes(MACOS)
+        file.with_name(".DS_Store").write_bytes(MACOS)
+    return root
+
+
+@pytest.fixture(scope="module")
+def judged(root, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """The command of the README, but for where things are and how long it trains."""
+    out = tmp_path_factory.mktemp("judged")
+    few = [word for task in ("pr", "sid", "er", "asr") for word in ("--steps", f"{task}=1")]
+    narrow = ["--set", "asr:downstream_expert.modelrc.RNNs.dim=[64, 64]"]  # of 1024, which would take a minute
+    # fmt: off
+    done = python(
+        "-m", "s3prl_ekd", "superb", "--upstream", "ekd_student_mini", "--corpus", "real", "--out", "results/ekd",
+        "--tasks", "pr,sid,er,asr",
+        "--librispeech", str(root / "LibriSpeech"), "--lexicon", str(root / "librispeech-lexicon.txt"),
+        "--voxceleb1", str(root / "VoxCeleb1"), "--iden-split", str(root / "iden_split.txt"),
+        "--iemocap", str(root / "IEMOCAP_full_release"),
+        "--jobs", "2", "--device", "cpu", *few, *narrow, cwd=out, timeout=600,
+    )
+    # fmt: on
+    return out / "results/ekd", done
+
+
+@pytest.mark.parametrize(
+    ("task", "folder", "workers", "utterances"),
+    [
+        ("pr", "pr", "corpus", 4),
+        ("sid", "sid", "datarc", 6),
+        ("er", "er-fold5", "datarc", 5 * 2 * 5),
+        ("asr", "asr", "datarc", 4),
+    ],
+)
+def test_each_task_is_trained_and_judged_with_the_workers_of_its_recipe(judged, task, folder, workers, utterances):
+    out, done = judged
+    assert done.returncode == 0, done.stderr
+    (row,) = [row for row in read_summary(out) if row.task == task]
+    assert (row.utterances, row.steps, row.corpus) == (utterances, 1, "real")
+    for config in (out / folder / "train/config.yaml", *(out / folder).glob("tests/*/config.yaml")):
+        settings = read_yaml(config)["downstream_expert"][workers]
+        assert settings["num_workers"] == load_template(task, "real")["downstream_expert"][workers]["num_workers"] == 4
+
+
+# --- lists and labels as they come ------------------------------------------------------------------------------------
+
+
+def test_a_split_list_of_any_editor_is_the_list(root, tmp_path):
+    voxceleb.check_split_file(root / "VoxCeleb1", root / "iden_split.txt")
+    assert len(task_patches.text_lines(root / "iden_split.txt")) == 18
+    (tmp_path / "list.txt").write_bytes("1 id10001/\xe9/00001.wav\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"list\.txt cannot be read as text in UTF-8 .*; give VoxCeleb1's iden_split"):
+        voxceleb.check_split_file(root / "VoxCeleb1", tmp_path / "list.txt")
+
+
+def test_iemocap_is_read_beside_the_files_of_macos(root):
+    turns = labels.session_labels(root / "IEMOCAP_full_release", "Session2")
+    assert sorted(turn["label"] for turn in turns) == sorted(["neu", "hap", "hap", "ang", "sad"] * 2)
+    assert all(soundfile.info(root / "IEMOCAP_full_release" / turn["path"]).frames > 0 for turn in turns)
+
+
+# --- hidden sets in the layouts of the originals ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory) -> Path:
+    hidden = tmp_path_factory.mktemp("hidden")
+    librispeech(hidden / "LibriSpeech", {"test-other": 1, "dev-other": 1, "test-clean": 1})
+    voxceleb1(hidden / "VoxCeleb1", speakers=2)
+    iemocap(hidden / "IEMOCAP_full_release", turns=1)
+    return hidden
+
+
+def _planned(task: str, root: Path, hidden: Path, folder: Path) -> list:
+    corpora = Corpora(
+        recipes="real",
+        librispeech=root / "LibriSpeech",
+        lexicons=(root / "librispeech-lexicon.txt",),
+        voxceleb1=root / "VoxCeleb1",
+        iden_split=root / "iden_split.txt",
+        iemocap=root / "IEMOCAP_full_release",
+        hidden=HiddenSets(root=hidden),
+    )
+    return plan(task, corpora, BOTH, load_template(task, "real"), folder)
+
+
+def test_hidden_read_speech_in_librispeechs_own_layout(root, originals, tmp_path):
+    for task, key, path in (("pr", "corpus.test", "corpus.path"), ("asr", "datarc.test-clean", "datarc.libri_root")):
+        (experiment,) = _planned(task, root, originals, tmp_path)
+        hidden = {test.name: test.changes for test in experiment.tests if test.split == Split.HIDDEN}
+        assert list(hidden) == ["hidden-test-clean", "hidden-test-other"]
+        assert [test.name for test in experiment.tests if test.split == Split.PUBLIC] == ["test-clean"]
+        assert hidden["hidden-test-clean"][f"downstream_expert.{key}"] == ["test-clean"]
+        assert hidden["hidden-test-clean"][f"downstream_expert.{path}"] == str(originals / "LibriSpeech")
+    public, hidden = (tmp_path / name / "test-clean.csv" for name in ("len_for_bucket", "len_for_bucket-hidden"))
+    assert public.read_text() != hidden.read_text()
+
+
+@pytest.mark.parametrize("where", ["", "IEMOCAP_full_release"])
+def test_hidden_emotional_speech_in_iemocaps_own_layout(root, originals, tmp_path, where):
+    experiments = _planned("er", root, originals / where, tmp_path)
+    (changes,) = {json.dumps(test.changes) for one in experiments for test in one.tests if test.split == Split.HIDDEN}
+    data = {key.rpartition(".")[2]: value for key, value in json.loads(changes).items()}
+    assert (data["root"], data["test_fold"]) == (str(originals / "IEMOCAP_full_release"), "fold1")
+    for name in ("train", "test"):
+        found = json.loads(Path(data["meta_data"], "Session1", f"{name}_meta_data.json").read_text())
+        assert found["labels"] == labels.CLASSES
+        assert sorted(turn["label"] for turn in found["meta_data"]) == sorted(["neu", "hap", "hap", "ang", "sad"] * 5)
+        assert all(Path(data["root"], turn["path"]).is_file() for turn in found["meta_data"])
+
+
+def test_hidden_speakers_in_voxcelebs_own_layout(root, originals, tmp_path):
+    _, hidden = _planned("sid", root, originals, tmp_path)
+    data = hidden.config["downstream_expert"]["datarc"]
+    assert hidden.name == "sid-hidden"
+    assert data["file_path"] == str(originals / "VoxCeleb1")
+    assert data["meta_data"] == str(originals / "VoxCeleb1/iden_split.txt")
+
+
+@pytest.mark.parametrize("task", ["pr", "sid", "er", "asr"])
+def test_hidden_sets_of_neither_layout_are_one_line(root, tmp_path, task):
+    (tmp_path / "hidden").mkdir()
+    with pytest.raises(UserError, match=rf"--hidden {tmp_path}/hidden: expected .* laid out as the mini corpus or the"):
+        _planned(task, root, tmp_path / "hidden", tmp_path)
