@@ -439,6 +439,9 @@ def test_manifests_that_were_edited_or_are_empty(corpus, tmp_path, caplog):
             stream(tmp_path / name).loader(0)
         caplog.clear()
 
+    list(stream(plain, "pipe:true", distortion=CLEAN).loader(0))
+    assert "pipe:true: empty, no utterance in it" in caplog.messages
+
     short = tmp_path / "short.jsonl"
     short.write_text("".join(json.dumps(json.loads(row) | {"duration": 0.01}) + "\n" for row in rows))
     list(stream(plain, short, distortion=CLEAN).loader(0))

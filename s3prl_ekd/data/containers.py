@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 import soundfile
 
+# Programs that write to a pipe cannot know the size and put one near the largest possible; those files are whole.
 _UNKNOWN_SIZE = {"W64": 2**62, "RF64": 2**62}
 _UNKNOWN_SIZE_32 = 0x7F00_0000
-"""Programs that write to a pipe cannot know the size and put one near the largest possible; those files are whole."""
 
 # Lines of libsndfile's log: WAV and WAVEX, AIFF, SVX, AU, W64, RF64.
 _SHORTENED = re.compile(
@@ -93,8 +93,11 @@ def _ogg(file: soundfile.SoundFile, data: BinaryIO) -> str | None:
     data.seek(max(0, size - 2 * _OGG_PAGE))
     tail = data.read()
     at = tail.rfind(b"OggS\0")
-    lengths = tail[at + 27 : at + 27 + tail[at + 26]] if 0 <= at < len(tail) - 26 else b""
-    return None if lengths and at + 27 + len(lengths) + sum(lengths) <= len(tail) else _CUT_PAGE
+    if at < 0 or at + 27 > len(tail):
+        return _CUT_PAGE
+    segments = tail[at + 26]
+    end = at + 27 + segments + sum(tail[at + 27 : at + 27 + segments])
+    return _CUT_PAGE if end > len(tail) else None
 
 
 # Bit rates in kbit/s of MPEG layer III (ISO 11172-3, 13818-3) by version; rates in Hz by the header's version bits.

@@ -178,6 +178,8 @@ def read_entries(manifest: str, crop: int | None) -> Iterator[Entry]:
         raise
     except Exception as error:  # what a line or an object store's client can raise is not ours to list
         raise SourceError(f"{manifest}: cannot be read after line {done} ({' '.join(str(error).split())})") from error
+    if done == 0 and is_remote(manifest):  # others are looked at before anything is read
+        logger.warning("%s: empty, no utterance in it", manifest)
     if skipped and skipped == done:
         logger.warning("%s: all %d utterances are shorter than a frame, none is left", manifest, done)
     elif skipped:
