@@ -7,9 +7,10 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from s3prl_ekd import __version__
-from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
+from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, printable_line
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable_line(message))
+
+
 def build_parser(command: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="s3prl-ekd", description="Ensemble knowledge distillation of self-supervised speech models."
-    )
+    parser = _Parser(prog="s3prl-ekd", description="Ensemble knowledge distillation of self-supervised speech models.")
     parser.add_argument("--version", action="version", version=f"s3prl-ekd {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
@@ -71,7 +75,7 @@ def in_one_line(prog: str, work: Callable[[], int]) -> int:
         if error.filename is None:
             raise
         logger.debug("where it happened", exc_info=True)
-        print(f"{prog}: error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        print(f"{prog}: error: {printable_line(f'{error.filename}: {error.strerror or error}')}", file=sys.stderr)
     return EXIT_USER_ERROR
 
 

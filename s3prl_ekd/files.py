@@ -25,10 +25,11 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from file systems 
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` (to be written as a file or made a folder) that replaces it at the end.
 
-    If the block raises, the temporary thing is removed and ``path`` stays as it was. The temporary name keeps the
-    suffix, since some writers choose the format by it.
+    If the block raises, the temporary thing and the folders made for it are removed and ``path`` stays as it was. The
+    temporary name keeps the suffix, since some writers choose the format by it.
     """
     path = Path(path)
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,11 +44,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(retired)
         else:
             os.replace(temporary, path)
+        made = []
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 @contextlib.contextmanager
