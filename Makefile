@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 DEMO ?= demo
 
-.PHONY: demo demo-full test test-all lint bench bench-all bench-gpu clean
+.PHONY: demo demo-full test test-all fuzz lint bench bench-all bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/python recipes/mini/demo.py --out $(DEMO)
@@ -19,6 +19,12 @@ test: $(READY)
 
 test-all: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not network"
+
+# Hostile input of every kind, N cases of each in at most MINUTES for all: docs/reliability.md is written anew.
+N ?= 1000
+MINUTES ?= 10
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz --n $(N) --minutes $(MINUTES) --keep build/fuzz --write
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from s3prl_ekd import __version__
 from s3prl_ekd.command_line import Parser
-from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, nearest
+from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, nearest, printable_line
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def in_one_line(prog: str, work: Callable[[], int]) -> int:
         if error.filename is None:
             raise
         logger.debug("where it happened", exc_info=True)
-        print(f"{prog}: error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        print(f"{prog}: error: {printable_line(f'{error.filename}: {error.strerror or error}')}", file=sys.stderr)
     return EXIT_USER_ERROR
 
 

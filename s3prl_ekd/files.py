@@ -28,10 +28,11 @@ _LINE_END = re.compile(r"\r\n|\n|\r")  # str.splitlines would also split at char
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` (to be written as a file or made a folder) that replaces it at the end.
 
-    If the block raises, the temporary thing is removed and ``path`` stays as it was. The temporary name keeps the
-    suffix, since some writers choose the format by it.
+    If the block raises, the temporary thing and the folders made for it are removed and ``path`` stays as it was. The
+    temporary name keeps the suffix, since some writers choose the format by it.
     """
     path = Path(path)
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -46,11 +47,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(retired)
         else:
             os.replace(temporary, path)
+        made = []
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from s3prl_ekd.config import Aggregation, Config, DistillConfig, StudentConfig
 from s3prl_ekd.data.config import DataConfig
 from s3prl_ekd.data.pretrain import PretrainDataConfig
 from s3prl_ekd.errors import LONGEST_MESSAGE, UserError
-from s3prl_ekd.files import parse_yaml, read_yaml, write_yaml
+from s3prl_ekd.files import atomic_path, parse_yaml, read_yaml, write_yaml
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.train_config import RunConfig, apply_override
@@ -369,6 +369,16 @@ def test_every_message_is_one_printable_line_of_bounded_length():
     assert said.startswith("x: a b\\x1b[31m\\x00a b")
     assert said.endswith("; do this")
     assert str(UserError("wie schön: 東京")) == "wie schön: 東京"
+
+
+def test_nothing_stays_of_a_file_that_was_not_written(tmp_path):
+    (tmp_path / "old").mkdir()
+    with pytest.raises(IsADirectoryError), atomic_path(tmp_path / "old" / "new" / "newer" / "file.json") as temporary:
+        temporary.parent.write_text("a folder is no file")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+    with atomic_path(tmp_path / "old" / "new" / "file.json") as temporary:
+        temporary.touch()
+    assert (tmp_path / "old" / "new" / "file.json").is_file()
 
 
 class Refusing(torch.utils.data.Dataset):

@@ -56,9 +56,9 @@ def main() -> int:
 def _try(name: str, numbers: range, until: float, args: argparse.Namespace) -> dict[int, dict]:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
 
-        def keep(number: int, outcome: law.Outcome) -> None:
+        def keep(number: int, outcome: law.Outcome, case: Path) -> None:
             if args.keep and (outcome.verdict == law.BROKEN or args.case is not None):
-                shutil.copytree(Path(folder, "case"), args.keep / f"{name}-{number}", dirs_exist_ok=True, symlinks=True)
+                shutil.copytree(case, args.keep / f"{name}-{number}", dirs_exist_ok=True, symlinks=True)
 
         outcomes = law.run(kinds.load(name), Path(folder), seed=args.seed, numbers=numbers, until=until, keep=keep)
     print(f"{name}: {len(outcomes)} cases", file=sys.stderr)

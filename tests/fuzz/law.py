@@ -1,4 +1,4 @@
-"""The law, and one case under it: a forked process with little memory and time."""
+"""The law, and cases under it: some at a time in a forked process, each with little memory and time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ MEMORY = 1 << 30
 CPU_SECONDS = 10
 WALL_SECONDS = 120
 """Much more, as the machine may be busy."""
+_BATCH = 25  # cases of one process, as forking one that has torch takes longer than most cases
 
 WORKS, REFUSED, BROKEN = "works", "refused", "broken"
 
@@ -71,69 +72,110 @@ def name_of(kind: Kind) -> str:
     return kind.__name__.rpartition(".")[2]
 
 
-def try_case(kind: Kind, good: Path, place: Path, seed: int, number: int) -> Outcome:
-    """One case in a process of its own; number 0 changes nothing.
-
-    Args:
-        kind: of what.
-        good: what its ``prepare`` has written.
-        place: a new folder for what the case writes.
-        seed: of all cases.
-        number: of this one.
-    """
-    place.mkdir(parents=True)
+def _batch(kind: Kind, good: Path, place: Path, seed: int, numbers: range) -> Iterator[tuple[int, Outcome]]:
+    """Cases in one forked process, up to the first that ends it; each has the folder of its number below ``place``."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        status = 1
         try:
-            outcome = _in_child(kind, good, place, random.Random(f"{seed}/{name_of(kind)}/{number}"), number == 0)
-            os.write(writer, json.dumps(dataclasses.asdict(outcome)).encode()[:60_000])
-            status = 0
+            _in_child(kind, good, place, seed, numbers, writer)
         finally:
-            os._exit(status)
+            os._exit(1)
     os.close(writer)
-    return _awaited(child, reader)
-
-
-def _awaited(child: int, reader: int) -> Outcome:
-    with os.fdopen(reader, "rb") as pipe:
-        ready, _, _ = select.select([pipe], [], [], WALL_SECONDS)
-        if not ready:
+    lines = _Lines(reader)
+    try:
+        for number in numbers:
+            line = lines.next(WALL_SECONDS)
+            if line is None:
+                ended, status = os.waitpid(child, os.WNOHANG if lines.open else 0)
+                child = child if ended == 0 else 0
+                yield number, Outcome(BROKEN, _how_it_ended(ended, status))
+                return
+            yield number, Outcome(**json.loads(line))
+    finally:
+        os.close(reader)
+        if child:
             os.kill(child, signal.SIGKILL)
-        data = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if data:
-        return Outcome(**json.loads(data))
-    if not ready:
-        return Outcome(BROKEN, f"did not end within {WALL_SECONDS} s")
+            os.waitpid(child, 0)
+
+
+class _Lines:
+    """Lines from a pipe, each awaited for a limited time."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self.open = True
+        self._rest = b""
+
+    def next(self, seconds: float) -> bytes | None:
+        """The next line; None if there is none in time, or (no longer ``open``) at all."""
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([self.handle], [], [], seconds)
+            data = os.read(self.handle, 1 << 16) if ready else b""
+            if not data:
+                self.open = not ready
+                return None
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+
+def _how_it_ended(ended: int, status: int) -> str:
+    if not ended:
+        return f"did not end within {WALL_SECONDS} s"
     number = os.waitstatus_to_exitcode(status)
-    ended = {-signal.SIGXCPU: f"took more than {CPU_SECONDS} s of CPU"}
-    return Outcome(BROKEN, ended.get(number, f"the process ended with status {number}"))
+    if number == -signal.SIGXCPU:
+        return f"took more than {CPU_SECONDS} s of CPU"
+    return f"the process ended with status {number}"
 
 
-def _in_child(kind: Kind, good: Path, place: Path, rng: random.Random, harmless: bool) -> Outcome:
-    os.chdir(place)
+def _in_child(kind: Kind, good: Path, place: Path, seed: int, numbers: range, writer: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for handle in (0, 1, 2):
         os.dup2(null, handle)
-    change = Change(rng, harmless=harmless)
-    work = kind.draw(good, change)
-    before = _tree(place)
-    _bound()
+    for number in numbers:
+        folder = place / str(number)
+        folder.mkdir(parents=True)
+        os.chdir(folder)
+        change = Change(random.Random(f"{seed}/{name_of(kind)}/{number}"), harmless=number == 0)
+        outcome = _tried(kind.draw(good, change), folder)
+        outcome.notes = "; ".join(change.notes)[:600]
+        os.write(writer, json.dumps(dataclasses.asdict(outcome)).encode() + b"\n")
+
+
+def _tried(work: Callable[[], object], folder: Path) -> Outcome:
+    before = _tree(folder)
     start, resident = time.process_time(), _memory("VmRSS")
-    outcome = _judged(work)
+    with _bounds():
+        outcome = _judged(work)
     outcome.seconds = round(time.process_time() - start, 3)
     outcome.mebibytes = round(max(0, _memory("VmHWM") - resident) / 1024, 1)
-    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
-    outcome.notes = "; ".join(change.notes)[:600]
-    left = _tree(place) - before
+    left = _tree(folder) - before
     if outcome.verdict == REFUSED and left:
-        outcome.verdict, outcome.message = BROKEN, f"refused, but left {sorted(left)[:3]} ({outcome.message})"
+        outcome = dataclasses.replace(
+            outcome, verdict=BROKEN, message=f"refused, but left {sorted(left)[:3]} ({outcome.message})"
+        )
     if any(".part" in name or ".old" in name for name in left):
-        outcome.verdict, outcome.message = BROKEN, f"left {sorted(left)[:3]}"
+        outcome = dataclasses.replace(outcome, verdict=BROKEN, message=f"left {sorted(left)[:3]}")
     return outcome
+
+
+@contextlib.contextmanager
+def _bounds() -> Iterator[None]:
+    """Little memory and time; the peak of memory is counted from here."""
+    with contextlib.suppress(OSError):  # some systems do not let a process forget its peak
+        Path("/proc/self/clear_refs").write_text("5")
+    space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
+    limits = {resource.RLIMIT_AS: space, resource.RLIMIT_CPU: int(time.process_time()) + CPU_SECONDS + 1}
+    hard = {which: resource.getrlimit(which)[1] for which in limits}
+    for which, limit in limits.items():
+        resource.setrlimit(which, (limit, hard[which]))
+    try:
+        yield
+    finally:
+        for which in limits:
+            resource.setrlimit(which, (hard[which], hard[which]))
 
 
 def _judged(work: Callable[[], object]) -> Outcome:
@@ -165,16 +207,6 @@ def _tree(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-def _bound() -> None:
-    with contextlib.suppress(OSError):  # some systems do not let a process forget its peak
-        Path("/proc/self/clear_refs").write_text("5")
-    space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (space, hard))
-    used = int(time.process_time()) + CPU_SECONDS + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (used, used + 5))
-
-
 def _memory(key: str) -> int:
     """kB that the system counts for this process."""
     text = Path("/proc/self/status").read_text()
@@ -188,7 +220,7 @@ def run(
     seed: int,
     numbers: range,
     until: float = float("inf"),
-    keep: Callable[[int, Outcome], Any] = lambda number, outcome: None,
+    keep: Callable[[int, Outcome, Path], Any] = lambda number, outcome, folder: None,
 ) -> dict[int, Outcome]:
     """Cases of a kind, by number.
 
@@ -198,16 +230,16 @@ def run(
         seed: of all cases.
         numbers: of the cases.
         until: ``time.monotonic()`` at which to stop early.
-        keep: told of each case before its folder ``case`` is removed.
+        keep: told of each case and its folder before that is removed.
     """
-    good, place = folder / "good", folder / "case"
+    good, place = folder / "good", folder / "cases"
     good.mkdir(parents=True)
     kind.prepare(good)
-    outcomes = {}
-    for number in numbers:
-        if time.monotonic() > until:
-            break
-        outcomes[number] = try_case(kind, good, place, seed, number)
-        keep(number, outcomes[number])
+    outcomes: dict[int, Outcome] = {}
+    while len(outcomes) < len(numbers) and time.monotonic() < until:
+        batch = numbers[len(outcomes) : len(outcomes) + _BATCH]
+        for number, outcome in _batch(kind, good, place, seed, batch):
+            outcomes[number] = outcome
+            keep(number, outcome, place / str(number))
         shutil.rmtree(place, ignore_errors=True)
     return outcomes

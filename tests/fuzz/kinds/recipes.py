@@ -21,7 +21,7 @@ _SMALL = 5_000_000  # parameters: what is built here
 
 
 def prepare(good: Path) -> None:
-    pass
+    _try(RunConfig.from_mapping(RECIPE))  # torch imports some of its parts when they are first used
 
 
 def draw(good: Path, change: Change) -> Callable[[], object]:
