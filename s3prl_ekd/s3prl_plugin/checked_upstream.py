@@ -16,20 +16,23 @@ from s3prl_ekd.teachers.s3prl_source import is_download, takes_file, unsafe_load
 
 @contextlib.contextmanager
 def checked_upstream() -> Iterator[None]:
-    """While it lasts, the runner checks what it loads for ``-u`` and what ``-s`` and ``-l`` take of it.
+    """While it lasts, the runner checks what it loads for ``-u``, what ``-s`` and ``-l`` take of it, and whether the
+    weights of ``-e`` or ``-i`` were trained on such an upstream.
 
     Raises:
-        UserError: a download that failed, features or a layer that the upstream does not have.
+        UserError: a download that failed, features or a layer that the upstream does not have, weights of other sizes.
     """
     from s3prl.downstream.runner import Runner
 
-    load, select = Runner._get_upstream, Runner._get_featurizer
+    load, select, fill = Runner._get_upstream, Runner._get_featurizer, Runner._load_weight
 
     def load_checked(runner: Any) -> Any:
         try:
             with unsafe_loads_named(f"-u {runner.args.upstream}"):
                 return load(runner)
-        except UserError:
+        except UserError as error:
+            if runner.args.past_exp:
+                raise UserError(f"{error}; if the upstream has been moved, say by -k where it is now") from error
             raise
         except Exception as error:
             if is_download(error):
@@ -40,11 +43,24 @@ def checked_upstream() -> Iterator[None]:
         _check_selection(runner.args, getattr(runner.upstream.model, "module", runner.upstream.model))
         return select(runner)
 
-    Runner._get_upstream, Runner._get_featurizer = load_checked, select_checked
+    def fill_checked(runner: Any, model: Any, name: str) -> None:
+        try:
+            fill(runner, model, name)
+        except RuntimeError as error:
+            if not isinstance(model, torch.nn.Module):  # an optimizer's or schedule's state
+                raise
+            args = runner.args
+            upstream = f"-u {args.upstream}" + (f" -k {args.upstream_ckpt}" if args.upstream_ckpt else "")
+            raise UserError(
+                f"{args.init_ckpt}: its {name.lower()} does not fit {upstream} and this configuration; give those that"
+                " it was trained with"
+            ) from error
+
+    Runner._get_upstream, Runner._get_featurizer, Runner._load_weight = load_checked, select_checked, fill_checked
     try:
         yield
     finally:
-        Runner._get_upstream, Runner._get_featurizer = load, select
+        Runner._get_upstream, Runner._get_featurizer, Runner._load_weight = load, select, fill
 
 
 def _not_fetched(args: Any, error: BaseException) -> str:
