@@ -45,6 +45,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
+def named(name: str) -> str:
+    """As a reader knows it."""
+    return plots.NAMES.get(name, name)
+
+
 def number(value: float) -> str:
     """Three digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
@@ -82,13 +87,13 @@ def equality(result: Result) -> str:
 
 def step(result: Result) -> str:
     image = IMAGES / f"step_{result['device']}.png"
-    plots.bars(result["timings"], image)
+    plots.write(plots.bars(result["timings"]), image)
     goals = result.get("goals_ms", {})
     rows = [("step", "median", "fastest to slowest", *(["aim"] if goals else []))]
     for name, timing in result["timings"].items():
         span = f"{number(timing['min_s'])} to {number(timing['max_s'])} s"
         aim = [f"{goals[name]} ms" if name in goals else ""] if goals else []
-        rows.append((name, f"{number(timing['median_s'])} s", span, *aim))
+        rows.append((named(name), f"{number(timing['median_s'])} s", span, *aim))
     batch = " / ".join(f"{length:g}" for length in dict.fromkeys(result["batch_seconds"]))
     count = len(result["batch_seconds"])
     picture = f"![Step](images/{image.name})"
@@ -104,8 +109,8 @@ def inference(result: Result) -> str:
             factor, memory = result["real_time_factor"][name][who], result["extra_memory_mb"][name][who]
             rows.append(
                 (
-                    name,
-                    who,
+                    named(name),
+                    named(who),
                     f"{number(timing['median_s'])} s",
                     f"{factor:.4f}",
                     f"{number(memory)} MB",
@@ -119,7 +124,7 @@ def growth(result: Result) -> str:
     parts = []
     for series, title in plots.AXES.items():
         image = IMAGES / f"growth_{series}_{result['device']}.png"
-        plots.growth(result, series, image)
+        plots.write(plots.growth(result, series), image)
         parts.append(f"![Time and memory by {title}](images/{image.name})")
     rows = [("curve", "slope at its end", "at most")]
     limits = result["limits"]
@@ -161,7 +166,7 @@ def bf16(result: Result) -> str:
     for kind, timings in result["timings"].items():
         for name, timing in timings.items():
             span = f"{number(timing['min_s'])} to {number(timing['max_s'])} s"
-            rows.append((f"{kind}, {name}", f"{number(timing['median_s'])} s", span))
+            rows.append((f"{kind}, {named(name)}", f"{number(timing['median_s'])} s", span))
     found = [("ratio", "measured"), *((what, number(result["ratios"][name])) for name, what in BF16.items())]
     return "\n\n".join([table(rows), table(found), equality(result), conditions(result)])
 

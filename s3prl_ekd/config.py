@@ -1,7 +1,8 @@
 """The recipe's model side as frozen dataclasses: student, teachers, objective, distortion.
 
-Every field is documented under its line, unknown keys and wrong types are refused by name, and checks across fields
-live in ``__post_init__``. Nothing here imports torch.
+Every field is documented under its line. Its type says which values it may have (:class:`Range`, :class:`OneOf`);
+unknown keys, wrong types and other values are refused by name. Checks across fields live in ``__post_init__``, which
+first calls that of :class:`Config`. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -11,15 +12,84 @@ import dataclasses
 import enum
 import functools
 import math
+import operator
+import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Protocol, Self
 
+from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
+
+
+class Rule(Protocol):
+    """What a field's type may say of its values, as in ``Annotated[int, Range(at_least=1)]``."""
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with ``value``, or None."""
+
+
+_RELATIONS: dict[str, Callable[[float, float], bool]] = {
+    "at_least": operator.ge,
+    "more_than": operator.gt,
+    "at_most": operator.le,
+    "less_than": operator.lt,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The numbers that make sense; ``hint`` says what to do instead of others."""
+
+    at_least: float | None = None
+    more_than: float | None = None
+    at_most: float | None = None
+    less_than: float | None = None
+    hint: str = ""
+
+    def problem(self, value: float) -> str | None:
+        for name, holds in _RELATIONS.items():
+            bound = getattr(self, name)
+            if bound is not None and not holds(value, bound):
+                hint = f"; {self.hint}" if self.hint else ""
+                return f"expected {name.replace('_', ' ')} {bound}, found {_show(value)}{hint}"
+        return None
+
+
+class OneOf:
+    """The names that there are."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def problem(self, value: str) -> str | None:
+        return None if value in self.names else f"unknown value {_show(value)}; {nearest(value, self.names)}"
+
+
+class _NotEmpty:
+    def problem(self, value: str) -> str | None:
+        return None if value.strip() else "expected a name, found nothing"
+
+
+# The upper bounds are far beyond what anybody means, and below what takes the machine's memory or overflows.
+Count = Annotated[int, Range(at_least=1, at_most=10**12)]
+Size = Annotated[int, Range(at_least=1, at_most=16_384)]
+Depth = Annotated[int, Range(at_least=1, at_most=1000)]
+Probability = Annotated[float, Range(at_least=0, at_most=1)]
+Dropout = Annotated[float, Range(at_least=0, less_than=1)]
+Weight = Annotated[float, Range(more_than=0, at_most=1e6)]
+Decibels = Annotated[float, Range(at_least=-200, at_most=200)]
+Workers = Annotated[int, Range(at_least=0, at_most=4096)]
+Seconds = Annotated[float, Range(more_than=0, at_most=1e6)]
+Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
+Name = Annotated[str, _NotEmpty()]
+
+MAX_PARAMETERS = 10**9
+"""Of a student: four gigabytes of weights, sixteen with gradients and AdamW's state."""
 
 
 class Aggregation(enum.StrEnum):
@@ -49,6 +119,10 @@ class TeacherSource(enum.StrEnum):
 class Config:
     """A frozen configuration that is built from, and turned back into, plain YAML values."""
 
+    def __post_init__(self) -> None:
+        for key, hint in _hints(type(self)).items():
+            _convert(getattr(self, key), hint, key)
+
     @classmethod
     def from_mapping(cls, mapping: Any, where: str = "") -> Self:
         """Build from plain values.
@@ -58,14 +132,15 @@ class Config:
             where: its place in the file, for messages, such as ``teachers[0]``.
 
         Raises:
-            UserError: an unknown key (named, with the nearest valid one), a missing key or a value of a wrong type.
+            UserError: an unknown key (named, with the nearest valid one), a missing key, a value of a wrong type or
+                one that cannot be.
         """
         if not isinstance(mapping, Mapping):
             raise UserError(f"{where or cls.__name__}: expected a mapping of keys, found {_kind(mapping)}")
         hints = _hints(cls)
         for key in mapping:
             if key not in hints:
-                raise UserError(f"unknown key {_join(where, key)!r}; {nearest(str(key), hints)}")
+                raise UserError(f"unknown key {_show(_join(where, key))}; {nearest(str(key), hints)}")
         for item in dataclasses.fields(cls):
             required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
             if required and item.name not in mapping:
@@ -88,15 +163,26 @@ class Config:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _join(where: str, key: Any) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 60
+
+
+def _show(value: Any) -> str:
+    """``repr`` of bounded length, whatever the value."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a number of very many digits"  # which Python refuses to print from some thousands on
+    return _repr.repr(value)
+
+
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {value!r}"
+    return "nothing" if value is None else f"{type(value).__name__} {_show(value)}"
 
 
 def _plain(value: Any) -> Any:
@@ -110,6 +196,12 @@ def _plain(value: Any) -> Any:
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """``value`` as the type ``hint`` asks for, or a UserError naming ``where``."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        kind, *rules = arguments
+        value = _convert(value, kind, where)
+        for problem in (rule.problem(value) for rule in rules):
+            _require(problem is None, f"{where}: {problem}")
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
@@ -122,18 +214,20 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
         return tuple(_convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True)))
     if issubclass(hint, Config):
-        return hint.from_mapping(value, where)
+        return value if isinstance(value, hint) else hint.from_mapping(value, where)
     if issubclass(hint, enum.StrEnum):
         try:
             return hint(value)
         except ValueError:
-            raise UserError(f"{where}: unknown value {value!r}; {nearest(str(value), list(hint))}") from None
+            raise UserError(f"{where}: unknown value {_show(value)}; {nearest(str(value), list(hint))}") from None
     if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):  # YAML 1.1 reads 1e-6 (no dot) as a string
             value = float(value)
     if isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{where}: expected a finite number, found {value}")
+        if isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+            raise UserError(f"{where}: {_show(value)} holds a character that no file name and no text can have")
         return value
     raise UserError(f"{where}: expected {hint.__name__}, found {_kind(value)}")
 
@@ -147,31 +241,31 @@ def _require(condition: bool, message: str) -> None:
 class StudentConfig(Config):
     """The student's architecture (DistilHuBERT, arXiv 2110.01900); names as in transformers' HubertConfig."""
 
-    conv_dim: tuple[int, ...] = (512,) * 7
+    conv_dim: tuple[Size, ...] = (512,) * 7
     """Output channels of each convolution of the waveform encoder."""
-    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_kernel: tuple[Size, ...] = (10, 3, 3, 3, 3, 2, 2)
     """Kernel width of each convolution."""
-    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_stride: tuple[Size, ...] = (5, 2, 2, 2, 2, 2, 2)
     """Stride of each convolution; their product must be 320 samples (20 ms)."""
-    hidden_size: int = 768
+    hidden_size: Size = 768
     """Width D of the transformer."""
-    num_hidden_layers: int = 2
+    num_hidden_layers: Depth = 2
     """Number of transformer layers (post-norm)."""
-    num_attention_heads: int = 12
+    num_attention_heads: Size = 12
     """Attention heads of each layer."""
-    intermediate_size: int = 3072
+    intermediate_size: Size = 3072
     """Inner width of the feed-forward blocks."""
-    num_conv_pos_embeddings: int = 128
+    num_conv_pos_embeddings: Size = 128
     """Kernel width of the position convolution."""
-    num_conv_pos_embedding_groups: int = 16
+    num_conv_pos_embedding_groups: Size = 16
     """Groups of the position convolution."""
-    hidden_dropout: float = 0.1
+    hidden_dropout: Dropout = 0.1
     """Dropout after the position convolution, attention and feed-forward blocks, in training."""
-    attention_dropout: float = 0.1
+    attention_dropout: Dropout = 0.1
     """Dropout of attention weights, in training."""
-    activation_dropout: float = 0.1
+    activation_dropout: Dropout = 0.1
     """Dropout inside the feed-forward blocks, in training."""
-    feature_grad_scale: float = 0.1
+    feature_grad_scale: Annotated[float, Range(at_least=0, at_most=1000)] = 0.1
     """Factor on the gradient that reaches the conv stack (DistilHuBERT: 0.1)."""
     normalize_waveform: bool = False
     """Whether each utterance is brought to zero mean and unit variance before the conv stack."""
@@ -180,33 +274,57 @@ class StudentConfig(Config):
     random weights."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         lengths = {len(self.conv_dim), len(self.conv_kernel), len(self.conv_stride)}
         _require(len(lengths) == 1, "student: conv_dim, conv_kernel and conv_stride need the same number of entries")
-        stride = functools.reduce(lambda a, b: a * b, self.conv_stride, 1)
-        _require(stride == 320, f"student.conv_stride: the product is {stride}, but a frame is 320 samples")
-        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_conv_pos_embedding_groups"):
-            _require(getattr(self, name) > 0, f"student.{name}: must be positive, found {getattr(self, name)}")
+        stride = math.prod(self.conv_stride)
         _require(
-            self.hidden_size % self.num_attention_heads == 0,
-            f"student.hidden_size {self.hidden_size} is not divisible by num_attention_heads"
-            f" {self.num_attention_heads}",
+            stride == FRAME_SHIFT,
+            f"student.conv_stride: the product is {stride}, but a frame is {FRAME_SHIFT} samples",
         )
+        field, least = self.receptive_field, MIN_SAMPLES - FRAME_SHIFT
         _require(
-            self.hidden_size % self.num_conv_pos_embedding_groups == 0,
-            f"student.hidden_size {self.hidden_size} is not divisible by num_conv_pos_embedding_groups"
-            f" {self.num_conv_pos_embedding_groups}",
+            least <= field <= MIN_SAMPLES,
+            f"student.conv_kernel: a frame is computed from {field} samples; expected {least} to {MIN_SAMPLES}, since"
+            f" utterances of {MIN_SAMPLES} samples are used and teachers' frames may be one more or less",
         )
-        _require(self.num_hidden_layers >= 1, "student.num_hidden_layers: at least one layer is needed")
-        for name in ("hidden_dropout", "attention_dropout", "activation_dropout"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, f"student.{name}: expected a probability in [0, 1), found {value}")
+        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
+            _require(
+                self.hidden_size % getattr(self, name) == 0,
+                f"student.hidden_size {self.hidden_size} is not divisible by {name} {getattr(self, name)}",
+            )
+        _require(
+            self.parameters <= MAX_PARAMETERS,
+            f"student: these sizes make {self.parameters / 1e9:.1f} billion parameters, and"
+            f" {MAX_PARAMETERS / 1e9:g} billion is the most; lower hidden_size, intermediate_size, conv_dim,"
+            " num_conv_pos_embeddings or num_hidden_layers",
+        )
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that a frame is computed from."""
+        pairs = zip(reversed(self.conv_kernel), reversed(self.conv_stride), strict=True)
+        return functools.reduce(lambda samples, layer: (samples - 1) * layer[1] + layer[0], pairs, 1)
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the student has, prediction heads excluded."""
+        size, inner = self.hidden_size, self.intermediate_size
+        inputs = (1, *self.conv_dim[:-1])
+        convolutions = sum(map(math.prod, zip(inputs, self.conv_dim, self.conv_kernel, strict=True)))
+        group_norm = 2 * self.conv_dim[0]
+        projection = (self.conv_dim[-1] + 1) * size
+        kernel = self.num_conv_pos_embeddings
+        position = size * size // self.num_conv_pos_embedding_groups * kernel + kernel + size  # with weight norm's
+        layer = 4 * (size + 1) * size + (size + 1) * inner + (inner + 1) * size + 4 * size
+        return convolutions + group_norm + projection + position + 2 * size + self.num_hidden_layers * layer
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Config):
     """One teacher: a name, exactly one source (``s3prl``, ``transformers`` or ``mini``), and what to take from it."""
 
-    name: str
+    name: Name
     """Free name, unique in the recipe; logs and ``student.initialize_from`` use it."""
     s3prl: str | None = None
     """An s3prl upstream, such as ``hubert_base_robust_mgr``; ``_local`` and ``_custom`` ones need ``ckpt``."""
@@ -216,9 +334,9 @@ class TeacherConfig(Config):
     """A tiny teacher that comes with this package: ``hubert``, ``robust_hubert`` or ``wavlm``."""
     ckpt: str | None = None
     """Checkpoint for s3prl's ``_local`` and ``_custom`` upstreams."""
-    layers: tuple[int, ...] = (4, 8, 12)
+    layers: tuple[Annotated[int, Range(at_least=0, at_most=1000)], ...] = (4, 8, 12)
     """Hidden states to predict: 0 is the input of the first transformer layer, i the output of layer i."""
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Relative weight in the average (layerwise-average) or of the heads' losses (separate-heads)."""
     layer_norm_targets: bool = False
     """Whether each target frame is layer-normalised (no affine part) before aggregation."""
@@ -229,6 +347,7 @@ class TeacherConfig(Config):
     gives the same numbers, faster)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [str(source) for source in TeacherSource if getattr(self, source) is not None]
         _require(
             len(given) == 1,
@@ -240,8 +359,6 @@ class TeacherConfig(Config):
         )
         _require(len(self.layers) > 0, f"teacher {self.name!r}: layers is empty, name at least one")
         _require(len(set(self.layers)) == len(self.layers), f"teacher {self.name!r}: a layer is named twice")
-        _require(min(self.layers) >= 0, f"teacher {self.name!r}: layers are counted from 0, found {min(self.layers)}")
-        _require(self.weight > 0, f"teacher {self.name!r}: weight must be positive, found {self.weight}")
 
     @property
     def source(self) -> TeacherSource:
@@ -255,36 +372,29 @@ class ObjectiveConfig(Config):
 
     aggregation: Aggregation = Aggregation.SEPARATE_HEADS
     """``layerwise-average``, ``layerwise-concatenation`` or ``separate-heads``."""
-    cosine_weight: float = 1.0
+    cosine_weight: Annotated[float, Range(at_least=0, at_most=1e6)] = 1.0
     """Lambda of the cosine term (DistilHuBERT: 1)."""
     loss_on_padding: bool = False
     """True reproduces s3prl's distiller on padded batches: padding counts in the loss, in the conv stack's statistics
     and in what the teachers hear. Masked to real frames by default."""
 
-    def __post_init__(self) -> None:
-        _require(self.cosine_weight >= 0, f"objective.cosine_weight: must not be negative, found {self.cosine_weight}")
+
+class _Ascending:
+    def problem(self, value: tuple[float, float]) -> str | None:
+        return None if value[0] <= value[1] else f"expected [low, high], found {list(value)}"
 
 
-def _check_probability(where: str, value: float) -> None:
-    _require(0 <= value <= 1, f"{where}.probability: expected 0 to 1, found {value}")
-
-
-def _check_snr(where: str, snr_db: tuple[float, float]) -> None:
-    _require(snr_db[0] <= snr_db[1], f"{where}.snr_db: expected [low, high], found {list(snr_db)}")
+SnrRange = Annotated[tuple[Decibels, Decibels], _Ascending()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianNoiseConfig(Config):
     """White Gaussian noise added to the student's input."""
 
-    probability: float = 0.0
+    probability: Probability = 0.0
     """Chance that an utterance gets it."""
-    snr_db: tuple[float, float] = (5.0, 30.0)
+    snr_db: SnrRange = (5.0, 30.0)
     """Range of the signal-to-noise ratio in dB, drawn uniformly."""
-
-    def __post_init__(self) -> None:
-        _check_probability("distortion.gaussian_noise", self.probability)
-        _check_snr("distortion.gaussian_noise", self.snr_db)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,14 +403,13 @@ class NoiseConfig(Config):
 
     folder: str | None = None
     """A folder of audio files, searched through all its subfolders (MUSAN's layout), or a manifest of them."""
-    probability: float = 0.0
+    probability: Probability = 0.0
     """Chance that an utterance gets it."""
-    snr_db: tuple[float, float] = (0.0, 20.0)
+    snr_db: SnrRange = (0.0, 20.0)
     """Range of the signal-to-noise ratio in dB, drawn uniformly (RobustDistiller: 0 to 20)."""
 
     def __post_init__(self) -> None:
-        _check_probability("distortion.noise", self.probability)
-        _check_snr("distortion.noise", self.snr_db)
+        super().__post_init__()
         _require(
             self.probability == 0 or self.folder is not None,
             "distortion.noise: probability is set, so folder must name a folder of noise recordings",
@@ -313,11 +422,8 @@ class ReverberationConfig(Config):
 
     folder: str | None = None
     """A folder or manifest of impulse responses; null: they are generated."""
-    probability: float = 0.0
+    probability: Probability = 0.0
     """Chance that an utterance gets it."""
-
-    def __post_init__(self) -> None:
-        _check_probability("distortion.reverberation", self.probability)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +432,7 @@ class DistortionConfig(Config):
 
     teacher_input: TeacherInput = TeacherInput.CLEAN
     """Whether the teachers hear the clean or the same distorted wave."""
-    seed: int = 0
+    seed: Seed = 0
     """With epoch and utterance it determines every draw, whatever the workers."""
     reverberation: ReverberationConfig = field(default_factory=ReverberationConfig)
     """Reverberation."""
@@ -355,6 +461,7 @@ class DistillConfig(Config):
     """What the student hears."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = [teacher.name for teacher in self.teachers]
         _require(len(names) > 0, "teachers: name at least one teacher")
         _require(len(set(names)) == len(names), f"teachers: names must be unique, found {', '.join(names)}")

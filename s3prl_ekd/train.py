@@ -34,7 +34,7 @@ from s3prl_ekd.files import write_yaml
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.teachers import load_teachers
 from s3prl_ekd.train_config import Precision, RunConfig, TrainerConfig, check_resumable
-from s3prl_ekd.training.batches import Stream
+from s3prl_ekd.training.batches import DataError, Stream
 from s3prl_ekd.training.checkpoints import (
     Checkpoints,
     SyncedCheckpointIO,
@@ -83,7 +83,10 @@ def build_distiller(config: RunConfig) -> Distiller:
     """Teachers (or what a cache knows of them), student and heads, the student with weights that depend on the seed
     alone."""
     cache = open_cache(config)
-    teachers = load_teachers(config.teachers) if cache is None else cached_teachers(config, cache)
+    if cache is None:
+        teachers = load_teachers(config.teachers, padded=config.objective.loss_on_padding)
+    else:
+        teachers = cached_teachers(config, cache)
     seed_everything(config.seed, verbose=False)
     return Distiller(config.distill, teachers)
 
@@ -129,8 +132,11 @@ def _train(config: RunConfig, module: DistillModule, signals: StopSignals, resum
         trainer = _trainer(config, folder, start, signals)
         trainer.fit(module, ckpt_path=start, weights_only=True)
     except (Preempted, SIGTERMException) as stop:
-        logger.warning("%s; go on with --resume (exit status %d)", stop or "stopped by SIGTERM", EXIT_PREEMPTED)
+        saved = trainer.checkpoint_callback.saved
+        logger.warning("%s%s; go on with --resume (exit status %d)", stop or "stopped", saved, EXIT_PREEMPTED)
         return EXIT_PREEMPTED
+    except DataError as error:
+        raise UserError(f"{error}{trainer.checkpoint_callback.saved}") from error
     except SystemExit as stop:  # what Lightning makes of a KeyboardInterrupt
         raise KeyboardInterrupt("go on with --resume") from stop
     except torch.OutOfMemoryError as error:
@@ -141,10 +147,14 @@ def _train(config: RunConfig, module: DistillModule, signals: StopSignals, resum
         raise
     finally:
         signals.unlisten()
+    if not module.learnt():
+        raise UserError(
+            f"{folder}: no step has learnt anything, loss or gradient were not finite in all {trainer.global_step}; no"
+            " student is exported. Look at the recordings; lower optimizer.lr, or use trainer.precision: bf16"
+        )
     if trainer.is_global_zero:
-        names = [target.name for target in module.distiller.targets]
         student, heads = module.distiller.student, module.distiller.heads
-        save_student(folder / "student", student, heads, config.distill, targets=names)
+        save_student(folder / "student", student, heads, config.distill)
     return 0
 
 

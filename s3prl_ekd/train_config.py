@@ -9,12 +9,12 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from s3prl_ekd.config import Config, DistillConfig
+from s3prl_ekd.config import Config, Count, DistillConfig, Name, OneOf, Range, Seed, Size
 from s3prl_ekd.data.config import DataConfig
-from s3prl_ekd.errors import UserError
-from s3prl_ekd.files import read_yaml
+from s3prl_ekd.errors import UserError, shorten
+from s3prl_ekd.files import parse_yaml, read_yaml
 
 
 class Precision(enum.StrEnum):
@@ -37,14 +37,16 @@ class Decay(enum.StrEnum):
     CONSTANT = "constant"
 
 
-def _check(config: Config, section: str, least: Mapping[str, float], below: Mapping[str, float] | None = None) -> None:
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if value is not None and not value >= bound:
-            raise UserError(f"{section}.{name}: expected at least {bound}, found {value}")
-    for name, bound in (below or {}).items():
-        if not getattr(config, name) < bound:
-            raise UserError(f"{section}.{name}: expected less than {bound}, found {getattr(config, name)}")
+Beta = Annotated[float, Range(at_least=0, less_than=1)]
+Devices = Annotated[int, Range(at_least=1, at_most=65_536, hint="null means all there are")]
+
+# Lightning's names, which to ask it for would take seconds.
+_DDP = ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
+_STRATEGIES = (
+    *_DDP, *(f"{name}_find_unused_parameters_{value}" for name in _DDP for value in ("true", "false")),
+    "deepspeed", *(f"deepspeed_stage_{stage}" for stage in ("1", "2", "2_offload", "3", "3_offload", "3_offload_nvme")),
+    "fsdp", "fsdp_cpu_offload", "single_device", "single_xla", "single_tpu", "xla", "xla_debug",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,77 +61,62 @@ class TargetsConfig(Config):
 class OptimizerConfig(Config):
     """AdamW (arXiv 1711.05101)."""
 
-    lr: float = 2e-4
+    lr: Annotated[float, Range(at_least=0, at_most=1)] = 2e-4
     """Learning rate at the end of the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     """Decay of the averages of gradient and squared gradient."""
-    eps: float = 1e-6
+    eps: Annotated[float, Range(at_least=1e-30, at_most=1)] = 1e-6
     """Added to the denominator."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Range(at_least=0, at_most=10)] = 0.01
     """Decoupled weight decay of matrices and convolutions; biases, norms and weight norm's magnitudes have none."""
-    clip_norm: float | None = 5.0
+    clip_norm: Annotated[float, Range(at_least=0, at_most=1e30)] | None = 5.0
     """Largest norm of the gradient of a step; null: no clipping."""
-
-    def __post_init__(self) -> None:
-        _check(self, "optimizer", {"lr": 0, "eps": 0, "weight_decay": 0, "clip_norm": 0})
-        for beta in self.betas:
-            if not 0 <= beta < 1:
-                raise UserError(f"optimizer.betas: expected numbers in [0, 1), found {list(self.betas)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Config):
     """Linear warm-up, then decay until ``trainer.max_steps``."""
 
-    warmup: float = 0.07
+    warmup: Annotated[float, Range(at_least=0, less_than=1)] = 0.07
     """Share of the steps during which the learning rate rises to ``optimizer.lr`` (DistilHuBERT: 0.07)."""
     decay: Decay = Decay.LINEAR
     """``linear``, ``cosine`` or ``constant``."""
-    final: float = 0.0
+    final: Annotated[float, Range(at_least=0, at_most=100)] = 0.0
     """Learning rate after the last step, as a share of ``optimizer.lr``; ``constant`` ignores it."""
-
-    def __post_init__(self) -> None:
-        _check(self, "schedule", {"warmup": 0, "final": 0}, {"warmup": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig(Config):
     """How long, on what, and what is written meanwhile. A step is one update of the weights, on all devices."""
 
-    max_steps: int = 200_000
+    max_steps: Count = 200_000
     """Steps of the whole run."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Batches of each device that make a step."""
     precision: Precision = Precision.BF16
     """``32``, ``bf16`` or ``fp16``."""
     compile: bool = False
     """Whether torch.compile optimizes feed-forward blocks and heads; the first step then takes a minute more."""
-    accelerator: str = "auto"
+    accelerator: Annotated[str, OneOf("auto", "cpu", "gpu", "cuda", "mps", "tpu")] = "auto"
     """Lightning's: ``auto``, ``gpu``, ``cpu`` ..."""
-    devices: int | None = None
+    devices: Devices | None = None
     """Devices of each node; null: all (one, on a CPU)."""
-    num_nodes: int = 1
+    num_nodes: Size = 1
     """Nodes."""
-    strategy: str = "auto"
+    strategy: Annotated[str, OneOf("auto", *_STRATEGIES)] = "auto"
     """Lightning's: ``auto``, ``ddp`` ..."""
-    log_every: int = 50
+    log_every: Count = 50
     """Steps between two lines of the log."""
-    dev_every: int = 5_000
+    dev_every: Count = 5_000
     """Steps between two dev losses (where ``data`` names a dev set)."""
-    checkpoint_every: int = 1_000
+    checkpoint_every: Count = 1_000
     """Steps between two checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """How many of the newest checkpoints stay, besides the one with the best dev loss."""
-    max_nonfinite: int = 20
+    max_nonfinite: Count = 20
     """So many steps in a row whose loss or gradient is not finite stop the run."""
     wandb_project: str | None = "s3prl-ekd"
     """Weights & Biases project, where wandb is installed; null: no Weights & Biases."""
-
-    def __post_init__(self) -> None:
-        counts = "max_steps accumulate num_nodes log_every dev_every checkpoint_every keep_checkpoints max_nonfinite"
-        _check(self, "trainer", dict.fromkeys(counts.split(), 1))
-        if self.devices is not None and self.devices != -1:
-            _check(self, "trainer", {"devices": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +133,9 @@ class RunConfig(DistillConfig):
     """The learning rate over time."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Steps, devices, precision, logs, checkpoints."""
-    seed: int = 0
+    seed: Seed = 0
     """Determines the student's random weights, dropout, the order of the data and the crops."""
-    output: str
+    output: Name
     """Folder of the run."""
 
     @property
@@ -183,15 +170,13 @@ def apply_override(mapping: dict[str, Any], override: str) -> None:
     Raises:
         UserError: no ``=``, a path through something that has no keys, or a value that is not YAML.
     """
-    import yaml
-
     path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UserError(f"{override!r}: expected key.path=value, such as trainer.devices=4")
+    if not equals or "" in path.split("."):
+        raise UserError(f"{shorten(override)!r}: expected key.path=value, such as trainer.devices=4")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{override!r}: the value is not YAML ({' '.join(str(error).split())})") from error
+        value = parse_yaml(text)
+    except UserError as error:
+        raise UserError(f"{shorten(override)!r}: {error}") from error
     *parents, last = path.split(".")
     place: Any = mapping
     for depth, key in enumerate(parents):
@@ -212,9 +197,9 @@ def _descend(place: Any, key: str, path: str) -> Any:
 
 def _index(place: Any, key: str, path: str) -> int:
     if not isinstance(place, list):
-        raise UserError(f"{path}: {place!r} has no keys below it")
-    if not key.isdigit() or int(key) >= len(place):
-        raise UserError(f"{path}: expected an entry's number below {len(place)}, found {key!r}")
+        raise UserError(f"{shorten(path)}: {shorten(repr(place))} has no keys below it")
+    if key not in map(str, range(len(place))):
+        raise UserError(f"{shorten(path)}: expected an entry's number below {len(place)}, found {shorten(key)!r}")
     return int(key)
 
 

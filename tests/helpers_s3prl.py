@@ -108,5 +108,5 @@ def write_recipe(root: Path, corpus: Path, **runner: Any) -> Path:
 def python(*arguments: str, executable: str = sys.executable, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run Python with one thread and no network."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    options.setdefault("env", environment)
-    return subprocess.run([executable, *arguments], capture_output=True, text=True, timeout=200, **options)
+    options = {"env": environment, "timeout": 200} | options
+    return subprocess.run([executable, *arguments], capture_output=True, text=True, **options)

@@ -47,11 +47,12 @@ class SyntheticStream:
         odd: (epoch, index) -> what is wrong with that batch: "nan" or "empty".
         bad: recordings that the last process counts as bad among 20 that each counts with each batch.
         fed: a file that grows by a byte with each batch.
+        stuck: (epoch, index) of a batch that never comes.
     """
 
-    def __init__(self, config, rank=0, world_size=1, *, batches=BATCHES, odd=None, bad=0, fed=None) -> None:
+    def __init__(self, config, rank=0, world_size=1, *, batches=BATCHES, odd=None, bad=0, fed=None, stuck=None) -> None:
         self.seed, self.rank, self.world_size, self.batches = config.seed, rank, world_size, batches
-        self.odd, self.fed = odd or {}, fed
+        self.odd, self.fed, self.stuck = odd or {}, fed, stuck
         self.bad = [(f"bad{i}", "no good") for i in range(bad)] if rank == world_size - 1 else []
         self.bad_recordings = BadRecordings(alone=world_size == 1)
 
@@ -69,7 +70,10 @@ class SyntheticStream:
                 with open(self.fed, "ab") as file:
                     file.write(b".")
             self.bad_recordings.note(20, self.bad)
-            yield self.batch(epoch, step * self.world_size + self.rank)
+            index = step * self.world_size + self.rank
+            while (epoch, index) == self.stuck:
+                time.sleep(60)
+            yield self.batch(epoch, index)
 
     def batch(self, epoch: int, index: int) -> Batch:
         key = 1000 * self.seed + 100 * epoch + index
@@ -113,8 +117,21 @@ def build(config: RunConfig, kind: type[Distiller] = Distiller) -> Distiller:
 def open_data(config: RunConfig, rank: int, world_size: int, **options):
     """As s3prl_ekd.train.open_data; four dev batches for all processes together."""
     stream = SyntheticStream(config, rank, world_size, **options)
-    dev = [stream.batch(99, index) for index in range(rank, 4, world_size)]
-    return stream, dev if config.data.dev_cuts else None
+    return stream, DevBatches(stream, world_size) if config.data.dev_cuts else None
+
+
+class DevBatches:
+    """Every ``world_size``-th of four; one that is ``stuck`` is looked for in epoch 99."""
+
+    def __init__(self, stream: SyntheticStream, world_size: int) -> None:
+        self.stream, self.world_size = stream, world_size
+
+    def __iter__(self):
+        for index in range(self.stream.rank, 4, self.world_size):
+            while (99, index) == self.stream.stuck:
+                Path(self.stream.fed).write_bytes(b"." * 100)
+                time.sleep(60)
+            yield self.stream.batch(99, index)
 
 
 def run(config: RunConfig, *, resume: bool = False, kind: type[Distiller] = Distiller, **options) -> int:

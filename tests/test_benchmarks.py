@@ -111,7 +111,6 @@ def test_memory_is_what_a_call_needs(monkeypatch):
 
 
 def test_report_fills_the_page(results, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import report
 
@@ -133,3 +132,30 @@ def test_report_fills_the_page(results, tmp_path, monkeypatch):
     assert (tmp_path / "images/step_cpu.png").is_file()
     report.main(["--results", str(results), "--page", str(page)])
     assert page.read_text() == text
+
+
+def test_pictures_have_names_for_readers_and_units(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import plots
+
+    timing = {"median_s": 2.0, "min_s": 1.5, "max_s": 4.0}
+    (panel,) = plots.bars({"s3prl_k3": timing, "ours_cached_k3": {**timing, "median_s": 3.0}}).get_axes()
+    named = {text.get_text(): text.get_position()[1] for text in panel.get_yticklabels()}
+    assert named == {"s3prl, 3 teachers": 0, "ours, cached targets of 3 teachers": 1}
+    assert [bar.get_width() for bar in panel.patches] == [2.0, 3.0]
+    assert panel.get_xlabel() == "time of a step (s), less is better; whiskers: fastest and slowest round"
+    points = [
+        {"series": "batch", "curve": curve, "x": x, "seconds": x / 10, "extra_memory_mb": 100 * x}
+        for curve in ("ours", "s3prl", "transformers")
+        for x in (5, 40)
+    ]
+    figure = plots.growth({"points": points}, "batch")
+    time, memory = figure.get_axes()
+    assert (time.get_ylabel(), memory.get_ylabel()) == ("time (s), less is better", "extra memory (MB), less is better")
+    assert time.get_xlabel() == "seconds in the batch"
+    assert [list(line.get_ydata()) for line in memory.lines] == [[500, 4000]] * 3
+    looks = {(line.get_color(), line.get_marker()) for line in time.lines}
+    assert looks == {(style["color"], style["marker"]) for style in plots.STYLES.values()}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "s3prl", "transformers"]
+    figure.canvas.draw()
+    assert "1000" in [text.get_text() for text in memory.get_yticklabels()]

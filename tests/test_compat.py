@@ -23,7 +23,7 @@ from s3prl_ekd.s3prl_plugin.ctc_corpus.librispeech import LibriDataset
 
 # For each patch, in order: do what s3prl does, patch, patch again, do it again.
 TRIAL = """
-import argparse, importlib, json, os, sys
+import argparse, importlib, json, multiprocessing, os, sys
 from pathlib import Path
 
 class NoDistutils:  # as Python 3.12 without setuptools
@@ -79,6 +79,14 @@ def snapshot_download():
     found = huggingface_hub.snapshot_download("somebody/model", None, use_auth_token=True)
     assert Path(found) == snapshot
 
+def start_process():
+    from s3prl.dataio.dataset.load_audio import LoadAudio
+    process = multiprocessing.get_context("spawn").Process(target=LoadAudio, args=([],))
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise RuntimeError("a new process cannot use s3prl")
+
 ACTIONS = {
     "distutils": load("s3prl.upstream.mockingjay.builder"),
     "numpy_scalar_aliases": masks_and_spectra,
@@ -90,6 +98,7 @@ ACTIONS = {
     "huggingface_hub_snapshot_download": snapshot_download,
     "torch_safe_globals": resume,
     "ctc_corpus": load("s3prl.downstream.ctc.corpus.libriphone"),
+    "new_processes": start_process,
 }
 result = {}
 for name in compat.PATCHES:
@@ -127,6 +136,7 @@ WITHOUT = {
     "huggingface_hub_snapshot_download": "TypeError: snapshot_download()",
     "torch_safe_globals": "UnpicklingError: Weights only load failed",
     "ctc_corpus": "ModuleNotFoundError: No module named 's3prl.downstream.ctc.corpus",
+    "new_processes": "RuntimeError: a new process cannot use s3prl",
 }
 
 
@@ -282,7 +292,7 @@ def test_words_and_phones_that_are_missing_are_named(corpus, tokenizer):
     (corpus / "lexicon.txt").write_text(LEXICON.replace("AO1", "QQ"))
     with pytest.raises(UserError, match="'QQ' is not in the phoneme vocabulary"):
         phone_dataset(corpus, tokenizer)
-    with pytest.raises(UserError, match=r"lexicon none\.txt: No such file"):
+    with pytest.raises(UserError, match=r"none\.txt: No such file.*a lexicon is"):
         phone_dataset(corpus, tokenizer, lexicon="none.txt")
     with pytest.raises(UserError, match=r"nothing: no \*\.flac"):
         LibriDataset(["nothing"], tokenizer, 1, path=str(corpus))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import shutil
+import signal
 
 import pytest
 import soundfile
@@ -252,17 +255,30 @@ def test_a_batch_of_bad_recordings_gives_way_to_another(tmp_path, workers):
         epochs(config, CLEAN, count=1)
 
 
-def test_too_many_bad_recordings_stop_the_run(corpus, tmp_path, monkeypatch):
-    folder = shutil.copytree(corpus / "speech", tmp_path / "speech")
-    dataset = PretrainDataset(PretrainDataConfig(audio_folder=str(folder), train_batch_size=1), CLEAN)
-    broken = dataset.buckets[3][0].path
-    broken.write_bytes(broken.read_bytes()[:100])
-    monkeypatch.setattr(bad_recordings, "JUDGED_FROM", 6)
-    for index in range(4):
-        assert not isinstance(dataset[0, index], UserError)
-    stopped = dataset[0, 5]
-    assert isinstance(stopped, UserError)
-    assert str(stopped).startswith("1 of 6 recordings read cannot be used")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_recordings_stop_the_run(corpus, tmp_path, monkeypatch, workers):
+    """All workers' together, each recording once however many epochs there are."""
+    speech = shutil.copytree(corpus / "speech", tmp_path / "speech")
+    config = folder(speech, train_batch_size=1, num_workers=workers)
+    loader = PretrainLoader(PretrainDataset(config, CLEAN))
+    paths = [bucket[0].path for bucket in loader.dataset.buckets]
+    paths[3].write_bytes(paths[3].read_bytes()[:100])
+    monkeypatch.setattr(bad_recordings, "JUDGED_FROM", 25)
+    for _ in range(3):
+        assert len(list(loader)) == len(paths) == 23
+    assert (loader.bad_recordings.read, loader.bad_recordings.bad) == (72, 3)  # another takes its place, as it comes
+    monkeypatch.setattr(bad_recordings, "JUDGED_FROM", 24)
+    with pytest.raises(UserError, match=r"^1 of 24 recordings read cannot be used"):
+        list(loader)
+
+
+def test_a_worker_that_dies_is_noticed(corpus):
+    batches = iter(PretrainLoader(PretrainDataset(folder(corpus / "speech", train_batch_size=1, num_workers=1), CLEAN)))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"a process that reads has ended.*--shm-size"):
+        list(batches)
 
 
 # --- configuration ----------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def edit_json(path, **changes):
     [
         (lambda f: (f / "config.json").unlink(), "config.json"),
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), "not the JSON of a student"),
+        (lambda f: (f / "config.json").write_text("[]"), "but not names and values"),
         (lambda f: save_file({"0.2.weight": torch.zeros(1)}, f / "heads.safetensors"), "no prediction heads"),
         (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-50]), "damaged"),
@@ -152,7 +152,7 @@ def test_checkpoints_of_other_kinds_are_named_and_never_run(tmp_path, capsys):
     path = tmp_path / "x.ckpt"
     for states, words in (
         ({"Downstream": {}, "Featurizer": {}}, "downstream checkpoint of s3prl"),
-        ({"cfg": {}, "model": {}}, "fairseq or WavLM"),
+        ({"cfg": {}, "model": {}}, "a fairseq checkpoint"),
         ({"something": 1}, "entries something"),
         ({"EKD_Student": {}}, "damaged checkpoint"),
         ({"Distiller": {}, "Config": {}}, "damaged checkpoint"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gzip
 import json
+import logging
 import multiprocessing
 import os
 import pickle
 import random
 import signal
+import tarfile
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -20,12 +24,13 @@ from conftest import speech_like
 from s3prl_ekd import cli
 from s3prl_ekd.config import DistortionConfig
 from s3prl_ekd.data.audio import audio_files, load_audio
-from s3prl_ekd.data.bad_recordings import BadRecordings
+from s3prl_ekd.data.bad_recordings import BadRecordings, Counts
 from s3prl_ekd.data.bucketing import draw_batches, duration_bounds
 from s3prl_ekd.data.config import DataConfig
 from s3prl_ekd.data.manifests import folder_recordings, write_manifest, write_shar
-from s3prl_ekd.data.sources import mix_sources, read_entries, resolve_sources
-from s3prl_ekd.data.stream import BatchStream, Loaded, dev_loader
+from s3prl_ekd.data.shar import TarCache, TarReader
+from s3prl_ekd.data.sources import SourceError, mix_sources, read_entries, resolve_sources
+from s3prl_ekd.data.stream import BatchReader, BatchStream, Loaded, dev_loader
 from s3prl_ekd.errors import UserError
 
 RATE = 16000
@@ -342,6 +347,12 @@ def test_sources_that_cannot_be_used(corpus, tmp_path):
             stream(tmp_path / name)
     with pytest.raises(UserError, match=r"speech\.jsonl\.gz is named twice"):
         stream(corpus / "speech.jsonl.gz", corpus / "*.jsonl.gz")
+    (tmp_path / "link.jsonl.gz").symlink_to(corpus / "speech.jsonl.gz")
+    for same in (f"{corpus}/../{corpus.name}/speech.jsonl.gz", tmp_path / "link.jsonl.gz"):
+        with pytest.raises(UserError, match=r"is named twice"):
+            stream(corpus / "speech.jsonl.gz", same)
+    with pytest.raises(UserError, match="stands for more than 1000000 manifests"):
+        stream(tmp_path / "cuts.{0..99999999999}.jsonl.gz")
     with pytest.raises(UserError, match=r"data\.batch_seconds: 5\.0 s hold no utterance of max_crop_samples 250000"):
         config("a", max_crop_samples=250_000)
 
@@ -382,6 +393,58 @@ def test_lines_that_are_no_plain_cuts_stop_the_run(corpus, tmp_path, workers):
         list(stream(tmp_path / "torn.jsonl").loader(0))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row.update(id=7),
+        lambda row: row.update(start=float("nan")),
+        lambda row: row.update(start=-1.0),
+        lambda row: row.update(start="0"),
+        lambda row: row.update(duration=1e12),
+        lambda row: row.update(channel=None),
+        lambda row: row["recording"].update(sources=None),
+        lambda row: row["recording"]["sources"][0].update(source=None),
+        lambda row: row["recording"]["sources"][0].update(channels=0),
+    ],
+)
+def test_forged_cuts_stop_the_run_in_one_line(corpus, tmp_path, change):
+    forged = _changed(corpus, tmp_path / "forged.jsonl", change)
+    with pytest.raises(UserError, match=r"forged\.jsonl: ") as caught:
+        list(stream(forged, distortion=CLEAN).loader(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_manifests_that_were_edited_or_are_empty(corpus, tmp_path, caplog):
+    with gzip.open(corpus / "more.jsonl.gz", "rt") as lines:
+        rows = list(lines)
+    edited = tmp_path / "edited.jsonl"
+    edited.write_text("\ufeff" + "\n \n".join(rows).replace("\n", "\r\n") + "\r\n\r\n", encoding="utf-8", newline="")
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("".join(rows))
+    expected = names(stream(plain, distortion=CLEAN).loader(0))
+    assert names(stream(edited, distortion=CLEAN).loader(0)) == expected
+    assert not caplog.messages
+
+    (tmp_path / "zero.jsonl.gz").touch()
+    with gzip.open(tmp_path / "nothing.jsonl.gz", "wt") as file:
+        file.write("\n")
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    empty = ["zero.jsonl.gz", "nothing.jsonl.gz", "blank.jsonl"]
+    for name in empty:
+        with caplog.at_level(logging.WARNING):
+            assert sorted(names(stream(plain, tmp_path / name, distortion=CLEAN).loader(0))) == sorted(expected)
+        assert caplog.messages == [f"data.cuts: {tmp_path / name} is empty, no utterance in it"]
+        caplog.clear()
+        with pytest.raises(UserError, match=f"{name}: no utterance of at least a frame"):
+            stream(tmp_path / name).loader(0)
+        caplog.clear()
+
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(json.dumps(json.loads(row) | {"duration": 0.01}) + "\n" for row in rows))
+    list(stream(plain, short, distortion=CLEAN).loader(0))
+    assert any(f"{short}: all 9 utterances are shorter than a frame" in message for message in caplog.messages)
+
+
 def test_channels_rates_and_parts_of_recordings(tmp_path):
     left, right = speech_like(24000, 1), speech_like(24000, 2)
     write(tmp_path / "audio" / "stereo.wav", torch.stack([left, right], dim=1), subtype="FLOAT")
@@ -399,6 +462,23 @@ def test_channels_rates_and_parts_of_recordings(tmp_path):
     index = batch.utterances.index("part")
     assert torch.equal(batch.clean[index, : batch.lengths[index]], right[4000:12000])
     assert sorted(batch.utterances) == ["part", "stereo.wav"]  # a recording is a cut of all of it
+
+
+def test_channels_in_files_of_different_length(tmp_path):
+    """A few samples are how recorders differ; more is a bad recording, not the end of the run."""
+    sources = []
+    for channel, samples in enumerate((8000, 7900)):
+        path = write(tmp_path / f"{channel}.wav", speech_like(samples, channel), subtype="FLOAT")
+        sources.append({"type": "file", "channels": [channel], "source": str(path)})
+    recording = {"id": "two", "sources": sources, "sampling_rate": RATE, "num_samples": 8000, "duration": 0.5}
+    (tmp_path / "cuts.jsonl").write_text(json.dumps(recording | {"channel_ids": [0, 1]}) + "\n")
+    (batch,) = stream(tmp_path / "cuts.jsonl", distortion=CLEAN).loader(0)
+    expected = (speech_like(8000, 0)[:7900] + speech_like(7900, 1)) / 2
+    torch.testing.assert_close(batch.clean[0], expected)
+    write(tmp_path / "1.wav", speech_like(5000, 1))
+    torn = stream(tmp_path / "cuts.jsonl", distortion=CLEAN, bad=tmp_path / "bad.tsv")
+    assert names(torn.loader(0)) == []
+    assert "two: ends 3000 samples before the manifest says" in (tmp_path / "bad.tsv").read_text()
 
 
 # --- bad recordings ---------------------------------------------------------------------------------------------------
@@ -460,9 +540,9 @@ def test_bad_recordings_are_skipped_listed_and_counted(spoiled, tmp_path, caplog
 
     # Of several ranks none stops alone, however many are bad: they must stop together.
     ranks[0].bad_recordings.note(500, [(f"{i}.wav", "bad") for i in range(5)])
-    message = ranks[1].bad_recordings.judge(503, 10)
+    message = ranks[1].bad_recordings.judge(Counts(503, 10))
     assert message == f"10 of 503 recordings read cannot be used (listed in {listed})"
-    assert ranks[1].bad_recordings.judge(1000, 10) is ranks[1].bad_recordings.judge(199, 199) is None
+    assert ranks[1].bad_recordings.judge(Counts(1000, 10)) is ranks[1].bad_recordings.judge(Counts(199, 199)) is None
 
     # The next epoch and a resumed run list nothing twice.
     list(ranks[0].loader(1))
@@ -480,6 +560,80 @@ def test_too_many_bad_recordings_stop_the_run(tmp_path):
     fine.note(300, [("a", "a"), ("b", "b"), ("c", "c")])  # 1 %
     with pytest.raises(UserError, match=r"4 of 301 .*; the last one: d: torn"):
         fine.note(1, [("d", "d: torn")])
+
+
+def test_storage_that_goes_is_noticed_however_long_it_was_there():
+    for good in (0, 2000, 6_400_000):
+        recordings = BadRecordings()
+        recordings.note(good, [])
+        with pytest.raises(UserError, match=r"recordings read cannot be used"):
+            lose(recordings, 7 * 32)
+
+
+def lose(recordings, count):
+    for number in range(0, count, 32):
+        recordings.note(32, [(f"{number + i}", "no such file") for i in range(32)])
+
+
+def test_a_bad_recording_of_a_small_corpus_counts_once(tmp_path):
+    """Whatever the number of epochs; and a resumed run knows it already."""
+    for _ in range(2):
+        recordings = BadRecordings(tmp_path / "bad.tsv")
+        for _ in range(100):
+            recordings.begin_pass()
+            recordings.note(60, [("gone", "no such file")])
+        assert (recordings.read, recordings.bad) == (6000, 100)
+        assert recordings.counts == (60, 1, 1000, 0, 17)
+    with pytest.raises(UserError, match=r"1\d\d of the last 1000 recordings read cannot .*; see whether their storage"):
+        lose(recordings, 128)
+
+
+def test_a_pass_goes_on_from_the_one_before():
+    """Two bad ones at the beginning of the second pass are no share of anything yet."""
+    recordings = BadRecordings()
+    recordings.note(1000, [(f"{i}", "bad") for i in range(8)])
+    recordings.begin_pass()
+    recordings.note(250, [(f"{i}", "bad") for i in range(4)])
+    assert recordings.counts[:2] == (1000, 4 + 8 * 0.75)
+    with pytest.raises(UserError, match="11 of 1000 recordings read"):
+        recordings.note(0, [("new", "new: bad")])
+
+
+# --- workers that do not go on ----------------------------------------------------------------------------------------
+
+
+def test_a_worker_or_planner_that_dies_is_noticed(corpus):
+    for number in (0, 1):  # of processes by age: what reads, what plans
+        iterator = iter(stream(corpus / "speech.jsonl.gz", num_workers=1, max_batch_utterances=1).loader(0))
+        next(iterator)
+        child = sorted(multiprocessing.active_children(), key=lambda process: process.pid)[number]
+        os.kill(child.pid, signal.SIGKILL)
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"a process that reads has ended.*--shm-size.*--ipc=host.*num_workers=0"):
+            list(iterator)
+        assert time.monotonic() - start < 30
+        assert multiprocessing.active_children() == []
+
+
+def test_a_batch_that_cannot_be_handed_over_is_named(corpus, monkeypatch):
+    """As torch fails where shared memory is full; the batch is not waited for."""
+
+    class NoRoom(Loaded):
+        def __reduce__(self):
+            raise RuntimeError("unable to write to file </torch_1>:\nNo space left on device (28)")
+
+    monkeypatch.setattr("s3prl_ekd.data.stream.Loaded", NoRoom)
+    loader = stream(corpus / "speech.jsonl.gz", num_workers=2).loader(0)
+    with pytest.raises(UserError, match=r"hand over a batch \(unable to .*: No space .*/dev/shm \(\d+ MiB in all\)"):
+        list(loader)
+
+
+def test_a_wait_has_an_end(corpus, monkeypatch):
+    monkeypatch.setattr(BatchReader, "_read", lambda *_: time.sleep(600))
+    loader = stream(corpus / "speech.jsonl.gz", num_workers=1, timeout_seconds=0.5).loader(0)
+    with pytest.raises(UserError, match=r"no batch has come for [12] s \(timeout_seconds"):
+        list(loader)
+    assert multiprocessing.active_children() == []
 
 
 def _append(path, rank):
@@ -527,6 +681,28 @@ def test_a_tar_that_lost_its_end_or_all(corpus, tmp_path, caplog):
     torn.unlink()
     with pytest.raises(UserError, match=r"recording\.000001\.tar: No such file.*needs this tar"):
         list(stream(tmp_path).loader(0))
+
+
+def test_damaged_headers_of_a_tar_take_no_memory(corpus, tmp_path):
+    """Every recording of it is heard or bad; or the tar as a whole is named."""
+    cuts, tar = tmp_path / "cuts.000000.jsonl.gz", tmp_path / "recording.000000.tar"
+    cuts.write_bytes((corpus / "shar" / cuts.name).read_bytes())
+    whole = (corpus / "shar" / tar.name).read_bytes()
+    places = random.Random(0)
+    for number in range(40):
+        damaged = bytearray(whole)
+        damaged[places.choice((0, 1, 100, 124, 126, 135, 148, 156, 257, places.randrange(512)))] ^= 1 << number % 8
+        tar.write_bytes(damaged)
+        damaged_stream = stream(tmp_path)
+        with contextlib.suppress(SourceError):
+            assert len(names(damaged_stream.loader(0))) + damaged_stream.bad_recordings.bad == 10
+    # A member of 8 GB, with a checksum that fits.
+    member = tarfile.TarInfo(name="0/0.flac")
+    member.size = 8 << 30
+    tar.write_bytes(member.tobuf() + bytes(512))
+    reader = TarReader(TarCache(None, 1))
+    with pytest.raises(UserError, match="truncated within 0/0"):
+        reader.read(str(tar), "0/0")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -6,13 +6,17 @@ import functools
 import os
 import random
 import signal
+import time
 
 import helpers_train as h
 import pytest
 import torch
 
+from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.train import EXIT_PREEMPTED
+from s3prl_ekd.training import batches as waiting
+from s3prl_ekd.training import module
 from s3prl_ekd.training.checkpoints import newest_readable, step_files
 
 # Two epochs and a half; dropout, dev losses, a log and a checkpoint that do not fall together.
@@ -124,6 +128,98 @@ def test_preempted(number, reference, tmp_path):
     starts = {path.name for path in (tmp_path / "run" / "logs" / "csv").iterdir()}
     assert len(starts) == 2, "it did not resume from the checkpoint that the signal asked for"
     assert_same_run(tmp_path / "run", reference(**settings))
+
+
+STUCK = {"checkpoint_every": 12, "dev_every": 4}
+
+
+@pytest.mark.parametrize(("accumulate", "at"), [(1, (1, 2)), (2, (1, 3))], ids=["between steps", "within a step"])
+def test_preempted_while_no_batch_comes(accumulate, at, reference, tmp_path):
+    """The last step is saved, at once, and the run goes on from there bit for bit."""
+    output, fed, settings = tmp_path / "run", tmp_path / "fed", STUCK | {"accumulate": accumulate}
+    process = h.start(h.recipe(output, **settings), fed=str(fed), stuck=at)
+    start = time.monotonic()
+    assert h.signal_after(process, fed, 5 * at[0] + at[1] + 1, signal.SIGTERM) == EXIT_PREEMPTED
+    steps = (5 * at[0] + at[1] - 1) // accumulate  # a batch is read ahead
+    assert [path.name for path in step_files(output / "checkpoints")] == [
+        f"step-{step:08d}.ckpt" for step in sorted({steps, *best_so_far(reference(**settings), steps)})
+    ]
+    assert time.monotonic() - start < 60
+    assert h.finish(h.start(h.recipe(output, **settings), resume=True)) == 0
+    assert_same_run(output, reference(**settings))
+
+
+def best_so_far(reference, steps):
+    """The step of the best dev loss up to ``steps``, if there was one."""
+    losses = {step: loss for step, loss in h.logged(reference, "dev/loss").items() if step <= steps}
+    return {min(losses, key=losses.get)} if losses else set()
+
+
+def test_preempted_while_the_first_batch_does_not_come(tmp_path):
+    fed = tmp_path / "fed"
+    process = h.start(h.recipe(tmp_path / "run"), fed=str(fed), stuck=(0, 0))
+    assert h.signal_after(process, fed, 1, signal.SIGTERM) == EXIT_PREEMPTED
+    assert step_files(tmp_path / "run" / "checkpoints") == []
+
+
+def short_grace():
+    waiting.GRACE_SECONDS = module.GRACE_SECONDS = 0.3
+
+
+def test_preempted_while_no_dev_batch_comes(tmp_path):
+    """The steps so far are saved; what is lost is one dev loss."""
+    fed, output = tmp_path / "fed", tmp_path / "run"
+    process = h.start(h.recipe(output, **STUCK), fed=str(fed), stuck=(99, 2), before=short_grace)
+    assert h.signal_after(process, fed, 100, signal.SIGTERM) == EXIT_PREEMPTED
+    assert newest_readable(output / "checkpoints")[0].name == "step-00000004.ckpt"
+    assert h.finish(h.start(h.recipe(output, **STUCK), resume=True)) == 0
+    assert sorted(h.logged(output)) == list(range(1, 13))
+
+
+def test_preempted_while_one_of_two_has_no_batch(tmp_path):
+    """Both stop at the same step; the one that waits does so with empty batches."""
+    settings = {"devices": 2, "checkpoint_every": 12}
+    output, fed = tmp_path / "run", tmp_path / "fed"
+    processes = h.start_all(h.recipe(output, **settings), fed=str(fed), stuck=(1, 1), before=short_grace)
+    assert h.signal_after(processes[1], fed, 6, signal.SIGTERM) == EXIT_PREEMPTED
+    assert h.finish(processes[0]) == EXIT_PREEMPTED
+    assert [h.finish(p) for p in h.start_all(h.recipe(output, **settings), resume=True)] == [0, 0]
+    assert sorted(h.logged(output)) == list(range(1, 13))
+
+
+class Stuck(Distiller):
+    def forward(self, batch, **kwargs):
+        while batch.utterances[0].startswith("0-2"):
+            time.sleep(0.1)
+        return super().forward(batch, **kwargs)
+
+
+def test_a_second_signal_ends_it(tmp_path):
+    """At once, but not where it follows so soon that it is the same one, sent by scheduler and launcher."""
+    fed = tmp_path / "fed"
+    process = h.start(h.recipe(tmp_path / "run"), fed=str(fed), kind=Stuck)
+    while not fed.exists() or fed.stat().st_size < 4:
+        time.sleep(0.01)
+    for pause in (0.5, 1.0):
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(pause)
+        assert process.exitcode is None
+    os.kill(process.pid, signal.SIGTERM)
+    assert h.finish(process) == -signal.SIGTERM
+
+
+def test_killed_between_empty_steps(tmp_path):
+    """Steps that do not count are made again, and nothing else shows."""
+    options = {"odd": {(0, index): "empty" for index in (1, 2, 4)} | {(1, 3): "empty"}}
+    settings = {"checkpoint_every": 2, "max_steps": 9}
+    assert h.finish(h.start(h.recipe(tmp_path / "whole", **settings), **options)) == 0
+    for count in (4, 5, 9):
+        fed = tmp_path / "fed"
+        fed.unlink(missing_ok=True)
+        process = h.start(h.recipe(tmp_path / "run", **settings), resume=True, fed=str(fed), **options)
+        h.signal_after(process, fed, count, signal.SIGTERM if count == 4 else signal.SIGKILL)
+    assert h.finish(h.start(h.recipe(tmp_path / "run", **settings), resume=True, **options)) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_unreadable_checkpoints_are_passed_over(reference, tmp_path, caplog):

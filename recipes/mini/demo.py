@@ -23,11 +23,13 @@ from s3prl_ekd.data.mini_corpus.build import OtherCorpusError, build
 from s3prl_ekd.data.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, only_writer, read_yaml, write_yaml
+from s3prl_ekd.superb import picture
 from s3prl_ekd.superb.corpora import Split, mini_corpora
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import Job, JobError, run_jobs
-from s3prl_ekd.superb.report import plot
-from s3prl_ekd.superb.summary import Row, tables, write_summary
+from s3prl_ekd.superb.summary import Row, write_summary
+from s3prl_ekd.superb.tables import Table, tables
+from s3prl_ekd.training import curve
 
 DISTORTED = ("-noisy",)
 """Endings of test sets on which the student may be at chance: the table shows them, the verdict leaves them out."""
@@ -161,21 +163,30 @@ def _recipe(out: Path, tiny: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     return model, runner
 
 
+def _pictures(made: list[Table], out: Path) -> list[Path]:
+    """Draw the tables, and the distillation if its log was not deleted since; returns where."""
+    run, results, losses = out / "distillation" / "run", out / "results.png", out / "curve.png"
+    picture.plot(made, results)
+    if not run.is_dir():
+        return [results]
+    curve.plot(run, losses)
+    return [results, losses]
+
+
 def _report(rows: list[Row], out: Path, seconds: float) -> int:
     """Write the summary and the tables, say where everything is, and judge the student."""
     rows = [row for row in write_summary(out / "summary.json", rows) if row.label in {row.label for row in rows}]
     made = tables(rows)
     with atomic_path(out / "table.md") as temporary:
         temporary.write_text("\n\n".join(table.markdown() for table in made) + "\n", encoding="utf-8")
-    picture = out / "table.png" if importlib.util.find_spec("matplotlib") else None
-    if picture is not None:
-        plot(made, picture)
+    pictures = _pictures(made, out) if importlib.util.find_spec("matplotlib") else []
     print("\n" + "\n\n".join(table.text() for table in made))
     print(
         "\nchance is the best constant answer;"
         " FBANK is at chance on SID and ER because s3prl's features have zero mean.\n"
         f"The student: {out / 'student'} (undistilled: {out / 'undistilled_student'})\n"
-        f"The table:   {out / 'table.md'}, {out / 'summary.json'}{f', {picture}' if picture else ''}\n"
+        f"The table:   {out / 'table.md'}, {out / 'summary.json'}\n"
+        f"Pictures:    {', '.join(map(str, pictures)) or 'none (pip install matplotlib)'}\n"
         f"The rest:    {out / 'corpus'}, {out / 'distillation'}, {out / 'results'}\n"
         f"{seconds / 60:.1f} minutes"
     )

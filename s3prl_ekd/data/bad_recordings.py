@@ -4,23 +4,48 @@ from __future__ import annotations
 
 import fcntl
 import logging
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
+from typing import NamedTuple
 
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 TOLERATED = 0.01
-"""Share of the recordings read that may be bad."""
+"""Share of a corpus' recordings that may be bad."""
+TOLERATED_RECENTLY = 0.1
+"""Share of the last :data:`RECENT` recordings read that may have turned out bad for the first time."""
+RECENT = 1000
+"""So many recordings of each process are recent."""
 JUDGED_FROM = 200
-"""Recordings read before the share means anything."""
+"""Recordings read before a share means anything."""
 
 _HEADER = "utterance\tproblem\n"
 
 
+class Counts(NamedTuple):
+    """What is judged: sums over processes are those of a run."""
+
+    read: float = 0
+    """Recordings of a pass over the corpus, in which each comes once."""
+    bad: float = 0
+    """How many of them were bad."""
+    recent: float = 0
+    """The last ones read, at most :data:`RECENT` of each process."""
+    new: float = 0
+    """How many of them were bad and not in the list before."""
+    recent_bad: float = 0
+    """How many of them were bad at all."""
+
+
 class BadRecordings:
     """Counts what a process has read and lists the bad ones.
+
+    Too many are judged in two ways. Over a *pass*, in which each recording comes once, so that one bad recording of a
+    small corpus is not another one in each epoch; and over the recent ones, so that a long run notices when its storage
+    goes.
 
     Args:
         path: the list, which may exist already (a resumed run) and be written by others; None: only log.
@@ -28,8 +53,8 @@ class BadRecordings:
             stop together.
 
     Attributes:
-        read: recordings read so far in this process, good and bad.
-        bad: how many of them were bad.
+        read: how often this process has read a recording, good or bad.
+        bad: how often it was bad.
     """
 
     def __init__(self, path: str | Path | None = None, *, alone: bool = True) -> None:
@@ -37,29 +62,68 @@ class BadRecordings:
         self.alone = alone
         self.read = 0
         self.bad = 0
+        self._pass = self._pass_before = (0, 0)  # read and bad
+        self._recent: deque[tuple[bool, bool]] = deque(maxlen=RECENT)  # whether it was bad, whether that was new
+        self._recent_new = self._recent_bad = 0
         self._listed: set[str] = set()
         self._offset = 0
+
+    def begin_pass(self) -> None:
+        """From here on recordings come that have come before."""
+        if self._pass[0]:
+            self._pass_before, self._pass = self._pass, (0, 0)
 
     def note(self, read: int, bad: Iterable[tuple[str, str]]) -> None:
         """Count ``read`` recordings, of which ``bad`` (name, problem) could not be used.
 
         Raises:
-            UserError: more than 1 % of at least 200 were bad, and this process is alone.
+            UserError: too many were bad (see :meth:`judge`), and this process is alone.
         """
         bad = list(bad)
         self.read += read
         self.bad += len(bad)
-        if bad:
-            self._list(bad)
-        problem = self.judge(self.read, self.bad) if self.alone else None
+        self._pass = (self._pass[0] + read, self._pass[1] + len(bad))
+        new = self._list(bad) if bad else 0
+        self._recent.extend([(False, False)] * min(read - len(bad), RECENT))
+        self._recent.extend((True, number < new) for number in range(len(bad)))
+        if bad or self._recent_bad:
+            self._recent_bad = sum(is_bad for is_bad, _ in self._recent)
+            self._recent_new = sum(is_new for _, is_new in self._recent)
+        problem = self.judge(self.counts) if self.alone else None
         if problem is not None:
             raise UserError(f"{problem}; the last one: {bad[-1][1]}" if bad else problem)
 
-    def judge(self, read: int, bad: int) -> str | None:
-        """What to say where so many of so many recordings are too many; None where they are not."""
-        if read < JUDGED_FROM or bad <= TOLERATED * read:
-            return None
-        return f"{bad} of {read} recordings read cannot be used{self._where}"
+    @property
+    def counts(self) -> Counts:
+        """What :meth:`judge` takes, of this process.
+
+        A pass that has begun is completed by what the one before has found in as large a part of the corpus as is left.
+        """
+        (read, bad), (read_before, bad_before) = self._pass, self._pass_before
+        left = max(0.0, 1 - read / read_before) if read_before else 0.0
+        return Counts(
+            read=max(read, read_before),
+            bad=bad + left * bad_before,
+            recent=len(self._recent),
+            new=self._recent_new,
+            recent_bad=self._recent_bad,
+        )
+
+    def judge(self, counts: Counts) -> str | None:
+        """What to say where too many are bad; None where they are not.
+
+        Too many are more than 1 % of a pass (of at least 200 recordings), more than 10 % of the recent ones that were
+        good or unknown before, or more than half of the recent ones.
+        """
+        if counts.read >= JUDGED_FROM and counts.bad > TOLERATED * counts.read:
+            return f"{counts.bad:.0f} of {counts.read:.0f} recordings read cannot be used{self._where}"
+        lost = counts.new > TOLERATED_RECENTLY * counts.recent or counts.recent_bad > counts.recent / 2
+        if counts.recent >= JUDGED_FROM and lost:
+            return (
+                f"{counts.recent_bad:.0f} of the last {counts.recent:.0f} recordings read cannot be used{self._where};"
+                " see whether their storage is still there"
+            )
+        return None
 
     @property
     def hint(self) -> str:
@@ -70,30 +134,30 @@ class BadRecordings:
     def _where(self) -> str:
         return f" (listed in {self.path})" if self.path is not None else ""
 
-    def _list(self, bad: list[tuple[str, str]]) -> None:
-        if self.path is None:
-            fresh = [(name, problem) for name, problem in bad if name not in self._listed]
-            self._listed.update(name for name, _ in fresh)
-        else:
-            fresh = self._append(bad)
-        for _, problem in fresh:
-            logger.warning("skipped: %s", problem)
+    def _list(self, bad: list[tuple[str, str]]) -> int:
+        """Add them to the list; how many of them were not in it."""
+        lines = {one_line(name): problem for name, problem in bad}
+        fresh = lines.keys() - self._listed if self.path is None else self._append(lines)
+        self._listed.update(fresh)
+        for name, problem in lines.items():
+            if name in fresh:
+                logger.warning("skipped: %s", problem)
+        return len(fresh)
 
-    def _append(self, bad: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Add those that nobody has listed yet, and return them."""
+    def _append(self, lines: Mapping[str, str]) -> Set[str]:
+        """Add those that nobody has listed yet, and return their names."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(self._offset)  # what the other ranks have added since
             self._listed.update(line.split("\t")[0] for line in file.read().decode().splitlines())
-            fresh = [(name, problem) for name, problem in bad if one_line(name) not in self._listed]
-            lines = "".join(f"{one_line(name)}\t{one_line(problem)}\n" for name, problem in fresh)
+            fresh = lines.keys() - self._listed
+            text = "".join(f"{name}\t{one_line(problem)}\n" for name, problem in lines.items() if name in fresh)
             if file.tell() == 0:
-                lines = _HEADER + lines
-            file.write(lines.encode())
+                text = _HEADER + text
+            file.write(text.encode())
             file.flush()
             self._offset = file.tell()
-            self._listed.update(one_line(name) for name, _ in fresh)
         return fresh
 
 

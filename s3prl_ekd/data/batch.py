@@ -51,3 +51,27 @@ def collate(clean: Sequence[Tensor], distorted: Sequence[Tensor], names: Sequenc
         lengths=torch.tensor([waveform.numel() for waveform in clean]),
         utterances=tuple(names),
     )
+
+
+def empty_batch() -> Batch:
+    """A batch of no utterance: its rank still steps with the others."""
+    none, no_samples = torch.zeros(0, dtype=torch.long), torch.zeros(0, 0)
+    return Batch(clean=no_samples, distorted=no_samples, lengths=none, utterances=(), starts=none)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A batch, and what happened while it was read."""
+
+    batch: Batch
+    read: int
+    bad: tuple[tuple[str, str], ...]
+
+    def pin_memory(self) -> Loaded:
+        """Called by DataLoader where there is a GPU."""
+        batch = self.batch
+        clean = batch.clean.pin_memory()
+        distorted = clean if batch.distorted is batch.clean else batch.distorted.pin_memory()
+        targets = batch.targets.pin_memory() if batch.targets is not None else None
+        batch = replace(batch, clean=clean, distorted=distorted, targets=targets)
+        return replace(self, batch=batch)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from s3prl_ekd.errors import UserError
 
 _CORPORA = {
-    "librispeech": "a corpus in LibriSpeech's layout (Lhotse's recipe): one manifest for each part",
-    "musan": "MUSAN's music, speech and noise (Lhotse's recipe)",
-    "rirs": "RIRS_NOISES' impulse responses and noises (Lhotse's recipe)",
+    "librispeech": "a corpus in LibriSpeech's layout: one manifest for each part",
+    "musan": "MUSAN's music, speech and noise",
+    "rirs": "RIRS_NOISES' impulse responses and noises",
 }
 
 

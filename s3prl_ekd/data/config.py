@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 from s3prl_ekd import SAMPLE_RATE
-from s3prl_ekd.config import Config
+from s3prl_ekd.config import Config, Count, Name, Range, Seconds, Size, Workers
 from s3prl_ekd.errors import UserError
+
+
+def is_remote(address: str) -> bool:
+    """Whether it is no path of a file system."""
+    return address.startswith("pipe:") or "://" in address
+
+
+def require_distinct(addresses: Iterable[str], key: str) -> None:
+    """Check that no manifest is there twice, under whatever spelling of its path.
+
+    Raises:
+        UserError: one is.
+    """
+    seen: dict[str, str] = {}
+    for address in addresses:
+        place = address if is_remote(address) else os.path.realpath(address)
+        if place in seen:
+            also = f", also as {seen[place]}," if seen[place] != address else ""
+            raise UserError(f"{key}: {address}{also} is named twice, so its utterances would come twice in an epoch")
+        seen[place] = address
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,40 +49,38 @@ class DataConfig(Config):
     within a manifest, shuffling reaches as far as ``buffer_cuts`` (what ``s3prl-ekd data`` writes is shuffled already).
     """
 
-    cuts: tuple[str, ...]
+    cuts: tuple[Name, ...]
     """Training data."""
-    dev_cuts: tuple[str, ...] = ()
+    dev_cuts: tuple[Name, ...] = ()
     """Data of the dev loss; none: no dev loss."""
-    batch_seconds: float = 200.0
+    batch_seconds: Seconds = 200.0
     """Seconds of audio in a batch of one rank at most, padding included; lower it when memory is out."""
-    max_batch_utterances: int | None = None
+    max_batch_utterances: Count | None = None
     """Utterances of a batch at most; null: no limit."""
-    num_buckets: int = 30
+    num_buckets: Size = 30
     """Buckets of like duration from which batches are drawn."""
-    buffer_cuts: int = 20_000
+    buffer_cuts: Count = 20_000
     """Cuts that are held (without their audio) to draw from."""
-    max_crop_samples: int | None = 250_000
+    max_crop_samples: Annotated[int, Range(at_least=SAMPLE_RATE, at_most=10**12)] | None = 250_000
     """Longer utterances are cropped to this many samples, elsewhere in each epoch (DistilHuBERT: 250000); null: no."""
-    num_workers: int = 4
+    num_workers: Workers = 4
     """Processes of each rank that read and distort, besides one that plans the batches; 0: the training process does
     it all."""
-    prefetch_batches: int = 4
+    prefetch_batches: Size = 4
     """Batches that each of them prepares ahead."""
+    timeout_seconds: Seconds = 1800.0
+    """So long the run waits for one batch before it gives up; what a worker's death has cost is noticed at once."""
     shar_cache: str | None = None
     """Folder for copies of tars that are not on a file system; null: one in the system's temporary folder."""
-    shar_cache_gb: float = 50.0
+    shar_cache_gb: Annotated[float, Range(at_least=0, at_most=1e9)] = 50.0
     """Size at which the oldest of them are removed."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.cuts:
             raise UserError("data.cuts: name at least one manifest of cuts; `s3prl-ekd data` makes them")
-        least = {"max_batch_utterances": 1, "num_buckets": 1, "buffer_cuts": 1, "max_crop_samples": SAMPLE_RATE}
-        for name, bound in (least | {"num_workers": 0, "prefetch_batches": 1}).items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise UserError(f"data.{name}: expected at least {bound}, found {value}")
-        if not self.batch_seconds > 0:
-            raise UserError(f"data.batch_seconds: must be positive, found {self.batch_seconds}")
+        for key in ("cuts", "dev_cuts"):
+            require_distinct(getattr(self, key), f"data.{key}")
         if self.max_crop_samples is not None and self.max_crop_samples > self.batch_samples:
             raise UserError(
                 f"data.batch_seconds: {self.batch_seconds} s hold no utterance of max_crop_samples"

@@ -19,6 +19,7 @@ from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_LONGEST = 1e7  # seconds, months
 _SHORTFALL = 400  # samples that a recording may lack: Lhotse's tolerance, and durations are rounded
 
 Cut = MonoCut | MultiCut
@@ -39,9 +40,9 @@ def read_cut(entry: Entry) -> Cut:
     """
     try:
         item = deserialize_item(decode_json_line(entry.line))
+        cut = item.to_cut() if isinstance(item, Recording) else item
     except Exception as error:  # Lhotse asserts and looks up keys
         raise SourceError(f"{entry.manifest}: not a cut: {entry.line.strip()[:200]}") from error
-    cut = item.to_cut() if isinstance(item, Recording) else item
     if not isinstance(cut, MonoCut | MultiCut) or cut.recording is None:
         raise SourceError(
             f"{entry.manifest}: a {type(cut).__name__} where plain cuts with a recording are expected;"
@@ -53,7 +54,23 @@ def read_cut(entry: Entry) -> Cut:
             f"{entry.manifest}: cut {cut.id} asks for {', '.join(sorted(unknown))}, which is not done here;"
             " distort by the recipe's distortion section, or save such cuts as audio files first"
         )
+    if not _is_sound(cut):
+        raise SourceError(f"{entry.manifest}: a cut of impossible times, channels or sources: {entry.line[:200]}")
     return cut
+
+
+def _is_sound(cut: Cut) -> bool:
+    """Whether what is read of a cut is of the types that Lhotse writes; it checks none of them."""
+    channels = [cut.channel] if isinstance(cut.channel, int) else cut.channel
+    return (
+        isinstance(cut.id, str)
+        and all(isinstance(time, int | float) and 0 <= time < _LONGEST for time in (cut.start, cut.duration))
+        and isinstance(channels, list | tuple)
+        and all(
+            isinstance(source.source, str) and isinstance(source.channels, list | tuple)
+            for source in cut.recording.sources
+        )
+    )
 
 
 def _transform_name(transform: object) -> str:
@@ -109,7 +126,8 @@ class CutReader:
             parts.append(values[rows])
         if not parts:
             raise UserError(f"{cut.recording.id}: has no channel {channels}, which cut {cut.id} names")
-        waveform = torch.cat(parts).mean(dim=0)
+        shortest = min(part.size(1) for part in parts)  # channels in files of their own
+        waveform = torch.cat([part[:, :shortest] for part in parts]).mean(dim=0)
         if waveform.numel() < max(MIN_SAMPLES, crop.samples - _SHORTFALL):
             raise UserError(
                 f"{cut.recording.id}: ends {crop.samples - waveform.numel()} samples before the manifest says;"

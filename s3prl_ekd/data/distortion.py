@@ -16,7 +16,7 @@ import torchaudio.functional
 
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.config import DistortionConfig, GaussianNoiseConfig, NoiseConfig, ReverberationConfig
-from s3prl_ekd.data.audio import audio_files, audio_length, load_audio, read_channels
+from s3prl_ekd.data.audio import audio_files, audio_length, is_readable, load_audio, read_channels
 from s3prl_ekd.data.randomness import integer, keyed_generator, uniform
 from s3prl_ekd.errors import UserError
 
@@ -71,12 +71,29 @@ class GaussianNoise:
         return add_noise(waveform, torch.randn(waveform.shape, generator=generator), snr_db)
 
 
+def usable_files(folder: str | Path) -> list[Path]:
+    """The recordings of a folder (or manifest) in a format that is read; the others are counted and named.
+
+    Raises:
+        UserError: see :func:`~s3prl_ekd.data.audio.audio_files`.
+    """
+    found = audio_files(folder)
+    usable = [path for path in found if is_readable(path)]
+    if len(usable) < len(found):
+        first = next(path for path in found if not is_readable(path))
+        logger.warning(
+            "%s: %d of %d recordings are in a format that is not read and left out, the first: %s",
+            folder, len(found) - len(usable), len(found), first,
+        )  # fmt: skip
+    return usable
+
+
 class RecordedNoise:
     """A stretch of a recording from a folder, cut or repeated to the utterance's length."""
 
     def __init__(self, config: NoiseConfig) -> None:
         self.snr_db = config.snr_db
-        self.files = audio_files(config.folder)
+        self.files = usable_files(config.folder)
 
     def __call__(self, waveform: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         snr_db = uniform(generator, *self.snr_db)
@@ -97,7 +114,7 @@ class Reverberation:
     """Convolution with an impulse response from a folder, or a generated one."""
 
     def __init__(self, config: ReverberationConfig) -> None:
-        self.files = audio_files(config.folder) if config.folder is not None else []
+        self.files = usable_files(config.folder) if config.folder is not None else []
 
     def __call__(self, waveform: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         if self.files:

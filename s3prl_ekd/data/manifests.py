@@ -1,43 +1,46 @@
-"""Writing cut manifests: from corpora that Lhotse has recipes for, fairseq's tsv lists, folders; and Shar folders.
+"""Writing cut manifests: from corpora in known layouts, fairseq's tsv lists, folders; and Shar folders.
 
 What is written is shuffled, since a lazy manifest is read in its order and training shuffles only within a buffer.
 """
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
 import logging
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import soundfile
 from lhotse import AudioSource, Recording
-from lhotse.recipes.librispeech import prepare_librispeech
-from lhotse.recipes.musan import prepare_musan
 from lhotse.recipes.rir_noise import PARTS as RIR_PARTS
-from lhotse.recipes.rir_noise import prepare_rir_noise
 from lhotse.shar import SharWriter
 from tqdm import tqdm
 
 from s3prl_ekd import MIN_SAMPLES, SAMPLE_RATE
-from s3prl_ekd.data.audio import audio_files
+from s3prl_ekd.data.audio import audio_files, read_header
 from s3prl_ekd.data.bad_recordings import BadRecordings
 from s3prl_ekd.data.cuts import read_cut
 from s3prl_ekd.data.sources import read_entries, resolve_sources
+from s3prl_ekd.data.text import read_tsv
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.files import atomic_path
+from s3prl_ekd.files import atomic_path, files_below
 
 logger = logging.getLogger(__name__)
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHECKED = 20  # files of a tsv list whose headers are compared with it
 
 T = TypeVar("T")
+
+Described = Recording | tuple[str, UserError]
+"""A recording, or the name of one that cannot be used and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +64,36 @@ def describe_file(path: Path, name: str) -> Recording:
     """A recording from a file's header.
 
     Raises:
-        UserError: it is not audio, or shorter than a frame.
+        UserError: it is not audio, truncated, or shorter than a frame.
     """
-    try:
-        info = soundfile.info(path)
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{path}: not a readable audio file ({error.error_string.strip('. ')})") from error
-    if info.frames * SAMPLE_RATE < MIN_SAMPLES * info.samplerate:
-        raise UserError(f"{path}: shorter than a frame ({info.frames} samples)")
+    header = read_header(path)
+    if header.samples * SAMPLE_RATE < MIN_SAMPLES * header.rate:
+        raise UserError(f"{path}: shorter than a frame ({header.samples} samples)")
     return Recording(
         id=name,
-        sources=[AudioSource("file", list(range(info.channels)), str(path))],
-        sampling_rate=info.samplerate,
-        num_samples=info.frames,
-        duration=info.frames / info.samplerate,
+        sources=[AudioSource("file", list(range(header.channels)), str(path))],
+        sampling_rate=header.rate,
+        num_samples=header.samples,
+        duration=header.samples / header.rate,
     )
 
 
-def write_manifest(path: str | Path, recordings: Iterable[Recording | tuple[str, UserError]]) -> Written:
+def describe_files(files: Iterable[tuple[str, Path]]) -> Iterator[Described]:
+    """The recordings of (name, file), shuffled."""
+    for name, path in tqdm(shuffled(files), desc="headers of recordings", unit="file", delay=2):
+        try:
+            yield describe_file(path, name)
+        except UserError as error:
+            yield name, error
+
+
+def write_manifest(path: str | Path, recordings: Iterable[Described]) -> Written:
     """Write a ``.jsonl.gz`` manifest with one cut for each recording; bad ones (name, problem) are listed beside it.
 
     Equal recordings give an equal file. More than 1 % of at least 200 bad ones stop it.
     """
     path = _manifest_path(path)
-    cuts, seconds = 0, 0.0
+    cuts, seconds, problem = 0, 0.0, ""
     problems = path.with_name(path.name.removesuffix(".jsonl.gz") + ".bad_recordings.tsv")
     problems.unlink(missing_ok=True)
     bad = BadRecordings(problems)
@@ -101,9 +110,10 @@ def write_manifest(path: str | Path, recordings: Iterable[Recording | tuple[str,
                     cuts, seconds = cuts + 1, seconds + cut.duration
                     bad.note(1, [])
                 else:
+                    problem = f"; the last one: {recording[1]}"
                     bad.note(1, [(recording[0], str(recording[1]))])
         if cuts == 0:
-            raise UserError(f"{path}: not one usable recording, nothing written{bad.hint}")
+            raise UserError(f"{path}: not one usable recording, nothing written{bad.hint}{problem}")
     return Written(path, cuts, seconds / 3600, bad.bad)
 
 
@@ -114,18 +124,13 @@ def _manifest_path(path: str | Path) -> Path:
     return path
 
 
-def folder_recordings(folder: str | Path) -> Iterator[Recording | tuple[str, UserError]]:
+def folder_recordings(folder: str | Path) -> Iterator[Described]:
     """All audio files below a folder; a recording's name is its path relative to it."""
     folder = Path(os.path.abspath(folder))
-    for path in tqdm(shuffled(audio_files(folder)), desc="headers of recordings", unit="file", delay=2):
-        name = path.relative_to(folder).as_posix()
-        try:
-            yield describe_file(path, name)
-        except UserError as error:
-            yield name, error
+    return describe_files([(path.relative_to(folder).as_posix(), path) for path in audio_files(folder)])
 
 
-def tsv_recordings(path: str | Path, rate: int = SAMPLE_RATE) -> Iterator[Recording]:
+def tsv_recordings(path: str | Path, rate: int = SAMPLE_RATE) -> Iterator[Described]:
     """fairseq's wav2vec manifest: the root folder in the first line, then ``path<tab>samples``.
 
     It does not say the sampling rate. It is believed, but for a few files whose headers are compared with it.
@@ -134,41 +139,52 @@ def tsv_recordings(path: str | Path, rate: int = SAMPLE_RATE) -> Iterator[Record
         UserError: the file is not such a list, or does not fit its recordings.
     """
     path = Path(path)
-    try:
-        root, *lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [(name, int(samples)) for name, samples in (line.split("\t") for line in lines if line.strip())]
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give fairseq's tsv manifest") from error
-    except ValueError as error:
-        raise UserError(f"{path}: expected a root folder, then lines of path<tab>number of samples") from error
+    root, rows = read_tsv(path)
     root = os.path.join(os.path.abspath(path.parent), root)  # an absolute root stays
-    for number, (name, samples) in enumerate(shuffled(rows)):
-        file = Path(root, name)
-        if number < _CHECKED:
-            found = describe_file(file, name)
-            if (found.sampling_rate, found.num_samples) != (rate, samples):
-                raise UserError(
-                    f"{path}: says {samples} samples (at {rate} Hz) of {name}, the file has {found.num_samples} at"
-                    f" {found.sampling_rate} Hz; give --rate, or make the list again"
-                )
-        if samples * SAMPLE_RATE >= MIN_SAMPLES * rate:
-            source = AudioSource("file", [0], str(file))
+    rows = shuffled(rows)
+    problems: dict[str, UserError] = {}
+    for name, samples in rows[:_CHECKED]:
+        try:
+            found = describe_file(Path(root, name), name)
+        except UserError as error:
+            problems[name] = error
+            continue
+        if (found.sampling_rate, found.num_samples) != (rate, samples):
+            raise UserError(
+                f"{path}: says {samples} samples (at {rate} Hz) of {name}, the file has {found.num_samples} at"
+                f" {found.sampling_rate} Hz; give --rate, or make the list again"
+            )
+    if rows and len(problems) == len(rows[:_CHECKED]):
+        raise UserError(f"{path}: {len(problems)} files were tried, none can be used; the last one: {problems[name]}")
+    for name, samples in rows:
+        if name in problems:
+            yield name, problems[name]
+        elif samples * SAMPLE_RATE >= MIN_SAMPLES * rate:
+            source = AudioSource("file", [0], os.path.join(root, name))
             yield Recording(id=name, sources=[source], sampling_rate=rate, num_samples=samples, duration=samples / rate)
 
 
-def librispeech_recordings(corpus: Path, part: str) -> list[Recording]:
-    """One part of a corpus in LibriSpeech's layout, by Lhotse's recipe."""
-    return _by_recipe(prepare_librispeech, corpus, part, dataset_parts=[part])
+# Which recordings a part of a corpus has and what they are called is as in Lhotse's recipes. These are not called: they
+# read transcripts and annotations that no manifest needs here, and one bad file is the end of them.
+
+
+def librispeech_files(corpus: Path, part: str) -> list[tuple[str, Path]]:
+    """(name, file) of one part of a corpus in LibriSpeech's layout."""
+    return _by_stem(files_below(corpus / part, [".flac"]), corpus)
 
 
 def librispeech_parts(corpus: Path) -> list[str]:
     """Folders that hold transcripts in LibriSpeech's layout."""
-    return sorted(folder.name for folder in corpus.iterdir() if any(folder.glob("*/*/*.trans.txt")))
+    return sorted(
+        folder.name
+        for folder in corpus.iterdir()
+        if any(not path.name.startswith(".") for path in folder.glob("*/*/*.trans.txt"))
+    )
 
 
-def musan_recordings(corpus: Path, part: str) -> list[Recording]:
-    """``music``, ``speech`` or ``noise`` of MUSAN, by Lhotse's recipe."""
-    return _by_recipe(prepare_musan, corpus, part, parts=[part])
+def musan_files(corpus: Path, part: str) -> list[tuple[str, Path]]:
+    """(name, file) of ``music``, ``speech`` or ``noise`` of MUSAN."""
+    return _by_stem(files_below(corpus / part, [".wav"]), corpus)
 
 
 def musan_parts(corpus: Path) -> list[str]:
@@ -176,42 +192,48 @@ def musan_parts(corpus: Path) -> list[str]:
     return [part for part in ("music", "speech", "noise") if (corpus / part).is_dir()]
 
 
-def rir_recordings(corpus: Path, part: str) -> list[Recording]:
-    """``point_noise``, ``iso_noise``, ``real_rir`` or ``sim_rir`` of RIRS_NOISES, by Lhotse's recipe."""
-    return _by_recipe(prepare_rir_noise, corpus, part, parts=[part])
+def rir_files(corpus: Path, part: str) -> list[tuple[str, Path]]:
+    """(name, file) of ``point_noise``, ``iso_noise``, ``real_rir`` or ``sim_rir`` of RIRS_NOISES."""
+    folder = corpus / RIR_PARTS[part]
+    if part == "sim_rir":  # whose rooms have the same file names
+        return [
+            (f"{room}-{path.stem}", path)
+            for room in ("small", "medium", "large")
+            if (folder / f"{room}room").is_dir()
+            for path in files_below(folder / f"{room}room", [".wav"])
+        ]
+    word = {"iso_noise": "noise", "real_rir": "rir"}.get(part, "")
+    return _by_stem([path for path in files_below(folder, [".wav"]) if word in path.stem], corpus)
 
 
 def rir_parts(corpus: Path) -> list[str]:
     """Those that are there."""
-    return [part for part, folder in RIR_PARTS.items() if (corpus / folder).is_dir()]
+    return [part for part, folder in RIR_PARTS.items() if (corpus / folder).is_dir() and rir_files(corpus, part)]
 
 
-def _by_recipe(prepare: Callable, corpus: Path, part: str, **options: Sequence[str]) -> list[Recording]:
-    try:
-        recordings = list(prepare(corpus, **options)[part]["recordings"])
-    except Exception as error:  # recipes assert, and readers raise what they like
-        raise UserError(
-            f"{corpus}: Lhotse's recipe failed for {part} ({' '.join(str(error).split())[:300]})"
-        ) from error
-    return shuffled(recordings)
+def _by_stem(files: Sequence[Path], corpus: Path) -> list[tuple[str, Path]]:
+    """Files with their names, which are paths where the same name comes twice."""
+    counts = Counter(path.stem for path in files)
+    return [(path.stem if counts[path.stem] == 1 else path.relative_to(corpus).as_posix(), path) for path in files]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus in parts that Lhotse has a recipe for."""
+    """A corpus in parts."""
 
     folder: str
     """Its folder's usual name; the folder above it is accepted too."""
     prefix: str
     """Of the manifests' names."""
     parts: Callable[[Path], list[str]]
-    recordings: Callable[[Path, str], list[Recording]]
+    files: Callable[[Path, str], list[tuple[str, Path]]]
+    """From the folder and a part to (name, file)."""
 
 
 CORPORA = {
-    "librispeech": Corpus("LibriSpeech", "librispeech", librispeech_parts, librispeech_recordings),
-    "musan": Corpus("musan", "musan", musan_parts, musan_recordings),
-    "rirs": Corpus("RIRS_NOISES", "rirs", rir_parts, rir_recordings),
+    "librispeech": Corpus("LibriSpeech", "librispeech", librispeech_parts, librispeech_files),
+    "musan": Corpus("musan", "musan", musan_parts, musan_files),
+    "rirs": Corpus("RIRS_NOISES", "rirs", rir_parts, rir_files),
 }
 
 
@@ -234,7 +256,7 @@ def write_corpus(
         what = f"no {', '.join(missing)}" if missing else f"no part of {corpus.folder}"
         raise UserError(f"{folder}: {what} in it{'; found ' + ', '.join(found) if found else ''}")
     return [
-        write_manifest(Path(out, f"{corpus.prefix}_cuts_{part}.jsonl.gz"), corpus.recordings(folder, part))
+        write_manifest(Path(out, f"{corpus.prefix}_cuts_{part}.jsonl.gz"), describe_files(corpus.files(folder, part)))
         for part in parts or found
     ]
 
@@ -264,6 +286,8 @@ def write_shar(manifests: Sequence[str], out: str | Path, *, shard_size: int = 1
                 try:
                     writer.write(cut.drop_supervisions())
                 except Exception as error:  # whatever its audio backends raise; it has read before it writes
+                    if isinstance(error, OSError) and error.errno in _FULL:
+                        raise UserError(f"{out}: {error.strerror}; nothing is left of it") from error
                     bad.note(1, [(cut.id, f"{cut.id}: {' '.join(str(error).split())[:300]}")])
                     continue
                 bad.note(1, [])

@@ -6,23 +6,26 @@ the batch, so that a run can be repeated with any number of workers and continue
 
 from __future__ import annotations
 
-import csv
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from s3prl_ekd import MIN_SAMPLES
-from s3prl_ekd.config import Config, DistortionConfig
+from s3prl_ekd.config import Config, DistortionConfig, Range, Seconds, Seed, Size, Workers
 from s3prl_ekd.data.audio import audio_files, audio_length, load_audio
 from s3prl_ekd.data.bad_recordings import BadRecordings
-from s3prl_ekd.data.batch import Batch, collate
+from s3prl_ekd.data.batch import Batch, Loaded, collate, empty_batch
 from s3prl_ekd.data.distortion import Distorter
 from s3prl_ekd.data.randomness import integer, keyed_generator
+from s3prl_ekd.data.text import read_lengths
+from s3prl_ekd.data.workers import POLL_SECONDS, patient, prepare_worker
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -38,11 +41,11 @@ class PretrainDataConfig(Config):
     below ``audio_folder``.
     """
 
-    train_batch_size: int
+    train_batch_size: Size
     """Utterances of a batch B."""
-    num_workers: int = 4
+    num_workers: Workers = 4
     """Processes that read and distort; 0: the training process does it itself."""
-    max_timestep: int | None = 250_000
+    max_timestep: Annotated[int, Range(at_most=10**12)] | None = 250_000
     """Longer utterances are cropped to this many samples, elsewhere in every epoch; null, 0 or less: never."""
     libri_root: str | None = None
     """Folder that the lists' ``file_path`` column is relative to."""
@@ -52,13 +55,15 @@ class PretrainDataConfig(Config):
     """Names of the lists to read."""
     audio_folder: str | None = None
     """Instead of lists: a folder whose audio files, however deeply nested, are all used."""
-    seed: int = 0
+    timeout_seconds: Seconds = 1800.0
+    """So long the run waits for one batch before it gives up; what a worker's death has cost is noticed at once."""
+    seed: Seed = 0
     """Determines the order of batches and the crops."""
 
     def __post_init__(self) -> None:
-        for name, least in (("train_batch_size", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        super().__post_init__()
+        if self.crop is not None and self.crop < MIN_SAMPLES:
+            raise UserError(f"max_timestep: a frame needs {MIN_SAMPLES} samples, found {self.crop}; null: no crops")
         lists = {name: getattr(self, name) for name in ("libri_root", "file_path", "sets")}
         missing = [name for name, value in lists.items() if not value]
         if self.audio_folder is not None and len(missing) < len(lists):
@@ -104,7 +109,7 @@ def read_utterances(config: PretrainDataConfig) -> list[Utterance]:
 def _scan(folder: Path) -> list[Utterance]:
     found, bad_recordings = [], BadRecordings()
     for path in tqdm(audio_files(folder), desc="lengths of recordings", unit="file", delay=2):
-        name = path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
         try:
             found.append(Utterance(name, path, audio_length(path)))
         except UserError as error:
@@ -120,14 +125,10 @@ def _read_lists(config: PretrainDataConfig) -> list[Utterance]:
         raise UserError(f"libri_root: no folder {root}")
     for name in config.sets:
         path = Path(config.file_path, f"{name}.csv")
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-            found += [Utterance(row["file_path"], root / row["file_path"], int(row["length"])) for row in rows]
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror or error}; file_path and sets name this list") from error
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
-            raise UserError(f"{path}: expected the columns file_path and length (samples) in every line") from error
+        rows = read_lengths(path)
+        if not rows:
+            logger.warning("%s: empty, no recording in it", path)
+        found += [Utterance(file, root / file, samples) for file, samples in rows]
     if found and not any(utterance.path.is_file() for utterance in found[:_BATCHES_IN_A_ROW]):
         raise UserError(f"{found[0].path}: no such file; libri_root does not fit the lists' file_path column")
     return found
@@ -146,35 +147,37 @@ class PretrainDataset(Dataset):
         self.config = config
         self.buckets = make_buckets(read_utterances(config), config.train_batch_size)
         self.distorter = Distorter(distortion)
-        self._bad_recordings = BadRecordings()
 
     def __len__(self) -> int:
         return len(self.buckets)
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
+    def __getitem__(self, key: tuple[int, int]) -> Loaded | UserError:
         """Batch ``index`` as epoch ``epoch`` hears it, or the next one that has a readable recording.
 
-        A UserError is returned, not raised: a worker's exception would reach the user wrapped in its traceback.
+        Where several batches in a row have none, an empty one. A UserError is returned, not raised: a worker's
+        exception would reach the user wrapped in its traceback.
         """
         epoch, index = key
+        read, bad = 0, []
         try:
             for step in range(_BATCHES_IN_A_ROW):
-                batch = self._read(epoch, self.buckets[(index + step) % len(self.buckets)])
+                bucket = self.buckets[(index + step) % len(self.buckets)]
+                batch = self._read(epoch, bucket, bad)
+                read += len(bucket)
                 if batch is not None:
-                    return batch
+                    return Loaded(batch, read, tuple(bad))
         except UserError as error:
             return error
-        return UserError(f"{_BATCHES_IN_A_ROW} batches in a row hold no usable recording; see the warnings above")
+        return Loaded(empty_batch(), read, tuple(bad))
 
-    def _read(self, epoch: int, bucket: Sequence[Utterance]) -> Batch | None:
+    def _read(self, epoch: int, bucket: Sequence[Utterance], bad: list[tuple[str, str]]) -> Batch | None:
         clean, names = [], []
         for utterance in bucket:
             try:
                 clean.append(self._crop(epoch, utterance))
             except UserError as error:
-                self._bad_recordings.note(1, [(utterance.name, str(error))])
+                bad.append((utterance.name, str(error)))
             else:
-                self._bad_recordings.note(1, [])
                 names.append(utterance.name)
         if not clean:
             return None
@@ -193,47 +196,70 @@ class PretrainDataset(Dataset):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Each pass is one epoch of ``(epoch, index)`` in an order keyed on (seed, epoch); the first may start midway."""
+    """Epoch after epoch of ``(epoch, index)``, each in an order keyed on (seed, epoch); the first may start midway."""
 
     def __init__(self, batches: int, seed: int, position: int = 0) -> None:
         """``position`` batches, counted over all epochs, have been consumed already."""
         self.batches = batches
         self.seed = seed
-        self.epoch, self.start = divmod(position, batches)
-
-    def __len__(self) -> int:
-        return self.batches - self.start
+        self.position = position
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        # A generator function on purpose: DataLoader calls iter() twice for its first epoch with workers, and only the
-        # iterator that is really used may count.
-        epoch, start = self.epoch, self.start
-        self.epoch, self.start = epoch + 1, 0
-        order = torch.randperm(self.batches, generator=keyed_generator(self.seed, epoch, "order"))
-        yield from ((epoch, index) for index in order[start:].tolist())
+        first, start = divmod(self.position, self.batches)
+        for epoch in itertools.count(first):
+            order = torch.randperm(self.batches, generator=keyed_generator(self.seed, epoch, "order"))
+            yield from ((epoch, index) for index in order[start:].tolist())
+            start = 0
 
 
-class PretrainLoader(DataLoader):
-    """Iterates epochs of :class:`~s3prl_ekd.distiller.Batch`, each pass the next epoch.
+class PretrainLoader:
+    """Iterates epochs of :class:`~s3prl_ekd.data.batch.Batch`: a pass gives the rest of an epoch, the next pass the
+    next one. Workers start once and read ahead across epochs.
+
+    Attributes:
+        dataset: of which s3prl's runner asks the length.
+        bad_recordings: counts of recordings read and skipped.
 
     Raises:
-        UserError: while iterating, when too many recordings are bad.
+        UserError: while iterating, when too many recordings are bad or the workers do not go on.
     """
 
     def __init__(self, dataset: PretrainDataset, position: int = 0) -> None:
         """``position``: batches consumed before, over all epochs (a resumed run)."""
-        workers = dataset.config.num_workers
-        super().__init__(
-            dataset,
-            batch_size=None,  # an item of the dataset is a batch already
-            sampler=EpochSampler(len(dataset), dataset.config.seed, position),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        self.dataset = dataset
+        self.bad_recordings = BadRecordings()
+        self._position = position
+        self._items: Iterator[Loaded | UserError] | None = None
+
+    def __len__(self) -> int:
+        """Batches of the next pass."""
+        return len(self.dataset) - self._position % len(self.dataset)
 
     def __iter__(self) -> Iterator[Batch]:
-        for item in super().__iter__():
+        if self._items is None or not self.dataset.config.num_workers:
+            self._items = patient(self._loader(), self.dataset.config.timeout_seconds)
+        if self._position % len(self.dataset) == 0:
+            self.bad_recordings.begin_pass()
+        for _ in range(len(self)):
+            item = next(self._items)
             if isinstance(item, UserError):
                 raise item
-            yield item
+            self._position += 1
+            self.bad_recordings.note(item.read, item.bad)
+            if not item.batch.utterances:
+                raise UserError(
+                    f"{_BATCHES_IN_A_ROW} batches in a row hold no usable recording; see the warnings above"
+                )
+            yield item.batch
+
+    def _loader(self) -> DataLoader:
+        workers = self.dataset.config.num_workers
+        return DataLoader(
+            self.dataset,
+            batch_size=None,  # an item of the dataset is a batch already
+            sampler=EpochSampler(len(self.dataset), self.dataset.config.seed, self._position),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            timeout=POLL_SECONDS if workers else 0,
+            worker_init_fn=prepare_worker if workers else None,
+        )

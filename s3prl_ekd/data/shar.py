@@ -50,9 +50,13 @@ class TarReader:
         if name not in members:
             raise UserError(f"{tar}: holds no audio of {name}; write the shard again")
         offset, size = members[name]
-        file.seek(offset)
-        data = file.read(size)
-        if len(data) < size:
+        try:
+            size = min(size, os.fstat(file.fileno()).st_size)  # no memory for what a damaged header promises
+            file.seek(offset)
+            data = file.read(size)
+        except OSError as error:
+            raise UserError(f"{tar}: {name} cannot be read ({error.strerror or error})") from error
+        if len(data) < members[name][1]:
             raise UserError(f"{tar}: truncated within {name}; copy the tar again")
         return data
 
@@ -77,7 +81,7 @@ def index_members(file: BinaryIO, name: str) -> dict[str, tuple[int, int]]:
                 path = PurePosixPath(member.name)
                 if member.isfile() and path.suffix not in _NOT_AUDIO:
                     members[str(path.with_suffix(""))] = member.offset_data, member.size
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:  # damaged headers give other errors too
         if not members:
             raise SourceError(f"{name}: not an uncompressed tar file ({error})") from error
         logger.warning("%s: damaged or truncated after %d recordings (%s)", name, len(members), error)

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from lhotse.lazy import LazyIteratorMultiplexer
 from lhotse.serialization import decode_json_line, open_best
 
 from s3prl_ekd import MIN_SAMPLES, SAMPLE_RATE
+from s3prl_ekd.data.config import is_remote, require_distinct
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SHAR_MANIFEST = re.compile(r"\bcuts((?:\.\d+)?)\.jsonl(?:\.gz)?")
 _SHAR_TAR = re.compile(r"\brecording((?:\.\d+)?)\.tar$")
+_MOST_NUMBERS = 1_000_000  # that a range may stand for
+_EMPTY_GZIP = 512  # bytes that a gzip file of nothing, which has its name in it, does not exceed
 _ENDS = 1 << 16  # bytes at either end that identify a manifest; a gzip file's last eight are a checksum of it all
 
 
@@ -64,11 +68,6 @@ class Source:
         return None if is_remote(self.name) else sum(os.path.getsize(manifest) for manifest in self.manifests)
 
 
-def is_remote(address: str) -> bool:
-    """Whether it is no path of a file system."""
-    return address.startswith("pipe:") or "://" in address
-
-
 def tar_beside(manifest: str) -> str:
     """The audio of a Shar manifest: ``.../recording.000012.tar`` for ``.../cuts.000012.jsonl.gz``.
 
@@ -82,18 +81,28 @@ def tar_beside(manifest: str) -> str:
 
 
 def resolve_sources(names: Sequence[str], key: str = "data.cuts") -> list[Source]:
-    """The manifests behind each name.
+    """The manifests behind each name; one that is empty is warned about, since nothing else would tell.
 
     Raises:
         UserError: a name stands for nothing that can be read lazily and repeatedly, or a manifest is named twice.
     """
     sources = [Source(name, tuple(_expand(name, key))) for name in names]
-    seen: set[str] = set()
-    for manifest in (manifest for source in sources for manifest in source.manifests):
-        if manifest in seen:
-            raise UserError(f"{key}: {manifest} is named twice, so its utterances would come twice in an epoch")
-        seen.add(manifest)
+    manifests = [manifest for source in sources for manifest in source.manifests]
+    require_distinct(manifests, key)
+    for manifest in manifests:
+        if not is_remote(manifest) and _is_empty(manifest):
+            logger.warning("%s: %s is empty, no utterance in it", key, manifest)
     return sources
+
+
+def _is_empty(path: str) -> bool:
+    if os.path.getsize(path) > _EMPTY_GZIP:
+        return False
+    try:
+        data = Path(path).read_bytes()
+        return not (gzip.decompress(data) if path.endswith(".gz") else data).strip()
+    except (OSError, EOFError, zlib.error):
+        return False  # it is damaged, which reading it will tell
 
 
 def _expand(name: str, key: str) -> list[str]:
@@ -126,6 +135,8 @@ def _expand_range(name: str) -> list[str]:
     if match is None:
         return [name]
     first, last = match.groups()
+    if int(last) - int(first) >= _MOST_NUMBERS:
+        raise UserError(f"{name}: stands for more than {_MOST_NUMBERS} manifests; write a smaller range")
     numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
     return [name[: match.start()] + number + name[match.end() :] for number in numbers]
 
@@ -151,6 +162,10 @@ def read_entries(manifest: str, crop: int | None) -> Iterator[Entry]:
     try:
         with _open(manifest) as lines:
             for line in lines:
+                if done == 0:
+                    line = line.removeprefix("\ufeff")
+                if line.isspace():
+                    continue
                 samples = round(decode_json_line(line)["duration"] * SAMPLE_RATE)
                 if samples < MIN_SAMPLES:
                     skipped += 1
@@ -163,7 +178,9 @@ def read_entries(manifest: str, crop: int | None) -> Iterator[Entry]:
         raise
     except Exception as error:  # what a line or an object store's client can raise is not ours to list
         raise SourceError(f"{manifest}: cannot be read after line {done} ({' '.join(str(error).split())})") from error
-    if skipped:
+    if skipped and skipped == done:
+        logger.warning("%s: all %d utterances are shorter than a frame, none is left", manifest, done)
+    elif skipped:
         logger.info("%s: %d utterances shorter than a frame (%d samples) left out", manifest, skipped, MIN_SAMPLES)
 
 
@@ -214,7 +231,7 @@ def mix_sources(sources: Sequence[Source], crop: int | None, rng: random.Random 
     if len(streams) == 1:
         return streams[0]
     sizes = [source.bytes for source in sources]
-    weights = [len(source.manifests) for source in sources] if None in sizes else sizes
+    weights = [len(source.manifests) for source in sources] if None in sizes else [max(1, size) for size in sizes]
     return iter(LazyIteratorMultiplexer(*streams, weights=weights, seed=rng.randrange(2**31) if rng else 0))
 
 

@@ -14,9 +14,7 @@ import hashlib
 import itertools
 import logging
 import random
-import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -25,13 +23,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from s3prl_ekd.config import DistortionConfig
 from s3prl_ekd.data.bad_recordings import BadRecordings
-from s3prl_ekd.data.batch import Batch, collate
+from s3prl_ekd.data.batch import Batch, Loaded, collate, empty_batch
 from s3prl_ekd.data.bucketing import draw_batches, duration_bounds
 from s3prl_ekd.data.config import DataConfig
 from s3prl_ekd.data.cuts import Cut, CutReader, draw_crop, read_cut
 from s3prl_ekd.data.distortion import Distorter
 from s3prl_ekd.data.shar import TarCache, TarReader
 from s3prl_ekd.data.sources import Entry, SourceError, digest, mix_sources, resolve_sources
+from s3prl_ekd.data.workers import POLL_SECONDS, patient, prepare_worker
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -97,24 +96,6 @@ class Plan:
             yield group[rank] if rank < len(group) else []
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A batch, and what happened while it was read."""
-
-    batch: Batch
-    read: int
-    bad: tuple[tuple[str, str], ...]
-
-    def pin_memory(self) -> Loaded:
-        """Called by DataLoader where there is a GPU."""
-        batch = self.batch
-        clean = batch.clean.pin_memory()
-        distorted = clean if batch.distorted is batch.clean else batch.distorted.pin_memory()
-        targets = batch.targets.pin_memory() if batch.targets is not None else None
-        batch = dataclasses.replace(batch, clean=clean, distorted=distorted, targets=targets)
-        return dataclasses.replace(self, batch=batch)
-
-
 class BatchReader(Dataset):
     """Reads a batch of entries as an epoch hears it: ``reader[epoch, entries]``."""
 
@@ -166,12 +147,6 @@ class BatchReader(Dataset):
         return Loaded(batch, len(entries), tuple(bad))
 
 
-def empty_batch() -> Batch:
-    """A batch of no utterance: its rank still steps with the others."""
-    none, no_samples = torch.zeros(0, dtype=torch.long), torch.zeros(0, 0)
-    return Batch(clean=no_samples, distorted=no_samples, lengths=none, utterances=(), starts=none)
-
-
 class _PlannedBatches(IterableDataset):
     """A rank's batches from a position on, for the process that plans."""
 
@@ -184,6 +159,20 @@ class _PlannedBatches(IterableDataset):
         try:
             for entries in self.plan.rank_batches(self.epoch, *self.place):
                 yield self.epoch, entries
+        except UserError as error:
+            yield error
+
+
+class _FromAnotherProcess:
+    """What a loader of one worker gives, for another loader to ask for its items."""
+
+    def __init__(self, planned: DataLoader, limit: float) -> None:
+        self.planned = planned
+        self.limit = limit
+
+    def __iter__(self) -> Iterator[tuple[int, list[Entry]] | UserError]:
+        try:
+            yield from patient(self.planned, self.limit)
         except UserError as error:
             yield error
 
@@ -290,20 +279,26 @@ class EpochLoader:
         return self.stream.bad_recordings
 
     def __iter__(self) -> Iterator[Batch]:
-        for loaded in self._loaders():
+        self.bad_recordings.begin_pass()
+        for loaded in patient(self._loaders(), self.stream.config.timeout_seconds):
             if isinstance(loaded, UserError):
                 raise loaded
-            self.stream.bad_recordings.note(loaded.read, loaded.bad)
+            self.bad_recordings.note(loaded.read, loaded.bad)
             yield loaded.batch
 
     def _loaders(self) -> DataLoader:
         stream, workers = self.stream, self.stream.config.num_workers
         planned = _PlannedBatches(stream.plan, self.epoch, self.consumed, stream.rank, stream.world_size)
-        options = {"batch_size": None, "worker_init_fn": _outlive_preemption if workers else None}
+        options = {
+            "batch_size": None,
+            "worker_init_fn": prepare_worker if workers else None,
+            "timeout": POLL_SECONDS if workers else 0,
+        }
         if workers:
-            planned = DataLoader(
+            planner = DataLoader(
                 planned, num_workers=1, prefetch_factor=_PLANNED_AHEAD, generator=torch.Generator(), **options
             )
+            planned = _FromAnotherProcess(planner, stream.config.timeout_seconds)
         return DataLoader(
             stream.reader,
             sampler=planned,
@@ -339,12 +334,6 @@ def dev_loader(
         key="data.dev_cuts",
     )
     return stream.loader(0)
-
-
-def _outlive_preemption(worker: int) -> None:
-    """A scheduler's signals go to all processes; the training process acts on them and still needs its workers."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _short(text: str) -> str:

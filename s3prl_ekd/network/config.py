@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from s3prl_ekd.config import Config, Depth, Dropout, Range, Size
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(Config):
     """Sizes and variants; names as in transformers' HubertConfig and WavLMConfig. See StudentConfig for the sizes."""
 
-    conv_dim: tuple[int, ...] = (512,) * 7
-    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
-    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    num_conv_pos_embeddings: int = 128
-    num_conv_pos_embedding_groups: int = 16
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    layer_norm_eps: float = 1e-5
+    conv_dim: tuple[Size, ...] = (512,) * 7
+    conv_kernel: tuple[Size, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_stride: tuple[Size, ...] = (5, 2, 2, 2, 2, 2, 2)
+    hidden_size: Size = 768
+    num_hidden_layers: Depth = 12
+    num_attention_heads: Size = 12
+    intermediate_size: Size = 3072
+    num_conv_pos_embeddings: Size = 128
+    num_conv_pos_embedding_groups: Size = 16
+    hidden_dropout: Dropout = 0.0
+    attention_dropout: Dropout = 0.0
+    activation_dropout: Dropout = 0.0
+    layer_norm_eps: Annotated[float, Range(more_than=0, at_most=1)] = 1e-5
     conv_bias: bool = False
     """Whether the convolutions have a bias (HuBERT Large: yes)."""
     conv_layer_norm: bool = False
@@ -30,7 +33,7 @@ class EncoderConfig:
     """LayerNorm before the feature projection; DistilHuBERT-style students have none."""
     do_stable_layer_norm: bool = False
     """Pre-norm layers and a LayerNorm at the end (Large) instead of post-norm layers (Base)."""
-    num_buckets: int = 0
+    num_buckets: Annotated[int, Range(at_least=0, at_most=65_536)] = 0
     """Buckets of WavLM's gated relative position bias (320); 0: none."""
-    max_bucket_distance: int = 800
+    max_bucket_distance: Annotated[int, Range(at_least=0, at_most=10**9)] = 800
     """Distance in frames from which on all fall into WavLM's last bucket."""

@@ -177,11 +177,9 @@ class Transformer(nn.Module):
             rows: projected features (N, D).
             packing: how they make up utterances.
             depth: layers to compute.
-            real: (B, F), False at rows that are padding all the same: silenced and not attended to.
+            real: (B, F), False at rows that are padding all the same: they are not attended to.
             plain: the position convolution by torch's conv1d.
         """
-        if real is not None:
-            rows = rows * real.flatten().unsqueeze(1)
         x = rows + self.pos_conv_embed(rows, packing, plain=plain)
         if not self.config.do_stable_layer_norm:
             x = self.layer_norm(x)
@@ -281,6 +279,7 @@ class SpeechEncoder(nn.Module):
         *,
         depth: int | None = None,
         padded: bool = False,
+        attended_frames: Tensor | None = None,
         feature_grad_scale: float = 1.0,
     ) -> EncoderOutput:
         """Run the encoder.
@@ -291,6 +290,8 @@ class SpeechEncoder(nn.Module):
             depth: transformer layers to compute; None: all.
             padded: compute all S samples of each utterance, padding masked in the attention only, as s3prl and
                 transformers do; the rows are then B times F, and batch mates do matter.
+            attended_frames: (B,) frames of each utterance that are not masked where ``padded``; None: those that its
+                own samples yield.
             feature_grad_scale: factor on the gradient that reaches the conv stack.
 
         Raises:
@@ -301,13 +302,15 @@ class SpeechEncoder(nn.Module):
         real = None
         if padded and bool((lengths < waveforms.shape[1]).any()):
             whole = torch.full_like(lengths, waveforms.shape[1])
-            frames = self.frame_lengths(lengths).to(waveforms.device, non_blocking=True)
-            real = length_mask(frames, int(self.frame_lengths(whole[0])))
+            attended = self.frame_lengths(lengths) if attended_frames is None else attended_frames
+            real = length_mask(attended.to(waveforms.device, non_blocking=True), int(self.frame_lengths(whole[0])))
             lengths = whole
         rows, packing = self.feature_extractor(waveforms, lengths, plain=self.plain)
         if feature_grad_scale != 1.0 and rows.requires_grad:
             rows = _ScaleGradient.apply(rows, feature_grad_scale)
         projected = self.feature_projection(rows)
+        if real is not None:
+            projected = projected * real.flatten().unsqueeze(1)
         depth = self.encoder_config.num_hidden_layers if depth is None else depth
         states = self.encoder(projected, packing, depth, real, plain=self.plain)
         return EncoderOutput(projected, states, packing)

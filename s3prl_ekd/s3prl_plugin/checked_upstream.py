@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.s3prl_plugin import hub
-from s3prl_ekd.teachers.s3prl_source import is_download, takes_file, unsafe_loads_named
+from s3prl_ekd.teachers.s3prl_source import file_problem, is_download, takes_file, unsafe_loads_named
 
 
 @contextlib.contextmanager
@@ -20,23 +21,28 @@ def checked_upstream() -> Iterator[None]:
     weights of ``-e`` or ``-i`` were trained on such an upstream.
 
     Raises:
-        UserError: a download that failed, features or a layer that the upstream does not have, weights of other sizes.
+        UserError: a download that failed, a file of another kind, features or a layer that the upstream does not have,
+            weights of other sizes.
     """
     from s3prl.downstream.runner import Runner
 
     load, select, fill = Runner._get_upstream, Runner._get_featurizer, Runner._load_weight
 
     def load_checked(runner: Any) -> Any:
+        files: list[object] = []
         try:
-            with unsafe_loads_named(f"-u {runner.args.upstream}"):
+            with unsafe_loads_named(f"-u {runner.args.upstream}") as files:
                 return load(runner)
         except UserError as error:
-            if runner.args.past_exp:
+            if runner.args.past_exp and not Path(runner.args.upstream_ckpt or ".").exists():
                 raise UserError(f"{error}; if the upstream has been moved, say by -k where it is now") from error
             raise
         except Exception as error:
             if is_download(error):
                 raise UserError(_not_fetched(runner.args, error)) from error
+            problem = file_problem(error, files, runner.args.upstream)
+            if problem is not None:
+                raise UserError(f"-u {runner.args.upstream} cannot be loaded ({problem})") from error
             raise
 
     def select_checked(runner: Any) -> Any:

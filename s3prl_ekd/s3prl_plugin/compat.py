@@ -370,3 +370,14 @@ class _CtcCorpusFinder:
         return importlib.util.spec_from_file_location(
             fullname, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
+
+
+# --- other processes --------------------------------------------------------------------------------------------------
+
+
+@_patch("multiprocessing's spawn and forkserver, which start a process without any of these patches")
+def new_processes() -> bool:
+    """All of the above in the processes that this one starts, such as the workers of s3prl's data loaders."""
+    from s3prl_ekd.s3prl_plugin import processes
+
+    return processes.reach_new_processes()

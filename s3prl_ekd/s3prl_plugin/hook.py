@@ -1,4 +1,4 @@
-"""What ``s3prl-ekd plug`` runs at the start of Python: it waits for s3prl to be imported, and then makes it work.
+"""Waits for s3prl to be imported, and then makes it work: what ``s3prl-ekd plug`` runs at the start of Python.
 
 Every start of Python in the environment pays for this module, so it imports nothing that is not loaded anyway.
 """
@@ -9,14 +9,23 @@ import sys
 
 TYPE_CHECKING = False  # as typing's, without its import
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType, TracebackType
 
 
+also: list[str] = []
+"""Functions, as ``module:name``, that are called once s3prl is patched, here and in the processes started from here."""
+
+
 def _patch_s3prl(module: ModuleType) -> None:
+    import pkgutil
+
     from s3prl_ekd.s3prl_plugin import compat
 
     report_user_errors()
     compat.apply()
+    for name in also:
+        pkgutil.resolve_name(name)()
 
 
 def _patch_checkout(module: ModuleType) -> None:
@@ -41,12 +50,7 @@ def _add_upstreams(module: ModuleType) -> None:
 
 
 # Module -> what to do after it has been imported.
-_AFTER = {
-    "s3prl": _patch_s3prl,
-    "s3prl.hub": _add_upstreams,
-    "s3prl.downstream.runner": _guard_downstream,
-    "pretrain.runner": _patch_checkout,
-}
+_AFTER: dict[str, Callable[[ModuleType], None]] = {}
 
 
 class _Finder:
@@ -80,8 +84,21 @@ class _Loader:
         _AFTER[module.__name__](module)
 
 
-def install() -> None:
-    """Start waiting for s3prl."""
+def install(*names: str) -> None:
+    """Start waiting for s3prl; once it is patched, the functions of these ``names`` are called (:data:`also`)."""
+    also.extend(name for name in names if name not in also)
+    after("s3prl", _patch_s3prl)
+    after("s3prl.hub", _add_upstreams)
+    after("s3prl.downstream.runner", _guard_downstream)
+    after("pretrain.runner", _patch_checkout)
+
+
+def after(name: str, action: Callable[[ModuleType], None]) -> None:
+    """Call ``action`` with the module of this name once it is imported, or at once if it is there."""
+    if name in sys.modules:
+        action(sys.modules[name])
+        return
+    _AFTER[name] = action
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from s3prl_ekd.config import Config
+from s3prl_ekd.config import Config, Count, Range
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.s3prl_plugin.optimizer_config import check_training
 
@@ -16,29 +16,25 @@ from s3prl_ekd.s3prl_plugin.optimizer_config import check_training
 class RunnerConfig(Config):
     """The section ``runner``; names and meaning are s3prl's."""
 
-    total_steps: int
+    total_steps: Count
     """Updates in all; the learning rate's schedule ends there. Counts where n_epochs is 0 or less."""
-    n_epochs: int = -1
+    n_epochs: Annotated[int, Range(at_most=10**12)] = -1
     """If positive, train for so many epochs instead."""
-    gradient_clipping: float
+    gradient_clipping: Annotated[float, Range(more_than=0, at_most=1e30)]
     """Largest norm of the gradient."""
-    gradient_accumulate_steps: int
+    gradient_accumulate_steps: Count
     """Batches of one update."""
-    log_step: int
+    log_step: Count
     """Updates between two logs."""
-    save_step: int
+    save_step: Count
     """Updates between two checkpoints."""
-    max_keep: int
+    max_keep: Count
     """Checkpoints to keep."""
     fp16: bool = False
     """Mixed precision with float16 (GPU only)."""
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "gradient_accumulate_steps", "log_step", "save_step", "max_keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"runner.{name}: expected at least 1, found {getattr(self, name)}")
-        if self.gradient_clipping <= 0:
-            raise UserError(f"runner.gradient_clipping: must be positive, found {self.gradient_clipping}")
+        super().__post_init__()
         for name, value in (("log_step", self.log_step), ("save_step", self.save_step)):
             if self.n_epochs <= 0 and value >= self.total_steps:
                 raise UserError(f"runner.{name}: must be below runner.total_steps {self.total_steps}, found {value}")

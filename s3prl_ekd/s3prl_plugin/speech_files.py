@@ -10,12 +10,27 @@ from typing import Any
 
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.s3prl_plugin import hook
 from s3prl_ekd.s3prl_plugin.compat import AudioFileError
 
 
 @contextlib.contextmanager
 def read_as_speech() -> Iterator[None]:
-    """While it lasts, ``torchaudio.load(path)`` gives 16 kHz mono.
+    """While it lasts, :func:`install` is in force, here and in the processes that are started."""
+    import torchaudio
+
+    original = torchaudio.load
+    install()
+    hook.also.append(_INSTALL)
+    try:
+        yield
+    finally:
+        hook.also.remove(_INSTALL)
+        torchaudio.load = original
+
+
+def install() -> None:
+    """Let ``torchaudio.load(path)`` give 16 kHz mono.
 
     Other rates are resampled and channels averaged, which is said once; a file that is empty, truncated, not audio or
     not finite is an :class:`AudioFileError` that names it.
@@ -36,7 +51,6 @@ def read_as_speech() -> Iterator[None]:
             raise AudioFileError(str(error)) from error
 
     torchaudio.load = load
-    try:
-        yield
-    finally:
-        torchaudio.load = original
+
+
+_INSTALL = f"{__name__}:{install.__name__}"

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from s3prl_ekd.config import DistillConfig, StudentConfig
@@ -24,8 +23,18 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, write_json, write_yaml
 from s3prl_ekd.student.checkpoint import read_checkpoint
 from s3prl_ekd.student.heads import PredictionHeads
-from s3prl_ekd.student.keys import recognize, to_transformers_keys
+from s3prl_ekd.student.keys import base_model, recognize, to_transformers_keys
 from s3prl_ekd.student.model import Student
+from s3prl_ekd.student.weights import (
+    WEIGHTS,
+    check_finite,
+    read_json,
+    read_shapes,
+    read_tensors,
+    stated_normalization,
+    weight_files,
+)
+from s3prl_ekd.targets import RULES, Source
 
 logger = logging.getLogger(__name__)
 
@@ -59,18 +68,19 @@ _HUBERT_DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu",
     "conv_pos_batch_norm": False,
 }
-_NOT_IN_CONFIG_JSON = {"initialize_from", "normalize_waveform"}
+_NOT_IN_CONFIG_JSON = {"initialize_from", "normalize_waveform"}  # the latter is the preprocessor's
 
 
 def load_student(where: str | Path) -> Student:
     """A student in eval mode, on the CPU, in fp32; s3prl is not imported.
 
     Args:
-        where: a student folder, a ``states-*.ckpt`` of run_pretrain (ours or s3prl's distiller), or a hub id. A local
-            path wins over a hub id.
+        where: a student folder, also as transformers writes it (fine-tuned: what stands on top of the student is left
+            out); a ``states-*.ckpt`` of run_pretrain (ours or s3prl's distiller); or a hub id. A local path wins over a
+            hub id.
 
     Raises:
-        UserError: nothing is there, or it is not a student (said what it is).
+        UserError: nothing is there, it is not a student (said what it is), or its weights are damaged or not finite.
     """
     return load_student_and_heads(where)[0]
 
@@ -94,7 +104,6 @@ def save_student(
     heads: PredictionHeads | None = None,
     recipe: DistillConfig | None = None,
     *,
-    targets: list[str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write a student folder, atomically, and read it back.
@@ -103,12 +112,12 @@ def save_student(
         folder: replaced if it is already a student folder, otherwise it must not exist or be empty.
         student: the network.
         heads: its prediction heads, if they are to be kept.
-        recipe: what it was distilled with; saved as ``recipe.yaml`` and told in the model card.
-        targets: names of what the heads predict, in order.
+        recipe: what it was distilled with; saved as ``recipe.yaml`` and told in the model card and, as the names of
+            what the heads predict in order (``targets``), beside their weights.
         dtype: of the stored tensors; loading always gives fp32.
 
     Raises:
-        UserError: ``folder`` holds something else.
+        UserError: ``folder`` holds something else, or a weight is not finite (in this ``dtype``).
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -120,12 +129,12 @@ def save_student(
         write_json(temporary / "config.json", _to_transformers(student.config, dtype))
         write_json(temporary / "preprocessor_config.json", _preprocessor(student.config))
         # Not save_file, whose files only their owner can read.
-        weights = save(_portable(student.state_dict(), dtype), {"format": "pt"})
-        (temporary / "model.safetensors").write_bytes(weights)
+        weights = _portable(student.state_dict(), dtype, folder)
+        (temporary / "model.safetensors").write_bytes(save(weights, {"format": "pt"}))
         if heads is not None:
-            metadata = {"format": "pt", "targets": json.dumps(targets or [])}
-            weights = save(_portable(heads.state_dict(), dtype), metadata)
-            (temporary / "heads.safetensors").write_bytes(weights)
+            metadata = {"format": "pt", "targets": json.dumps(_target_names(recipe))}
+            weights = _portable(heads.state_dict(), dtype, folder)
+            (temporary / "heads.safetensors").write_bytes(save(weights, metadata))
         if recipe is not None:
             write_yaml(temporary / "recipe.yaml", recipe.to_mapping())
         (temporary / "README.md").write_text(_model_card(student, recipe), encoding="utf-8")
@@ -137,8 +146,18 @@ def save_student(
     return folder
 
 
-def _portable(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+def _target_names(recipe: DistillConfig | None) -> list[str]:
+    """What each head predicts. A recipe does not say how wide the teachers are, and names do not depend on it."""
+    if recipe is None:
+        return []
+    sources = [Source(teacher.name, teacher.layers, 1, teacher.weight) for teacher in recipe.teachers]
+    return [target.name for target in RULES[recipe.objective.aggregation].plan(sources)]
+
+
+def _portable(state: Mapping[str, Tensor], dtype: torch.dtype, folder: Path) -> dict[str, Tensor]:
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    check_finite(weights, folder)
+    return weights
 
 
 def _to_transformers(config: StudentConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -150,6 +169,8 @@ def _to_transformers(config: StudentConfig, dtype: torch.dtype) -> dict[str, Any
         "num_feat_extract_layers": len(config.conv_dim),
         "layer_norm_eps": 1e-5,
         **_NO_AUGMENTATION,
+        # Where it is wanted it is here, too: a model that transformers saves again is saved without its preprocessor.
+        **({"normalize_waveform": True} if config.normalize_waveform else {}),
         "dtype": str(dtype).removeprefix("torch."),
     }
 
@@ -166,29 +187,6 @@ def _preprocessor(config: StudentConfig) -> dict[str, Any]:
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: no student folder, it has no {path.name} that can be read ({error.strerror or error})"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: not the JSON of a student, expected names and values")
-    return values
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: cannot be read as safetensors ({error}); the file is damaged or incomplete"
-        ) from error
-
-
 def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
     if not (folder / "config.json").exists() and (
         any(folder.glob("states-*.ckpt")) or (folder / "checkpoints").is_dir()
@@ -197,7 +195,9 @@ def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
             f"{folder}: a run's folder, not a student's; name one of its checkpoints, or make a student of the last"
             f" one: s3prl-ekd export-checkpoint {folder} STUDENT"
         )
-    raw = _read_json(folder / "config.json")
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder}: no student folder, it has no config.json; name the folder that has it")
+    raw = read_json(folder / "config.json")
     found = {**_HUBERT_DEFAULTS, **raw}
     for key, wanted in _ARCHITECTURE.items():
         if found.get(key) != wanted:
@@ -206,35 +206,52 @@ def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
                 f" {wanted!r}; a {raw.get('model_type', 'model')} like this can be a teacher (transformers: {folder})"
             )
     names = {field.name for field in dataclasses.fields(StudentConfig)} - _NOT_IN_CONFIG_JSON
-    mapping = {name: raw[name] for name in names if name in raw}
-    preprocessor = folder / "preprocessor_config.json"
-    if preprocessor.is_file():
-        mapping["normalize_waveform"] = bool(_read_json(preprocessor).get("do_normalize", False))
+    mapping = {name: raw[name] for name in (*names, "normalize_waveform") if name in raw}
+    stated = stated_normalization(lambda name: folder / name if (folder / name).is_file() else None)
+    if stated is not None:
+        mapping["normalize_waveform"] = stated
     try:
         config = StudentConfig.from_mapping(mapping, "student")
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
-    if not (folder / "model.safetensors").is_file():
-        raise UserError(f"{folder}: has no model.safetensors; a student folder needs one")
+    files = weight_files(folder)
+    if not files:
+        raise UserError(f"{folder}: has no model.safetensors; a student folder needs one (or {', '.join(WEIGHTS[1:])})")
+    shapes = read_shapes(files)
+    if shapes is not None:  # before memory is taken
+        _check_shapes(config, _student_weights(shapes, folder)[0], folder)
+    state, left_over = _student_weights(read_tensors(files), folder)
+    if left_over:
+        logger.warning(
+            "%s: %s; the student is taken out of it, without %s",
+            folder, " ".join(map(str, raw.get("architectures") or ["a larger model"])), ", ".join(left_over),
+        )  # fmt: skip
     heads_file = folder / "heads.safetensors"
-    heads = _read_tensors(heads_file) if heads_file.is_file() else None
-    state = _read_tensors(folder / "model.safetensors")
-    state.pop("masked_spec_embed", None)  # only for masking in training, which a student never does
+    heads = read_tensors([heads_file]) if heads_file.is_file() else None
+    return _assemble(config, state, heads, folder)
+
+
+def _student_weights(weights: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Those of the student under its names, and the modules of all others in a fine-tuned model."""
+    inner, left_over = base_model(weights)
+    inner.pop("masked_spec_embed", None)  # only for masking in training, which a student never does
     try:
-        state = to_transformers_keys(state, recognize(state))  # older folders name the weight norm otherwise
+        return to_transformers_keys(inner, recognize(inner)), left_over  # older folders name the weight norm otherwise
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
-    return _assemble(config, state, heads, folder)
 
 
 def _assemble(
     config: StudentConfig, state: Mapping[str, Tensor], heads: Mapping[str, Tensor] | None, where: Path
 ) -> tuple[Student, PredictionHeads | None]:
-    """Networks with exactly these weights."""
+    """Networks with exactly these weights, in fp32."""
+    _check_shapes(config, state, where)
+    check_finite(state, where)
     student = Student(config)
     _load_strictly(student, state, where)
     head_modules = None
     if heads:
+        check_finite(heads, where)
         try:
             sizes = [heads[f"{i}.2.bias"].shape[0] for i in range(len({name.split(".")[0] for name in heads}))]
             head_modules = PredictionHeads(config.hidden_size, sizes, heads["0.0.bias"].shape[0])
@@ -243,6 +260,57 @@ def _assemble(
         _load_strictly(head_modules, heads, where)
         head_modules.eval()
     return student.eval(), head_modules
+
+
+def _check_shapes(config: StudentConfig, state: Mapping[str, Tensor], where: Path) -> None:
+    """Refuse a configuration that its tensors do not bear out, before a network of its sizes takes memory."""
+    layers = {name.split(".")[2] for name in state if name.startswith("encoder.layers.")}
+    if config.num_hidden_layers != len(layers):
+        raise UserError(
+            f"{where}: the weights do not fit the student's configuration: num_hidden_layers is"
+            f" {config.num_hidden_layers}, but there are weights of {len(layers)} layers"
+        )
+    shapes = tensor_shapes(config)
+    for name in sorted(shapes.keys() ^ state.keys()):
+        problem = "is missing" if name in shapes else "has no place in it"
+        raise UserError(f"{where}: the weights do not fit the student's configuration: {name} {problem}")
+    for name, wanted in shapes.items():
+        if tuple(state[name].shape) != wanted:
+            raise UserError(
+                f"{where}: the weights do not fit the student's configuration: {name} is {tuple(state[name].shape)},"
+                f" where {wanted} is described"
+            )
+
+
+def tensor_shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of a student's tensors by name, without making one."""
+    size, inner, positions = config.hidden_size, config.intermediate_size, config.num_conv_pos_embeddings
+    channels = (1, *config.conv_dim)
+    shapes = {
+        f"feature_extractor.conv_layers.{i}.conv.weight": (channels[i + 1], channels[i], kernel)
+        for i, kernel in enumerate(config.conv_kernel)
+    }
+    position_conv = "encoder.pos_conv_embed.conv"
+    shapes |= {
+        f"{position_conv}.bias": (size,),
+        f"{position_conv}.parametrizations.weight.original0": (1, 1, positions),
+        f"{position_conv}.parametrizations.weight.original1": (
+            size, size // config.num_conv_pos_embedding_groups, positions,
+        ),
+    }  # fmt: skip
+    norms = {"feature_extractor.conv_layers.0.layer_norm": channels[1], "encoder.layer_norm": size}
+    linears = {"feature_projection.projection": (size, channels[-1])}  # (out, in)
+    for i in range(config.num_hidden_layers):
+        layer = f"encoder.layers.{i}"
+        norms |= {f"{layer}.layer_norm": size, f"{layer}.final_layer_norm": size}
+        linears |= {f"{layer}.attention.{name}_proj": (size, size) for name in ("q", "k", "v", "out")}
+        linears |= {
+            f"{layer}.feed_forward.intermediate_dense": (inner, size),
+            f"{layer}.feed_forward.output_dense": (size, inner),
+        }
+    shapes |= {f"{name}.{part}": (width,) for name, width in norms.items() for part in ("weight", "bias")}
+    shapes |= {f"{name}.weight": shape for name, shape in linears.items()}
+    return shapes | {f"{name}.bias": shape[:1] for name, shape in linears.items()}
 
 
 def _load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
@@ -258,9 +326,12 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    files = ["*.json", "model.safetensors", "heads.safetensors", "recipe.yaml"]
+    patterns = ["*.json", "model*.safetensors", "heads.safetensors", "recipe.yaml"]
     try:
-        return Path(snapshot_download(name, allow_patterns=files))
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        if not any(folder.glob("model*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"]))
+        return folder
     except HFValidationError as error:
         raise UserError(f"{name}: no such file or folder") from error
     except Exception as error:  # whatever the network, the hub or its client raise: the user can do one thing

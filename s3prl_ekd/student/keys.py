@@ -130,6 +130,19 @@ def recognize(state: Mapping[str, Tensor]) -> KeyTable:
     raise UserError(f"weights of no known kind; nearest is {closest}, but for {unknown[closest][0]}")
 
 
+def base_model(state: Mapping[str, Tensor], prefix: str = "hubert.") -> tuple[dict[str, Tensor], list[str]]:
+    """The encoder inside a model that transformers puts on top of one, such as HubertForCTC.
+
+    Returns:
+        Its weights without ``prefix``, and the modules of the others (``lm_head``); all weights and none, where no name
+        has the prefix.
+    """
+    inner = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    if not inner:
+        return dict(state), []
+    return inner, sorted({key.partition(".")[0] for key in state if not key.startswith(prefix)})
+
+
 def _rename(state: Mapping[str, Tensor], pairs: Pairs, dropped: tuple[str, ...], kind: str) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     unknown = []

@@ -13,7 +13,8 @@ from s3prl_ekd.superb.corpora import Corpora, HiddenSets, Split, mini_corpora
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import JobError, run_jobs
 from s3prl_ekd.superb.outcome import METRICS
-from s3prl_ekd.superb.summary import tables, write_summary
+from s3prl_ekd.superb.summary import write_summary
+from s3prl_ekd.superb.tables import tables
 
 _SPLITS = {
     "public": frozenset({Split.PUBLIC}),

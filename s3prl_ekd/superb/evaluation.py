@@ -14,10 +14,18 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, write_json
 from s3prl_ekd.superb import child
 from s3prl_ekd.superb.corpora import Corpora, Split
-from s3prl_ekd.superb.experiments import Experiment, load_template, plan, require_given, set_option, with_steps
+from s3prl_ekd.superb.experiments import (
+    Experiment,
+    data_identity,
+    load_template,
+    plan,
+    require_given,
+    set_option,
+    with_steps,
+)
 from s3prl_ekd.superb.jobs import Job
 from s3prl_ekd.superb.outcome import METRICS
-from s3prl_ekd.superb.summary import Row
+from s3prl_ekd.superb.summary import Row, flat
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +109,7 @@ class Evaluation:
 
     def rows(self) -> list[Row]:
         """The results, one row per task and test set; folds are averaged."""
-        found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        found: dict[tuple[str, Split, str], list[dict[str, Any]]] = {}
         for experiment in self.experiments:
             folder = self.out / experiment.name
             if self._differing(experiment):
@@ -110,13 +118,19 @@ class Evaluation:
             for test in experiment.tests:
                 result = _read(self._result(experiment, test.name))
                 seconds = trained["seconds"] + result["seconds"]
-                entry = {**result, "steps": experiment.steps, "seconds": seconds, "checkpoint": trained["checkpoint"]}
-                found.setdefault((experiment.task, str(test.split), test.name), []).append(entry)
+                entry = {
+                    **result,
+                    "steps": experiment.steps,
+                    "seconds": seconds,
+                    "checkpoint": trained["checkpoint"],
+                    "weights": _read(folder / child.WEIGHTS)["sha256"],
+                }
+                found.setdefault((experiment.task, Split(test.split), test.name), []).append(entry)
         return [
             Row.from_folds(
                 entries,
                 task=task,
-                split=split,
+                split=str(split),
                 test_set=name,
                 metric=METRICS[task].name,
                 upstream=self.upstream,
@@ -124,9 +138,16 @@ class Evaluation:
                 label=self.label or default_label(self.upstream, self.ckpt),
                 seed=self.seed,
                 corpus=self.corpora.recipes,
+                weights=entries[0]["weights"],
+                settings=self._all_settings(task, split),
             )
             for (task, split, name), entries in found.items()
         ]
+
+    def _all_settings(self, task: str, split: Split) -> dict[str, Any]:
+        """:attr:`Row.settings`. The data are named by their source, not by what is prepared from it in ``out``."""
+        common = {name: getattr(self, name) for name in ("fine_tune", "remember_features", "device")}
+        return {**common, "data": data_identity(task, self.corpora, split), "downstream": self._template(task)}
 
     def _template(self, task: str) -> dict[str, Any]:
         config = load_template(task, self.corpora.recipes)
@@ -171,8 +192,9 @@ class Evaluation:
         if not path.is_file():
             return []
         before = _read(path)
-        return _differences({**before["settings"], **before["experiment"]["config"]},
-                            {**self._settings, **experiment.config})  # fmt: skip
+        there = flat({**before["settings"], **before["experiment"]["config"]})
+        here = flat({**self._settings, **experiment.config})
+        return [key for key in sorted({**there, **here}) if there.get(key) != here.get(key)]
 
     def _missing(self, experiment: Experiment) -> list[str]:
         """Test sets without a result. One whose data lies elsewhere now is judged again."""
@@ -199,15 +221,3 @@ def _read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete the folder {path.parent} to make it anew") from error
-
-
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now}, key=str)
-        return [
-            key
-            for name in keys
-            for key in _differences(before.get(name), now.get(name), f"{where}.{name}" if where else str(name))
-        ]
-    return [] if before == now else [where]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from s3prl_ekd import assets
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.superb import iemocap, lexicon, librispeech, voxceleb
-from s3prl_ekd.superb.corpora import Corpora, Split
+from s3prl_ekd.superb.corpora import Corpora, HiddenSets, Split
 
 Settings = dict[str, Any]
 """A configuration of s3prl's downstream runner, as its YAML gives it."""
@@ -78,6 +79,8 @@ _NEEDED = {
     "er": {Split.PUBLIC: ("iemocap",), Split.HIDDEN: ("iemocap", "hidden")},
     "asr": {Split.PUBLIC: ("librispeech",), Split.HIDDEN: ("librispeech", "hidden")},
 }
+_OPTIONAL = {"pr": ("lexicon_fallback",), "er": ("iemocap_labels",), "asr": ("lengths",)}
+"""What else the data of a task depends on."""
 
 
 def require_given(tasks: Iterable[str], corpora: Corpora, splits: frozenset[Split]) -> None:
@@ -92,6 +95,26 @@ def require_given(tasks: Iterable[str], corpora: Corpora, splits: frozenset[Spli
     missing = [option for name, option in _GIVEN_BY.items() if name in needed and not getattr(corpora, name)]
     if missing:
         raise UserError(f"missing: {', '.join(missing)}; --tasks chooses the tasks that need no others")
+
+
+def data_identity(task: str, corpora: Corpora, split: Split) -> dict[str, Any]:
+    """What tells the data of ``task`` and of its tests in ``split`` from other data: the corpus's fingerprint if it has
+    one, or else the folders given, and of files what is in them."""
+    if corpora.fingerprint:
+        return {"fingerprint": corpora.fingerprint}
+    names = (*_NEEDED[task][split], *_OPTIONAL.get(task, ()))
+    return {name: _identity(getattr(corpora, name)) for name in names}
+
+
+def _identity(value: Any) -> Any:
+    """A plain value that is another one when the data is."""
+    if isinstance(value, tuple):
+        return [_identity(item) for item in value]
+    if isinstance(value, HiddenSets):
+        return str(value.root)
+    if isinstance(value, Path):
+        return hashlib.sha256(value.read_bytes()).hexdigest() if value.is_file() else str(value)
+    return value
 
 
 def plan(task: str, corpora: Corpora, splits: frozenset[Split], template: Settings, folder: Path) -> list[Experiment]:

@@ -164,6 +164,7 @@ def _work(job: Job, threads: int, environment: Mapping[str, str]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # not forkserver: a loader's workers need not import s3prl anew
     with job.log.open("ab") as log, open(os.devnull, "rb") as nothing:
         for stream, number in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(stream.fileno(), number)

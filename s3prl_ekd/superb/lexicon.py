@@ -8,46 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from s3prl_ekd import assets
-from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.data.text import Pronunciation, read_lexicon
+from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path
 
 logger = logging.getLogger(__name__)
-
-Pronunciation = tuple[str, ...]
-"""Phonemes of one word: stressed ARPAbet."""
 
 
 def phonemes() -> list[str]:
     """The vocabulary of phoneme recognition: SIL, SPN and 69 stressed ARPAbet phonemes, s3prl's order."""
     return assets.folder("vocab/phoneme.txt").read_text(encoding="utf-8").split()
-
-
-def read_lexicon(path: Path) -> dict[str, Pronunciation]:
-    """Read lines ``WORD PH PH ...`` (spaces or a tab; OpenSLR 11's format); a word's first line counts.
-
-    Raises:
-        UserError: the file is unreadable, or has a line without phonemes or with one outside the vocabulary.
-    """
-    vocabulary = phonemes()
-    known = set(vocabulary)
-    lexicon: dict[str, Pronunciation] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"lexicon {path} cannot be read ({error}); give a text file of 'WORD PH PH' lines") from error
-    for number, line in enumerate(lines, start=1):
-        word, *pronunciation = line.split() or [""]
-        if word and not pronunciation:
-            raise UserError(f"lexicon {path}, line {number}: {word!r} has no phonemes")
-        wrong = next((phoneme for phoneme in pronunciation if phoneme not in known), None)
-        if wrong is not None:
-            raise UserError(
-                f"lexicon {path}, line {number}: {wrong!r} is not one of the {len(known)} stressed ARPAbet phonemes"
-                f" ({nearest(wrong, vocabulary)})"
-            )
-        if word:
-            lexicon.setdefault(word, tuple(pronunciation))
-    return lexicon
 
 
 def write_lexicon(path: Path, words: Iterable[str], files: Sequence[Path], *, fallback: bool) -> None:
@@ -60,11 +30,12 @@ def write_lexicon(path: Path, words: Iterable[str], files: Sequence[Path], *, fa
         fallback: complete the lexicon from CMUdict, and what that lacks by espeak-ng's rules.
 
     Raises:
-        UserError: words are missing and ``fallback`` is off, or not even the fallback knows them.
+        UserError: a lexicon is unusable, or words are missing and ``fallback`` is off or does not know them either.
     """
     lexicon: dict[str, Pronunciation] = {}
+    vocabulary = phonemes()
     for file in files:
-        lexicon = read_lexicon(file) | lexicon
+        lexicon = read_lexicon(file, vocabulary) | lexicon
     wanted = sorted(set(words))
     missing = [word for word in wanted if word not in lexicon]
     if missing and fallback:

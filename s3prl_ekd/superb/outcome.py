@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from s3prl_ekd.errors import UserError
@@ -29,6 +29,8 @@ class Outcome:
 
     value: float
     """The score."""
+    value_error: float
+    """Standard error of ``value`` over utterances."""
     chance: float
     """The best constant answer's score."""
     chance_error: float
@@ -57,8 +59,8 @@ class Metric:
     """From the printed score to percent."""
     answers: tuple[str, str]
     """Files of hypotheses and of references in the experiment's folder (glob patterns)."""
-    score: Callable[[Sequence[str], Sequence[str]], tuple[float, float, float]]
-    """(answers, references) -> score, chance, standard error of chance; in percent."""
+    score: Callable[[Sequence[str], Sequence[str]], Outcome]
+    """(answers, references) -> score, chance and their standard errors."""
 
     def off_chance(self, value: float, chance: float, chance_error: float) -> bool:
         """Whether ``value`` is better than chance by :data:`OFF_CHANCE_ERRORS` standard errors."""
@@ -66,23 +68,40 @@ class Metric:
         return gain > OFF_CHANCE_ERRORS * chance_error
 
 
-def accuracy(answers: Sequence[str], references: Sequence[str]) -> tuple[float, float, float]:
-    """Percent of equal labels; chance is the share of the most frequent one."""
+def accuracy(answers: Sequence[str], references: Sequence[str]) -> Outcome:
+    """Percent of equal labels; chance is the share of the most frequent one. Standard errors are the binomial's."""
+    count = len(references)
     correct = sum(answer == reference for answer, reference in zip(answers, references, strict=True))
-    share = Counter(references).most_common(1)[0][1] / len(references)
-    error = math.sqrt(share * (1 - share) / len(references))
-    return 100 * correct / len(references), 100 * share, 100 * error
+    most = Counter(references).most_common(1)[0][1]
+
+    def error(hits: int) -> float:
+        share = hits / count
+        return 100 * math.sqrt(share * (1 - share) / count)
+
+    return Outcome(
+        value=100 * correct / count,
+        value_error=error(correct),
+        chance=100 * (most / count),
+        chance_error=error(most),
+        utterances=count,
+    )
 
 
-def error_rate(answers: Sequence[str], references: Sequence[str]) -> tuple[float, float, float]:
+def error_rate(answers: Sequence[str], references: Sequence[str]) -> Outcome:
     """Edits per reference token, in percent; chance is the best constant transcript's."""
     tokens = [reference.split() for reference in references]
-    value, _ = _rate([answer.split() for answer in answers], tokens)
+    value, value_error = _rate([answer.split() for answer in answers], tokens)
     by_length = sorted(tokens, key=lambda words: (len(words), words))
     every = max(1, len(by_length) // MAX_CONSTANTS)
     constants = [[], *by_length[::every]]
-    chance, error = min(_rate([constant] * len(tokens), tokens) for constant in constants)
-    return value, chance, error
+    chance, chance_error = min(_rate([constant] * len(tokens), tokens) for constant in constants)
+    return Outcome(
+        value=value,
+        value_error=value_error,
+        chance=chance,
+        chance_error=chance_error,
+        utterances=len(references),
+    )
 
 
 def _rate(answers: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> tuple[float, float]:
@@ -128,10 +147,10 @@ def read_outcome(metric: Metric, folder: Path, output: str) -> Outcome:
         raise UserError(f"{folder}: s3prl's runner printed no '{metric.printed}'")
     answers, references = (_column(folder, pattern) for pattern in metric.answers)
     value = metric.scale * float(printed[-1])
-    again, chance, error = metric.score(answers, references)
-    if not abs(value - again) <= TOLERANCE:
-        raise UserError(f"{folder}: s3prl's runner printed {value:.3f} % but its answers score {again:.3f} %")
-    return Outcome(value=value, chance=chance, chance_error=error, utterances=len(references))
+    outcome = metric.score(answers, references)
+    if not abs(value - outcome.value) <= TOLERANCE:
+        raise UserError(f"{folder}: s3prl's runner printed {value:.3f} % but its answers score {outcome.value:.3f} %")
+    return replace(outcome, value=value)
 
 
 def _column(folder: Path, pattern: str) -> list[str]:

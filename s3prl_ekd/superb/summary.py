@@ -1,22 +1,23 @@
-"""Results on disk and on the screen: ``summary.json`` and the tables made from it."""
+"""Results on disk: scores with all that they depend on, in ``summary.json``."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import write_json
 from s3prl_ekd.superb.outcome import METRICS
 
-FORMAT = 1
-CHANCE = "chance"
-"""Label of the table's first line, the best constant answer's scores."""
+FORMAT = 2
+"""Written; format 1 had neither ``value_error`` nor ``weights`` nor ``settings``."""
+FORMATS = (1, FORMAT)
+"""Read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +58,24 @@ class Row:
     """Which downstream checkpoint was judged; several for folds."""
     folds: tuple[float, ...] = ()
     """Scores of the folds."""
+    value_error: float | None = None
+    """Standard error of ``value`` over utterances, in percent; None: unknown."""
+    weights: str | None = None
+    """SHA-256 of the weights in ``ckpt``, empty where that is no local path; None: unknown."""
+    settings: Mapping[str, Any] | None = field(default=None, repr=False)
+    """What else the score depends on: mappings ``downstream``, the configuration of the training, and ``data``, what it
+    and the test read, beside what an evaluation has for all tasks, such as ``fine_tune``. None: unknown."""
 
     @classmethod
     def from_folds(cls, entries: Sequence[Mapping[str, Any]], **common: Any) -> Row:
         """Combine the results of one test set over the folds of a task (most tasks have one)."""
         values = [entry["value"] for entry in entries]
-        error = math.sqrt(sum(entry["chance_error"] ** 2 for entry in entries)) / len(entries)
+        errors = [entry.get("value_error") for entry in entries]  # results of earlier versions have none
         return cls(
             value=fmean(values),
+            value_error=None if None in errors else _error_of_mean(errors),
             chance=fmean(entry["chance"] for entry in entries),
-            chance_error=error,
+            chance_error=_error_of_mean([entry["chance_error"] for entry in entries]),
             utterances=sum(entry["utterances"] for entry in entries),
             steps=entries[0]["steps"],
             seconds=round(sum(entry["seconds"] for entry in entries), 1),
@@ -81,106 +90,130 @@ class Row:
         return METRICS[self.task].off_chance(self.value, self.chance, self.chance_error)
 
     @property
-    def key(self) -> tuple[Any, ...]:
-        """What a newer row replaces an older one by."""
-        return (self.label, self.upstream, self.ckpt, self.seed, self.corpus, self.task, self.split, self.test_set)
+    def place(self) -> tuple[str, str, str, str]:
+        """Which test set it is a score on."""
+        return (self.corpus, self.split, self.task, self.test_set)
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What an evaluation has for all of its tasks: its settings, and what it judged: known by the content of the
+        weights, so that a copy is the same, or else by its name."""
+        plain = {name: value for name, value in (self.settings or {}).items() if not isinstance(value, Mapping)}
+        return {"upstream": self.upstream, "ckpt": self.weights or self.ckpt, **plain}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the score depends on but the seed, as far as it is known, by dotted names."""
+        settings = self.settings or {}
+        data = {"data": settings.get("data", {})}
+        return {**self.common, "steps": self.steps, **flat(data), **flat(settings.get("downstream", {}))}
+
+    @property
+    def result(self) -> tuple[Any, ...]:
+        """What came out. Two rows that agree in it and in all that is known of them are of one run."""
+        return (self.value, self.folds, self.chance, self.utterances)
+
+    @property
+    def key(self) -> str:
+        """What a newer row replaces an older one by: everything but what came out."""
+        return canonical([self.place, self.label, self.seed, self.identity])
+
+
+def _error_of_mean(errors: Sequence[float]) -> float:
+    """Standard error of the mean of independent scores with these standard errors."""
+    return math.sqrt(sum(error**2 for error in errors)) / len(errors)
+
+
+def flat(value: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """A mapping of mappings as one, of dotted keys."""
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        key = f"{where}.{name}" if where else str(name)
+        found |= flat(item, key) if isinstance(item, Mapping) else {key: item}
+    return found
+
+
+def canonical(value: Any) -> str:
+    """Equal for equal values, before and after they were on disk."""
+    return json.dumps(value, sort_keys=True)
+
+
+def distinct(rows: Iterable[Row]) -> list[Row]:
+    """Every run once. Where a run is there with its settings and without, the former counts."""
+    once = {(row.key, row.result): row for row in rows}.values()
+    known = {_known(row) for row in once if row.settings is not None}
+    return [row for row in once if row.settings is not None or _known(row) not in known]
+
+
+def _known(row: Row) -> tuple[Any, ...]:
+    """A run as far as format 1 has it."""
+    return (*row.place, row.label, row.upstream, row.ckpt, row.steps, row.seed, *row.result)
 
 
 def write_summary(path: Path, rows: Iterable[Row]) -> list[Row]:
-    """Put ``rows`` into a summary, atomically; rows of other tasks and splits that are there stay. Returns all."""
+    """Put ``rows`` into a summary, atomically. Returns all that are then in it.
+
+    A row replaces the one of the same run; those of other tasks, splits, seeds and settings stay.
+
+    Raises:
+        UserError: there is something else, or the file cannot be read or written.
+    """
     merged = {row.key: row for row in (read_summary(path) if path.is_file() else [])}
     merged |= {row.key: row for row in rows}
-    write_json(path, {"format": FORMAT, "rows": [asdict(row) for row in merged.values()]})
-    return list(merged.values())
+    kept = distinct(merged.values())
+    write_json(path, {"format": FORMAT, "rows": [asdict(row) for row in kept]})
+    return kept
 
 
 def read_summary(path: Path) -> list[Row]:
-    """Read a ``summary.json`` (or the one in a folder).
+    """Read a ``summary.json`` (or the one in a folder), of this format or the one before.
 
     Raises:
         UserError: it is missing or something else.
     """
     path = path / "summary.json" if path.is_dir() else path
-    names = {item.name for item in fields(Row)}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            Row(**{key: value for key, value in row.items() if key in names} | {"folds": tuple(row.get("folds", ()))})
-            for row in content["rows"]
-        ]
+        form = content.get("format", 1)
+        if isinstance(form, int) and form > FORMAT:
+            raise UserError(f"{path} is of format {form}, this version reads up to {FORMAT}: install a newer s3prl-ekd")
+        if form not in FORMATS:
+            raise ValueError(f"its format is {form!r}")
+        return [_row(item) for item in content["rows"]]
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror or error}; give a summary.json written by s3prl-ekd superb"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a summary.json of s3prl-ekd superb ({error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = " ".join(f"{'no ' if isinstance(error, KeyError) else ''}{error}".split())
+        raise UserError(f"{path} is not a summary.json of s3prl-ekd superb ({reason})") from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Scores of one split: a line per label, a column per test set, a first line of chance."""
-
-    title: str
-    columns: tuple[str, ...]
-    lines: tuple[tuple[str, tuple[str, ...]], ...]
-
-    def text(self) -> str:
-        """Aligned columns."""
-        cells = [("", *self.columns), *((label, *values) for label, values in self.lines)]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(self.columns) + 1)]
-        rows = [
-            "  ".join(
-                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-            )
-            for row in cells
-        ]
-        return "\n".join([self.title, *(row.rstrip() for row in rows)])
-
-    def markdown(self) -> str:
-        """A table of Markdown."""
-        rows = [
-            ("", *self.columns),
-            ("---", *("---:" for _ in self.columns)),
-            *((label, *values) for label, values in self.lines),
-        ]
-        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(row)} |" for row in rows)])
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
-    """One table per corpus and split; several seeds become mean +- standard deviation."""
-    groups = dict.fromkeys((row.corpus, row.split) for row in rows)
-    order = list(METRICS)
-    built = []
-    for corpus, split in sorted(groups, key=lambda group: (group[0], group[1] != "public")):
-        chosen = [row for row in rows if (row.corpus, row.split) == (corpus, split)]
-        columns = sorted({(order.index(row.task), row.test_set) for row in chosen})
-        labels = list(dict.fromkeys(row.label for row in chosen))
-        lines = [(CHANCE, tuple(_cell([r.chance for r in _at(chosen, column)][:1]) for column in columns))]
-        for label in labels:
-            own = [row for row in chosen if row.label == label]
-            lines.append((label, tuple(_cell([row.value for row in _at(own, column)]) for column in columns)))
-        built.append(
-            Table(
-                title=f"{corpus} corpus, {split} test sets (percent)",
-                columns=tuple(_heading(order[task], test_set) for task, test_set in columns),
-                lines=tuple(lines),
-            )
-        )
-    return built
+# By the type of a field of Row: whether a value out of a file is of it.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "str | None": lambda value: value is None or isinstance(value, str),
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "float": _is_number,
+    "float | None": lambda value: value is None or _is_number(value),
+    "tuple[float, ...]": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "Mapping[str, Any] | None": lambda value: (
+        value is None or (isinstance(value, dict) and isinstance(value.get("downstream"), dict))
+    ),
+}
 
 
-def _at(rows: Sequence[Row], column: tuple[int, str]) -> list[Row]:
-    return [row for row in rows if (list(METRICS).index(row.task), row.test_set) == column]
-
-
-def _heading(task: str, test_set: str) -> str:
-    metric = METRICS[task]
-    name = "" if test_set in ("test", "hidden") else f" {test_set}"
-    return f"{task.upper()}{name} {metric.name} {'↑' if metric.higher_is_better else '↓'}"
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{fmean(values):.1f}{spread}"
+def _row(item: Mapping[str, Any]) -> Row:
+    """A row out of a file; what later versions may have added is left out."""
+    values = {one.name: item[one.name] for one in fields(Row) if one.name in item}
+    for one in fields(Row):
+        if one.name in values and not _KINDS[one.type](values[one.name]):
+            raise ValueError(f"{one.name} is {values[one.name]!r:.60}")
+    row = Row(**values | {"folds": tuple(values.get("folds", ()))})
+    if row.task not in METRICS:
+        raise ValueError(f"unknown task {row.task!r:.60}")
+    return row

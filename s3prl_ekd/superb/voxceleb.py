@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import read_lines
 
 MAX_SPEAKERS = 1251
 """Output size of s3prl's SID classifier: speaker idNNNNN is class NNNNN - 10001."""
@@ -18,13 +19,10 @@ def check_split_file(root: Path, path: Path) -> None:
     Raises:
         UserError: the list is unreadable or malformed, misses a set, or names audio that is not in ``root``.
     """
-    try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give VoxCeleb1's iden_split.txt") from error
+    lines = [(number, line.split()) for number, line in read_lines(path, hint="give VoxCeleb1's iden_split.txt")]
     sets, missing = set(), []
     folders = [part / "wav" for part in sorted(root.iterdir()) if part.is_dir()] if root.is_dir() else []
-    for number, fields in enumerate(tqdm(lines, desc="files of VoxCeleb1", unit="file", delay=2), start=1):
+    for number, fields in tqdm(lines, desc="files of VoxCeleb1", unit="file", delay=2):
         if len(fields) != 2 or fields[0] not in ("1", "2", "3") or not _is_speaker(fields[1].split("/")[0]):
             raise UserError(f"{path}, line {number}: expected '1 id10001/VIDEO/00001.wav', found {' '.join(fields)!r}")
         sets.add(fields[0])

@@ -24,19 +24,25 @@ LOADERS: dict[TeacherSource, Callable[[TeacherConfig], Teacher]] = {
 }
 
 
-def load_teacher(config: TeacherConfig) -> Teacher:
+def load_teacher(config: TeacherConfig, *, padded: bool = False) -> Teacher:
     """The teacher that an entry of the recipe describes, on the CPU.
+
+    Args:
+        config: the entry.
+        padded: whether it will run on padded batches (``objective.loss_on_padding``); its own code does where ours
+            would not give the same there.
 
     Raises:
         UserError: it cannot be had, is no speech encoder of 320 samples a frame, or lacks a layer.
     """
     teacher = LOADERS[config.source](config)
     if not config.own_forward:
-        teacher = accelerate(teacher)
+        teacher = accelerate(teacher, padded=padded)
     logger.info("teacher %s", teacher.describe())
     return teacher
 
 
-def load_teachers(configs: Iterable[TeacherConfig]) -> list[Teacher]:
-    """All of a recipe's teachers, in order."""
-    return [load_teacher(config) for config in tqdm(list(configs), desc="loading teachers", leave=False)]
+def load_teachers(configs: Iterable[TeacherConfig], *, padded: bool = False) -> list[Teacher]:
+    """All of a recipe's teachers, in order; see :func:`load_teacher`."""
+    progress = tqdm(list(configs), desc="loading teachers", leave=False)
+    return [load_teacher(config, padded=padded) for config in progress]

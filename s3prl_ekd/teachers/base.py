@@ -14,7 +14,9 @@ from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.config import TeacherConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.keys import recognize, to_transformers_keys
+from s3prl_ekd.student.weights import check_finite
 
+WAVEFORM_EPSILON = 1e-5  # added to the waveform's variance, as fairseq and s3prl do (layer_norm's default)
 _INITIALIZES = ("feature_extractor.", "feature_projection.", "encoder.")
 
 
@@ -111,7 +113,8 @@ class ModelTeacher(Teacher):
             batches: whether utterances of equal length may share a forward pass; else they run one by one.
 
         Raises:
-            UserError: it is no speech encoder of 320 samples a frame, or has fewer layers than the recipe names.
+            UserError: it is no speech encoder of 320 samples a frame, has fewer layers than the recipe names, or has
+                weights that are not finite.
         """
         self.name = config.name
         self.layers = config.layers
@@ -122,6 +125,7 @@ class ModelTeacher(Teacher):
         self._batches = batches
         self._device = torch.device("cpu")
 
+        check_finite(self.module.state_dict(), f"teacher {self.name!r}: {self.source}")
         states = self._try()
         self.num_hidden_layers = len(states) - 1
         self._check_layers()
@@ -190,8 +194,8 @@ class ModelTeacher(Teacher):
         groups = [list(range(len(samples)))] if padded else self._groups(samples)
         with torch.no_grad():
             self.module.eval()  # whoever called .train() on it meanwhile
-            if self._normalize:  # as fairseq and s3prl, epsilon 1e-5 included
-                utterances = [F.layer_norm(waveform, waveform.shape) for waveform in utterances]
+            if self._normalize:
+                utterances = [F.layer_norm(wave, wave.shape, eps=WAVEFORM_EPSILON) for wave in utterances]
             parts = [self._selected([utterances[i] for i in group]) for group in groups]
         frames = torch.zeros(len(samples), dtype=torch.long)
         for group, states in zip(groups, parts, strict=True):

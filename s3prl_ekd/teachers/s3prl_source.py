@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from s3prl_ekd import FRAME_SHIFT
 from s3prl_ekd.config import TeacherConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.teachers.base import ModelTeacher, one_line, truncate
+from s3prl_ekd.student.checkpoint import kind_of, load_pickle_safely, upstream_of
+from s3prl_ekd.student.file_kind import problem_of
+from s3prl_ekd.student.weights import damage_in
+from s3prl_ekd.teachers.base import WAVEFORM_EPSILON, ModelTeacher, one_line, truncate
 from s3prl_ekd.teachers.transformers_source import check_hub, check_hub_id
 
 logger = logging.getLogger(__name__)
@@ -35,8 +38,14 @@ _KNOWN = frozenset(
         "s3prl.upstream.wavlm.WavLM.WavLM",
     }
 )
-# Where those experts keep whether they normalise the waveform: (attribute of the expert, attribute of that).
-_NORMALIZE_SWITCHES = (("task_cfg", "normalize"), ("cfg", "normalize"), (None, "wav_normalize"))
+# Where experts keep whether they normalise the waveform (attribute of the expert, attribute of that), and what they add
+# to its variance; "extracter" is the feature extractor of the hf_... upstreams.
+_NORMALIZE_SWITCHES = (
+    ("task_cfg", "normalize", WAVEFORM_EPSILON),
+    ("cfg", "normalize", WAVEFORM_EPSILON),
+    (None, "wav_normalize", WAVEFORM_EPSILON),
+    ("extracter", "do_normalize", 1e-7),
+)
 
 
 class S3prlTeacher(ModelTeacher):
@@ -111,7 +120,7 @@ def _load(config: TeacherConfig) -> nn.Module:
         raise UserError(f"teacher {config.name!r}: s3prl has no upstream {name!r}; {hint}")
     arguments = _check_ckpt(config, getattr(hub, name), who)
     try:
-        with unsafe_loads_named(who):
+        with unsafe_loads_named(who) as files:
             expert = getattr(hub, name)(**arguments)
     except Exception as error:
         if is_download(error):
@@ -122,9 +131,9 @@ def _load(config: TeacherConfig) -> nn.Module:
                 f" local copy with {hint}'transformers: FOLDER'"
             ) from error
         origin = f" from {config.ckpt}" if arguments else ""
-        reason = type(error).__name__ + (f": {one_line(error)}" if str(error) else "")
-        if isinstance(error, pickle.UnpicklingError):  # torch's text tells to load it unsafely
-            reason = "not a checkpoint, or one that cannot be read safely"
+        reason = file_problem(error, files, name) or damage_of_folder(arguments.get("ckpt"))
+        if reason is None:
+            reason = type(error).__name__ + (f": {one_line(error)}" if str(error) else "")
         raise UserError(f"{who} cannot be loaded{origin} ({reason})") from error
     if not isinstance(expert, nn.Module):
         raise UserError(f"{who} is not an upstream model")
@@ -190,29 +199,71 @@ def is_download(error: BaseException | None) -> bool:
     return False
 
 
+def file_problem(error: BaseException, files: Sequence[object], upstream: str) -> str | None:
+    """What is wrong with the file that s3prl was reading when it failed, and what to do.
+
+    Args:
+        error: what s3prl raised.
+        files: what it has read, the last one last (see :func:`unsafe_loads_named`).
+        upstream: its name in s3prl.
+
+    Returns:
+        None if nothing is known to be wrong with the file.
+    """
+    if not files or not isinstance(files[-1], str | Path) or not Path(files[-1]).is_file():
+        return None
+    path = Path(files[-1])
+    problem = problem_of(path, pickled=True)
+    if problem is not None:
+        return f"{path}: {problem}"
+    try:
+        states = load_pickle_safely(path)
+    except UserError as refused:
+        # Where s3prl reads any pickle, ours being stricter is not what went wrong.
+        return str(refused) if isinstance(error, pickle.UnpicklingError | RuntimeError | EOFError) else None
+    found = upstream_of(states)
+    if found is not None and upstream.startswith(found[1].removesuffix("_local")):
+        return None
+    return f"{path}: {kind_of(states)}; {type(error).__name__}: {one_line(error)}"
+
+
+def damage_of_folder(where: str | None) -> str | None:
+    """What is wrong with a file of the transformers folder ``where``, if it is one."""
+    return damage_in(Path(where)) if where is not None and Path(where).is_dir() else None
+
+
 @contextlib.contextmanager
-def unsafe_loads_named(who: str) -> Iterator[None]:
-    """Warn of each file that s3prl itself unpickles without ``weights_only``."""
+def unsafe_loads_named(who: str) -> Iterator[list[object]]:
+    """Warn of each file that s3prl itself unpickles without ``weights_only``; yields all files that it has read so
+    far."""
     load = torch.load
+    files: list[object] = []
 
     def named_load(file, *args, **kwargs):
+        files.append(file)
         if kwargs.get("weights_only") is False:
             logger.warning("%s unpickles %s, which can run code in it: use only files that you trust", who, file)
         return load(file, *args, **kwargs)
 
     torch.load = named_load
     try:
-        yield
+        yield files
     finally:
         torch.load = load
 
 
-def normalizes_itself(expert: nn.Module) -> bool:
-    """Whether an s3prl expert brings its waveforms to zero mean and unit variance."""
-    holders = (
-        (expert if part is None else getattr(expert, part, None), switch) for part, switch in _NORMALIZE_SWITCHES
-    )
-    return any(getattr(holder, switch, None) is True for holder, switch in holders)
+def _normalization_switches(expert: nn.Module) -> Iterator[tuple[object, str, float]]:
+    """Who decides about the normalisation of waveforms, by which attribute, and the epsilon."""
+    for part, switch, epsilon in _NORMALIZE_SWITCHES:
+        holder = expert if part is None else getattr(expert, part, None)
+        if isinstance(getattr(holder, switch, None), bool):
+            yield holder, switch, epsilon
+
+
+def normalization_epsilon(expert: nn.Module) -> float | None:
+    """What an s3prl expert adds to the variance when it normalises its waveforms; None: it does not normalise."""
+    switches = _normalization_switches(expert)
+    return next((epsilon for holder, switch, epsilon in switches if getattr(holder, switch)), None)
 
 
 def _set_normalization(expert: nn.Module, config: TeacherConfig) -> bool:
@@ -224,11 +275,9 @@ def _set_normalization(expert: nn.Module, config: TeacherConfig) -> bool:
     wanted = config.normalize_waveform
     if wanted is None:
         return False  # upstreams see to it themselves
-    for part, switch in _NORMALIZE_SWITCHES:
-        holder = expert if part is None else getattr(expert, part, None)
-        if isinstance(getattr(holder, switch, None), bool):
-            setattr(holder, switch, wanted)
-            return False
+    for holder, switch, _ in _normalization_switches(expert):
+        setattr(holder, switch, wanted)
+        return False
     if wanted is False:
         raise UserError(
             f"teacher {config.name!r}: whether s3prl's {config.s3prl} normalises its input cannot be changed;"

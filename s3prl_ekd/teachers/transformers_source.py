@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from s3prl_ekd import FRAME_SHIFT, assets
 from s3prl_ekd.config import TeacherConfig
 from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.student.weights import damage_in, read_shapes, stated_normalization, weight_files
 from s3prl_ekd.teachers.base import ModelTeacher, one_line, truncate
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,6 @@ HUB_TIMEOUT = 5.0  # seconds to wait for the hub before saying that it cannot be
 
 # Encoders of one architecture: `encoder.layers`, run one after the other; batch mates of equal length do not matter.
 _KNOWN = frozenset({"hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat", "data2vec-audio"})
-# A preprocessor_config.json says how the waveform is wanted; newer processors keep it inside another file.
-_PREPROCESSORS = (("preprocessor_config.json", None), ("processor_config.json", "feature_extractor"))
 
 
 class TransformersTeacher(ModelTeacher):
@@ -120,6 +118,9 @@ def _open(where: str | Path, who: str, *, local: bool) -> tuple[nn.Module, bool]
     try:
         config = AutoConfig.from_pretrained(where, local_files_only=local, trust_remote_code=False)
         _check_config(config, who)
+        if isinstance(where, Path):
+            with _named(who):
+                _check_sizes(config, where)
         config.add_adapter = False  # hidden states come before it
         with _quiet_loading(downloads=not local):
             model, info = AutoModel.from_pretrained(
@@ -134,9 +135,11 @@ def _open(where: str | Path, who: str, *, local: bool) -> tuple[nn.Module, bool]
     except UserError:
         raise
     except Exception as error:
-        if local and not isinstance(where, Path) and isinstance(error, OSError):
+        folder = where if isinstance(where, Path) else _in_cache(where)
+        damage = None if folder is None else damage_in(folder)
+        if local and not isinstance(where, Path) and isinstance(error, OSError) and damage is None:
             raise _NotHereError from error
-        raise UserError(f"{who} cannot be loaded as a transformers model ({one_line(error)})") from error
+        raise UserError(f"{who} cannot be loaded as a transformers model ({damage or one_line(error)})") from error
     wrong = [key for key in info["missing_keys"] if key != "masked_spec_embed"]
     wrong += [key for key, *_ in info["mismatched_keys"]]
     if wrong:
@@ -147,6 +150,23 @@ def _open(where: str | Path, who: str, *, local: bool) -> tuple[nn.Module, bool]
         if hasattr(model.config, knob):
             setattr(model.config, knob, 0.0)
     return model, _wants_normalization(where, config, who, local=local)
+
+
+def _in_cache(name: str) -> Path | None:
+    """The folder in the hub's cache with what is there of a model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+@contextlib.contextmanager
+def _named(who: str) -> Iterator[None]:
+    """Whose file it is that a message names."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{who} cannot be loaded as a transformers model ({error})") from error
 
 
 @contextlib.contextmanager
@@ -209,6 +229,26 @@ def _check_config(config: Any, who: str) -> None:
         raise UserError(f"{who} has {stride} samples a frame; a teacher needs {FRAME_SHIFT}")
 
 
+# What takes memory in a model of these families.
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_conv_pos_embeddings", "conv_dim")
+
+
+def _check_sizes(config: Any, folder: Path) -> None:
+    """Refuse sizes that the weights do not have: transformers would fill what they leave open.
+
+    Each size is the length of some tensor, or counts layers, which have a tensor each.
+    """
+    shapes = read_shapes(weight_files(folder))
+    if not shapes or config.model_type not in _KNOWN:
+        return
+    lengths = {length for tensor in shapes.values() for length in tensor.shape}
+    for name in _SIZES:
+        values = getattr(config, name, ())
+        for value in values if isinstance(values, list | tuple) else (values,):
+            if value not in lengths and value > len(shapes):
+                raise UserError(f"{folder / 'config.json'}: {name} is {value}, but none of the weights has that size")
+
+
 def _wants_normalization(where: str | Path, config: Any, who: str, *, local: bool) -> bool:
     """What the preprocessor's file says, else whether each convolution is layer-normalised: those models want it.
 
@@ -218,21 +258,19 @@ def _wants_normalization(where: str | Path, config: Any, who: str, *, local: boo
     from transformers.utils import cached_file
 
     by_architecture = getattr(config, "feat_extract_norm", None) == "layer"
-    for name, part in _PREPROCESSORS:
-        path = cached_file(
-            where, name, local_files_only=local, _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
+    with _named(who):
+        stated = stated_normalization(
+            lambda name: cached_file(
+                where, name, local_files_only=local, _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
         )  # fmt: skip
-        if path is not None:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            values = values if part is None else values.get(part) or {}
-            if "do_normalize" in values:
-                if bool(values["do_normalize"]) and not by_architecture:
-                    logger.warning(
-                        "%s: its preprocessor says that waveforms are normalised, but such models (GroupNorm in the"
-                        " conv stack) are trained without, and s3prl's upstream does without; for it, set"
-                        " normalize_waveform: true",
-                        who,
-                    )
-                return bool(values["do_normalize"]) and by_architecture
-    return by_architecture
+    if stated is None:
+        return by_architecture
+    if stated and not by_architecture:
+        logger.warning(
+            "%s: its preprocessor says that waveforms are normalised, but such models (GroupNorm in the conv stack) are"
+            " trained without, and s3prl's upstream does without; for it, set normalize_waveform: true",
+            who,
+        )
+    return stated and by_architecture

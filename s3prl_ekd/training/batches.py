@@ -6,14 +6,19 @@ was *consumed*. So each batch carries its own; Lightning's way of resuming loade
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from s3prl_ekd.data.bad_recordings import BadRecordings
-from s3prl_ekd.data.batch import Batch
+from s3prl_ekd.data.batch import Batch, empty_batch
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.training.random_state import preserved
+from s3prl_ekd.training.stopping import GRACE_SECONDS, Interrupted, StopSignals
+
+logger = logging.getLogger(__name__)
 
 
 class Stream(Protocol):
@@ -47,36 +52,72 @@ class Placed:
     after: Position
 
 
+class DataError(UserError):
+    """No batch comes any more; between two steps."""
+
+
 class EndlessBatches:
     """Epoch after epoch from a place on.
 
+    Args:
+        stream: the data.
+        start: the place.
+        signals: what may end the wait for a batch.
+        world_size: number of processes, which make each step together.
+
     Raises:
-        UserError: while iterating, when an epoch holds no batch at all.
+        DataError: while iterating, when an epoch holds no batch at all, or the stream raises a UserError.
+        Interrupted: while iterating, when a signal has come and this process is alone. One of several cannot stop
+            between steps, so that it gives empty batches until all stop together.
     """
 
-    def __init__(self, stream: Stream, start: Position) -> None:
+    def __init__(
+        self, stream: Stream, start: Position, signals: StopSignals | None = None, world_size: int = 1
+    ) -> None:
         self.stream = stream
         self.start = start
+        self.signals = signals
+        self.grace = GRACE_SECONDS if world_size > 1 else 0.0
 
     def __iter__(self) -> Iterator[Placed]:
         place = self.start
         while True:
-            for batch in quiet(self.stream.loader(place.epoch, place.consumed)):
-                place = Position(place.epoch, place.consumed + 1)
-                yield Placed(batch, place)
+            try:
+                for batch in quiet(self.stream.loader(place.epoch, place.consumed), self.signals, self.grace):
+                    place = Position(place.epoch, place.consumed + 1)
+                    yield Placed(batch, place)
+            except UserError as error:
+                raise DataError(str(error)) from error
+            except Interrupted:
+                if not self.grace:
+                    raise
+                logger.warning("no batch has come since the signal; this process stops without those that are due")
+                while True:
+                    place = Position(place.epoch, place.consumed + 1)
+                    yield Placed(empty_batch(), place)
             if place.consumed == 0:
-                raise UserError(
+                raise DataError(
                     "data: an epoch holds not one batch for each process; give more speech or fewer devices"
                 )
             place = Position(place.epoch + 1)
 
 
-def quiet(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches, read without touching the random generators that dropout draws from."""
-    with preserved():
+def quiet(batches: Iterable[Batch], signals: StopSignals | None = None, grace: float = 0.0) -> Iterator[Batch]:
+    """The same batches, read without touching the random generators that dropout draws from.
+
+    Raises:
+        Interrupted: ``grace`` seconds after a signal, if the wait for a batch lasts as long.
+    """
+
+    @contextlib.contextmanager
+    def waiting() -> Iterator[None]:
+        with preserved(), signals.waiting(grace) if signals is not None else contextlib.nullcontext():
+            yield
+
+    with waiting():
         iterator = iter(batches)
     while True:
-        with preserved():
+        with waiting():
             batch = next(iterator, None)
         if batch is None:
             return

@@ -21,11 +21,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path
 from s3prl_ekd.student.checkpoint import load_pickle_safely
-from s3prl_ekd.training.stopping import Preempted
+from s3prl_ekd.training.batches import DataError
+from s3prl_ekd.training.stopping import Interrupted, Preempted
 
 logger = logging.getLogger(__name__)
 
 RUN_KEY = "EKD_Run"  # what a checkpoint holds besides Lightning's and the student's entries
+EMPTY_STEPS = 20
+"""So many steps in a row without a recording in any process end the run."""
 
 
 class SyncedCheckpointIO(TorchCheckpointIO):
@@ -118,6 +121,9 @@ class Checkpoints(Checkpoint):
         every: steps between two checkpoints.
         dev_every: steps between two dev losses, where there is a dev set.
         keep: how many of the newest stay.
+
+    Attributes:
+        saved: words that say what was kept when no batch came any more.
     """
 
     def __init__(self, folder: Path, *, every: int, dev_every: int, keep: int) -> None:
@@ -127,7 +133,8 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.best_loss = float("inf")
         self.best_step = 0
-        self._saved_at = -1
+        self.saved = ""
+        self._saved_at: int | None = None  # None: no training yet in this process
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_loss": self.best_loss, "best_step": self.best_step}
@@ -155,16 +162,27 @@ class Checkpoints(Checkpoint):
                     old.unlink()
         return path
 
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._saved_at = trainer.global_step  # what a run starts from is there
+
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         if not module.step_done:
             return
         if module.agreement.stop:
-            raise Preempted(f"stopped after step {trainer.global_step}; {self.save(trainer)} is saved")
+            raise Preempted(f"stopped after step {trainer.global_step}{self._kept(trainer)}")
         self._stop_if_too_many_bad(trainer, module)
+        if module.empty_steps:
+            return
         # Where a dev loss is due, the checkpoint waits for it: the next run must know the best one.
         dev_loss_due = module.dev is not None and trainer.global_step % self.dev_every == 0
         if self._due(trainer) and not dev_loss_due:
             self.save(trainer)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Keep the last step where no batch comes any more; of several processes, the others are within a step."""
+        if isinstance(exception, Interrupted | DataError) and trainer.world_size == 1:
+            module.drop_unfinished_step()
+            self.saved = self._kept(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         best = module.dev_loss < self.best_loss
@@ -175,8 +193,21 @@ class Checkpoints(Checkpoint):
         self._stop_if_too_many_bad(trainer, module)
 
     def _stop_if_too_many_bad(self, trainer: Trainer, module: LightningModule) -> None:
-        if module.too_many_bad is not None:
-            raise UserError(f"{module.too_many_bad}; {self.save(trainer)} holds the weights so far")
+        problem = module.too_many_bad
+        if problem is None and module.empty_steps >= EMPTY_STEPS:
+            problem = (
+                f"not one usable recording in {module.empty_steps} steps in a row{module.stream.bad_recordings.hint};"
+                " see whether their storage is still there"
+            )
+        if problem is not None:
+            raise UserError(f"{problem}{self._kept(trainer)}")
+
+    def _kept(self, trainer: Trainer) -> str:
+        """Save what has been trained, if anything; words that say so."""
+        if not trainer.global_step:
+            return ""
+        path = self.save(trainer) if self._saved_at is not None else self.path(trainer.global_step)
+        return f"; {path} holds the weights so far"
 
     def _due(self, trainer: Trainer) -> bool:
         return trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps

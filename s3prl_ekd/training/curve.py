@@ -1,78 +1,194 @@
-"""``s3prl-ekd curve``: a run of distill as a picture: its losses, and how well every target is matched."""
+"""``s3prl-ekd curve``: a distillation as a picture: its losses, and how well every target is matched."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Mapping
+import itertools
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.files import atomic_path
+from s3prl_ekd.pictures import COLOURS, colours, literal, new_figure, save
 
-Series = dict[str, list[tuple[int, float]]]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+Series = Mapping[str, Sequence[tuple[int, float]]]
 """Name in the log -> (step, value), by step."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("run", type=Path, help="output folder of distill, of a run that may still be going on")
+    parser.add_argument(
+        "run", type=Path, help="folder of a run of distill or of s3prl's run_pretrain, which may still be going on"
+    )
     parser.add_argument("picture", type=Path, metavar="FILE.png", help="picture to write (also .svg, .pdf)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw the picture and print where it is."""
-    draw(read_log(args.run), args.picture)
+    plot(args.run, args.picture)
     print(args.picture)
     return 0
+
+
+def plot(run: Path, path: Path) -> None:
+    """Draw the log in a run's folder into a file.
+
+    Raises:
+        UserError: there is no log, matplotlib is not installed, or such a file cannot be written.
+    """
+    save(draw(read_log(run)), path)
+
+
+# --- what was logged --------------------------------------------------------------------------------------------------
 
 
 def read_log(run: Path) -> Series:
     """What a run has logged. Where a resumed part repeats steps of the part before, its values count.
 
+    The names are those of distill: ``train/loss``, ``dev/loss``, ``train/cosine/TEACHER/LAYER``.
+
     Raises:
-        UserError: there is no log.
+        UserError: there is no log, or it cannot be read.
     """
-    files = sorted(run.glob("logs/csv/from-step-*/metrics.csv"))
-    if not files:
-        raise UserError(f"{run}: no logs/csv/*/metrics.csv there; name the output folder of a run of s3prl-ekd distill")
     found: dict[str, dict[int, float]] = {}
-    for path in files:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name not in (None, "step"):
-                        found.setdefault(name, {})[int(row["step"])] = float(value)
+    for pattern, read in (("logs/csv/from-step-*/metrics.csv", _of_distill), ("events.out.tfevents.*", _of_pretrain)):
+        for path in sorted(run.glob(pattern)):
+            try:
+                for name, step, value in read(path):
+                    found.setdefault(name, {})[step] = value
+            except (ValueError, KeyError, TypeError, csv.Error) as error:
+                raise UserError(
+                    f"{path}: is damaged ({' '.join(str(error).split())}); delete it to go without"
+                ) from error
+    if not found:
+        raise UserError(
+            f"{run}: no log there (logs/csv/*/metrics.csv, events.out.tfevents.*); name the output folder of a run of"
+            " s3prl-ekd distill or run_pretrain that has logged a step"
+        )
     return {name: sorted(values.items()) for name, values in found.items()}
 
 
-def draw(series: Mapping[str, list[tuple[int, float]]], path: Path) -> None:
-    """Losses on the left, the cosine of every target on the right.
+def _of_distill(path: Path) -> Iterator[tuple[str, int, float]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        whole = (line for line in file if line.endswith("\n"))  # the last may still be being written
+        for row in csv.DictReader(whole):
+            for name, value in row.items():
+                if value and name != "step":
+                    yield name, int(row["step"]), float(value)
+
+
+_OF_PRETRAIN = re.compile(r"[^/]+/train-(?:mean_)?(loss|(?:cosine|l1|magnitude)/.+)")
+"""s3prl's names, UPSTREAM/train-NAME. Its ``loss`` is of the logged step alone; ``mean_loss``, of all steps since the
+log before, comes after it and takes its place."""
+
+
+def _of_pretrain(path: Path) -> Iterator[tuple[str, int, float]]:
+    """TensorBoard's file: records of a length (8 bytes), its checksum (4), so many bytes, their checksum (4)."""
+    from google.protobuf.message import DecodeError
+    from tensorboardX.proto.event_pb2 import Event
+
+    content = memoryview(path.read_bytes())
+    while len(content) >= 12:
+        (size,) = struct.unpack("<Q", content[:8])
+        record, content = content[12 : 12 + size], content[16 + size :]
+        if len(record) < size:
+            return  # it is still being written
+        try:
+            event = Event.FromString(bytes(record))
+        except DecodeError as error:
+            raise ValueError(error) from error
+        for value in event.summary.value:
+            if match := _OF_PRETRAIN.fullmatch(value.tag):
+                yield f"train/{match[1]}", event.step, value.simple_value
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+_COSINE = "train/cosine/"
+_AGGREGATED = {"average": "mean of the teachers", "concatenation": "teachers side by side"}
+_DASHES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
+_MARKS = (None, "o", "s", "^", "D")
+
+
+def draw(series: Series) -> Figure:
+    """Losses on the left; on the right the cosine of every target: the colour tells the teacher, the dashes the layer.
 
     Raises:
-        UserError: matplotlib is not installed, or cannot write such a file.
+        UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("curve needs matplotlib: pip install matplotlib") from error
-    cosine = "train/cosine/"
-    panels = {
-        "loss": {"training": "train/loss", "dev": "dev/loss"},
-        "cosine of prediction and target": {
-            name.removeprefix(cosine): name for name in series if name.startswith(cosine)
-        },
-    }
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, (title, lines) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        for label, name in lines.items():
-            if name in series:
-                axes.plot(*zip(*series[name], strict=True), label=label, marker="." if label == "dev" else None)
-        axes.set(title=title, xlabel="step")
+    figure = new_figure(11, 4)
+    from matplotlib.ticker import MaxNLocator
+
+    losses, cosines = figure.subplots(1, 2)
+    losses.set(title="Loss", ylabel="loss, mean over frames (no unit)")
+    cosines.set(title="Agreement of predictions and targets", ylabel="cosine similarity, mean over frames")
+    _losses(losses, series)
+    entries = _cosines(cosines, series)
+    figure.set_figheight(max(4.0, 0.8 + 0.19 * len(entries)))
+    if entries:
+        outside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+        cosines.legend(handles=entries, fontsize="small", handlelength=3.5, **outside)
+    for axes in (losses, cosines):
+        axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "none logged", transform=axes.transAxes, ha="center", color="dimgray", style="italic")
+    return figure
+
+
+def _losses(axes: Axes, series: Series) -> None:
+    kinds = {
+        "train/loss": {"label": "training", "linestyle": "-"},
+        "dev/loss": {"label": "development set", "linestyle": "--", "marker": "."},
+    }
+    for (name, style), colour in zip(kinds.items(), COLOURS, strict=False):
+        if name in series:
+            _line(axes, series[name], color=colour, **style)
+    if axes.lines:
         axes.legend(fontsize="small")
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=120)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be written ({error})") from error
+
+
+def _cosines(axes: Axes, series: Series) -> list[Line2D]:
+    """Draw them; returns what the legend says of them."""
+    from matplotlib.lines import Line2D
+
+    targets = {name: name.removeprefix(_COSINE).rpartition("/")[::2] for name in series if name.startswith(_COSINE)}
+    labels = {name: _label(name, source, series) for name, (source, _) in targets.items()}
+    every = list(dict.fromkeys(labels.values()))
+    teachers = [label for label in every if label not in _AGGREGATED.values()]
+    colour = dict.fromkeys(_AGGREGATED.values(), "black") | dict(zip(teachers, colours(len(teachers)), strict=True))
+    layers = sorted(
+        {layer for _, layer in targets.values()}, key=lambda layer: list(map(int, re.findall(r"\d+", layer)))
+    )
+    styles = itertools.cycle(itertools.product(_MARKS, _DASHES))
+    style = {
+        layer: {"linestyle": dashes, "marker": mark} for layer, (mark, dashes) in zip(layers, styles, strict=False)
+    }
+    for name, (_, layer) in targets.items():
+        _line(axes, series[name], color=colour[labels[name]], markersize=4, **style[layer])
+    entries = [Line2D([], [], color=colour[label], linewidth=3, label=literal(label)) for label in every]
+    return entries + [Line2D([], [], color="dimgray", label=f"layer {layer}", **style[layer]) for layer in layers]
+
+
+def _label(name: str, source: str, series: Series) -> str:
+    """A teacher's name is its own; what was aggregated of several is told from a teacher of that name by having no
+    magnitude in the log."""
+    of_teacher = name.replace("/cosine/", "/magnitude/") in series
+    return source if of_teacher else _AGGREGATED.get(source, source)
+
+
+def _line(axes: Axes, points: Sequence[tuple[int, float]], **style: Any) -> None:
+    if len(points) == 1:  # a line of one point cannot be seen
+        style["marker"] = style.get("marker") or "."
+    every = {"markevery": max(1, len(points) // 8)} if style.get("marker") not in (None, ".") else {}
+    axes.plot(*zip(*points, strict=True), linewidth=1.4, **every, **style)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor
 
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
-from s3prl_ekd.data.bad_recordings import BadRecordings
-from s3prl_ekd.data.batch import Batch
+from s3prl_ekd.data.bad_recordings import BadRecordings, Counts
+from s3prl_ekd.data.batch import Batch, empty_batch
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.encoder import FeedForward
@@ -25,7 +26,8 @@ from s3prl_ekd.training.batches import EndlessBatches, Placed, Position, Stream,
 from s3prl_ekd.training.checkpoints import RUN_KEY
 from s3prl_ekd.training.meter import Meter
 from s3prl_ekd.training.optim import learning_rate_factor, parameter_groups
-from s3prl_ekd.training.stopping import Agreement, StopSignals
+from s3prl_ekd.training.stopping import GRACE_SECONDS, Agreement, Interrupted, StopSignals
+from s3prl_ekd.training.uncounted import uncount
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +35,18 @@ OpenData = Callable[[RunConfig, int, int], tuple[Stream, Iterable[Batch] | None]
 """(recipe, rank, number of processes) -> training data, dev data of this process (None: no dev set)."""
 
 _HALF_MAX = 65504.0  # the largest float16
+_INTERRUPTED = "dev batches that did not come"  # the one utterance of a batch that stands for them
 
 
 class DistillModule(LightningModule):
     """Student and heads in training.
 
     Attributes:
-        position: the place in the data after the last batch that was trained on.
-        step_done: whether that batch completed a step.
-        learning_rate: of the last step.
+        position: the place in the data after the last step.
+        step_done: whether the last batch completed a step.
+        empty_steps: how many steps in a row up to the last one had no recording in any process. Such a step changes
+            nothing and does not count.
+        learning_rate: of the last step that was not empty.
         dev_loss: the last dev loss.
         too_many_bad: what to say if too many recordings of all processes are bad, equal in all of them; else None.
         batch: the batch in work, for messages.
@@ -66,6 +71,7 @@ class DistillModule(LightningModule):
         self.config = config
         self.position = Position()
         self.step_done = False
+        self.empty_steps = 0
         self.learning_rate = math.nan
         self.dev_loss = math.nan
         self.too_many_bad: str | None = None
@@ -74,7 +80,10 @@ class DistillModule(LightningModule):
         self._open_data = open_data
         self._signals = signals
         self._saved_ranks: dict[str, Tensor] | None = None
-        self._frames = 0  # of this process in the step so far
+        # The step so far: where its batches end, how many they are, their frames in this process.
+        self._reached = self.position
+        self._batches = self._frames = 0
+        self._drawn: random_state.States = {}  # generators after the last step, where a step has several batches
         # The loss of a batch is its sum over frames divided by this; what the sum of all processes' and accumulated
         # batches' frames is, is only known at the end of a step, and the gradient corrected then.
         self._nominal_frames = config.data.batch_seconds * SAMPLE_RATE / FRAME_SHIFT
@@ -103,10 +112,10 @@ class DistillModule(LightningModule):
                     module.compile(dynamic=True)
 
     def train_dataloader(self) -> EndlessBatches:
-        return EndlessBatches(self.stream, self.position)
+        return EndlessBatches(self.stream, self.position, self._signals, self.trainer.world_size)
 
     def val_dataloader(self) -> Iterable[Batch]:
-        return _Quiet(self.dev) if self.dev is not None else []
+        return _DevBatches(self.dev, self._signals) if self.dev is not None else []
 
     def transfer_batch_to_device(self, batch: Placed | Batch, device: torch.device, dataloader_idx: int) -> Any:
         if isinstance(batch, Placed):
@@ -128,21 +137,34 @@ class DistillModule(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Lightning's last word on a step before the callbacks'."""
+        if self.empty_steps:
+            uncount(self.trainer, batches=self._batches, steps=1)
+            self._batches = 0
+        else:
+            super().lr_scheduler_step(scheduler, metric)
+
     def on_train_start(self) -> None:
         if self._saved_ranks is None:
             # The student started equal everywhere; from here on each process drops out its own units.
             seed_everything(self.config.seed + self.global_rank, verbose=False)
-            return
-        own = {name: states[self.global_rank] for name, states in self._saved_ranks.items()}
-        self._saved_ranks = None
-        self.meter.load_state(own.pop("meter"))
-        random_state.restore(own)
+        else:
+            random_state.restore(self._saved_ranks)
+            self._saved_ranks = None
+        self._end_of_step()
+
+    def _end_of_step(self) -> None:
+        self.position, self._batches = self._reached, 0
+        if self.trainer.accumulate_grad_batches > 1:
+            self._drawn = random_state.capture()
 
     # ---- a step
 
     def training_step(self, placed: Placed, index: int) -> Tensor:
         """The loss of one batch, to be accumulated and averaged over processes."""
-        self.position, self.batch, self.step_done = placed.after, placed.batch, False
+        self._reached, self.batch, self.step_done = placed.after, placed.batch, False
+        self._batches += 1
         if placed.batch.lengths.numel() == 0:
             return self._nothing()
         first = self.trainer.global_step == 0 and self._frames == 0 and placed.batch.targets is None
@@ -165,13 +187,19 @@ class DistillModule(LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """End a step: make the gradient that of the mean over all real frames, clip it, skip it if it is not finite."""
-        self.learning_rate = optimizer.param_groups[0]["lr"]
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        bad_recordings = self.stream.bad_recordings
-        frames = self.agreement.sum(
-            self._frames, stop=self._signals.received, read=bad_recordings.read, bad=bad_recordings.bad
-        )
-        self._frames = 0
+        recordings = self.stream.bad_recordings
+        frames = self.agreement.sum(self._frames, stop=self._signals.received, recordings=recordings.counts)
+        self.too_many_bad = recordings.judge(self.agreement.recordings)
+        self.step_done = True
+        # Who has heard nothing waits for the device, to know whether the others have; who has heard something knows.
+        if self._frames == 0 and frames.item() == 0:
+            self.empty_steps += 1
+            for parameter in parameters:
+                parameter.grad = None  # the optimizer passes over it
+            return
+        self.empty_steps = self._frames = 0
+        self.learning_rate = optimizer.param_groups[0]["lr"]
         batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         correction = self._nominal_frames * batches / frames.clamp(min=1)
         torch._foreach_mul_([parameter.grad for parameter in parameters], correction.float())
@@ -180,8 +208,18 @@ class DistillModule(LightningModule):
         if optimizer.defaults["fused"]:
             optimizer.found_inf = skipped.float()  # as from a GradScaler, which sees to it otherwise
         self.meter.end_step(frames, norm, skipped)
-        self.too_many_bad = bad_recordings.judge(self.agreement.read, self.agreement.bad)
-        self.step_done = True
+        self._end_of_step()
+
+    def drop_unfinished_step(self) -> None:
+        """Forget the batches since the last step, to save a checkpoint of that."""
+        if self._batches:
+            uncount(self.trainer, batches=self._batches, steps=0)
+            random_state.restore(self._drawn)
+            self._batches = 0
+
+    def learnt(self) -> bool:
+        """Whether some step of the run has changed the weights; waits for the device."""
+        return self.trainer.global_step > self.meter.values["skipped_ever"].item()
 
     def _warn_of_large_targets(self, batch: Batch) -> None:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
@@ -203,19 +241,23 @@ class DistillModule(LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self.batch = batch
-        if batch.lengths.numel():
+        if batch.utterances == (_INTERRUPTED,):
+            self._dev += math.nan
+        elif batch.lengths.numel():
             output = self.distiller(batch)
             self._dev += torch.stack([output.loss.double(), torch.ones_like(output.loss).double()]) * output.frames
 
     def on_validation_epoch_end(self) -> None:
         recordings = getattr(self.dev, "bad_recordings", None) or BadRecordings()
-        counts = torch.tensor([recordings.read, recordings.bad], dtype=torch.float64)
+        counts = torch.tensor(recordings.counts, dtype=torch.float64)
         sums = torch.cat([self._dev, counts.to(self.device)])
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)
-        total, frames, read, bad = sums.tolist()
+        total, frames, *counts = sums.tolist()
         self.dev_loss = total / frames if frames else math.nan
-        self.too_many_bad = recordings.judge(round(read), round(bad))
+        self.too_many_bad = recordings.judge(Counts(*counts))
+        if not frames:
+            self.too_many_bad = self.too_many_bad or f"data.dev_cuts: not one usable recording{recordings.hint}"
 
     # ---- checkpoint
 
@@ -245,8 +287,10 @@ class DistillModule(LightningModule):
                 " num_nodes accordingly"
             )
         self.stream.require_identity(run["data"])
-        self.position = Position(run["epoch"], run["consumed"])
-        self._saved_ranks = dict(run["ranks"])
+        self.position = self._reached = Position(run["epoch"], run["consumed"])
+        own = {name: states[self.global_rank] for name, states in run["ranks"].items()}
+        self.meter.load_state(own.pop("meter"))
+        self._saved_ranks = own
 
     def _gather(self, state: Tensor) -> Tensor:
         """One row per process, on the CPU."""
@@ -257,11 +301,19 @@ class DistillModule(LightningModule):
         return torch.stack(rows).cpu()
 
 
-class _Quiet:
-    """Dev batches, read without touching the random generators."""
+class _DevBatches:
+    """Dev batches, read without touching the random generators.
 
-    def __init__(self, batches: Iterable[Batch]) -> None:
+    Where a signal has come and no batch comes any more, one that makes the dev loss NaN is the last.
+    """
+
+    def __init__(self, batches: Iterable[Batch], signals: StopSignals) -> None:
         self.batches = batches
+        self.signals = signals
 
-    def __iter__(self) -> Iterable[Batch]:
-        return quiet(self.batches)
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from quiet(self.batches, self.signals, GRACE_SECONDS)
+        except Interrupted:
+            logger.warning("no dev batch has come since the signal; this dev loss is left out")
+            yield replace(empty_batch(), utterances=(_INTERRUPTED,))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterable
@@ -56,7 +55,7 @@ class Report(ProgressBar):
             )
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
-        if not module.step_done:
+        if not module.step_done or module.empty_steps:
             return
         if self._bar is not None:
             self._bar.update(1)
@@ -92,9 +91,8 @@ class Report(ProgressBar):
         seconds_per_step = seconds / steps
         audio_per_step = summary.frames * FRAME_SHIFT / SAMPLE_RATE / max(summary.steps, 1)
         speed = audio_per_step / seconds_per_step
-        loss = summary.loss if summary.frames else math.nan
         metrics = {
-            "train/loss": loss,
+            "train/loss": summary.loss,
             "train/lr": module.learning_rate,
             "train/grad_norm": summary.grad_norm,
             "train/skipped_steps": summary.skipped_ever,
@@ -110,8 +108,7 @@ class Report(ProgressBar):
         if self._bar is None:
             return
         left = timedelta(seconds=round((trainer.max_steps - step) * seconds_per_step))
-        heard = f"{speed:.0f} h of audio/h" if summary.frames else "no usable recordings"
-        text = f"loss {loss:.4f}, {heard}, {left} left"
+        text = f"loss {summary.loss:.4f}, {speed:.0f} h of audio/h, {left} left"
         self._bar.set_postfix_str(text)
         if self._bar.disable:
             logger.info("step %d/%d: %s", step, trainer.max_steps, text)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import signal
+import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -12,25 +16,77 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from s3prl_ekd.data.bad_recordings import Counts
+
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
+GRACE_SECONDS = 10.0
+"""So long after a signal a batch is waited for where the run would not be the same without it."""
+_REPEATED_AFTER = 1.0  # seconds; before that it is the same signal, sent by a scheduler and by torchrun
+
+
 class Preempted(Exception):  # noqa: N818 (it is no error)
-    """The run has saved a checkpoint because a signal asked it to stop."""
+    """The run stops because a signal asked it to."""
+
+
+class Interrupted(Preempted):
+    """It does so while it waits for a batch, between two steps."""
 
 
 class StopSignals(Callback):
-    """Notes the signals; whoever finishes a step asks :attr:`received`."""
+    """Notes the signals; whoever finishes a step asks :attr:`received`. A second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.received = False
+        self._since = 0.0
+        self._grace: float | None = None  # of the wait that is on
         self._before: dict[signal.Signals, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-        logger.warning("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
+        name, now = signal.Signals(number).name, time.monotonic()
+        if self.received:
+            if now - self._since >= _REPEATED_AFTER:
+                logger.warning("%s again: ending without a checkpoint", name)
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.received, self._since = True, now
+        logger.warning("%s: saving a checkpoint after this step, then stopping; a second one ends at once", name)
+        self._hurry()
+
+    def _hurry(self) -> None:
+        """Have the wait that is on end when its grace is over."""
+        if self._grace == 0:
+            self._give_up()
+        elif self._grace is not None:
+            self._before.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._give_up))
+            signal.setitimer(signal.ITIMER_REAL, self._grace)
+
+    def _give_up(self, *_: Any) -> None:
+        if self._grace is not None:
+            self._grace = None
+            raise Interrupted("stopped while waiting for a batch")
+
+    @contextlib.contextmanager
+    def waiting(self, grace: float) -> Iterator[None]:
+        """While the block waits for a batch, a signal ends it after ``grace`` seconds; one from before does too.
+
+        Raises:
+            Interrupted: then.
+        """
+        self.listen()  # here too: Lightning's handlers are there until training starts, and the first batch is earlier
+        self._grace = grace
+        try:
+            if self.received:
+                self._hurry()
+            yield
+        finally:
+            self._grace = None
+            if signal.SIGALRM in self._before:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def listen(self) -> None:
         """Replace the handlers of :data:`SIGNALS`."""
@@ -60,45 +116,41 @@ class Agreement:
 
     Attributes:
         stop: whether some process had a wish to stop.
-        read: recordings that all have read so far.
-        bad: how many of them were bad.
+        recordings: the counts of recordings of all of them.
     """
 
     def __init__(self, device: torch.device, world_size: int) -> None:
         self.device = device
         self.world_size = world_size
         self.stop = False
-        self.read = self.bad = 0
+        self.recordings = Counts()
         self._arriving: tuple[Tensor, torch.cuda.Event | None] | None = None
 
-    def sum(self, frames: int, *, stop: bool, read: int = 0, bad: int = 0) -> Tensor:
+    def sum(self, frames: int, *, stop: bool, recordings: Counts) -> Tensor:
         """All processes' frames, a float64 scalar on the device.
 
         Args:
             frames: of this process in this step.
             stop: whether it has a wish to stop.
-            read: recordings that it has read so far.
-            bad: how many of them were bad.
+            recordings: its counts so far.
         """
-        # Filled on the device, since a copy from the host would wait for it.
-        total = torch.stack(
-            [
-                torch.full((), float(value), dtype=torch.float64, device=self.device)
-                for value in (frames, stop, read, bad)
-            ]
-        )
         if self.world_size == 1:
-            self.stop, self.read, self.bad = stop, read, bad
-            return total[0]
+            self.stop, self.recordings = stop, recordings
+            return self._fill(frames)
+        total = torch.stack([self._fill(value) for value in (frames, stop, *recordings)])
         torch.distributed.all_reduce(total)
         if self._arriving is not None:
             arrived, event = self._arriving
             if event is not None:
                 event.synchronize()
-            _, votes, self.read, self.bad = (round(value) for value in arrived.tolist())
-            self.stop = votes > 0
+            _, votes, *counts = arrived.tolist()
+            self.stop, self.recordings = votes > 0, Counts(*counts)
         self._arriving = self._send(total)
         return total[0]
+
+    def _fill(self, value: float) -> Tensor:
+        """Filled on the device, since a copy from the host would wait for it."""
+        return torch.full((), float(value), dtype=torch.float64, device=self.device)
 
     def _send(self, total: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         if total.device.type != "cuda":

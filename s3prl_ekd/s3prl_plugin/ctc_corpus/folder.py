@@ -8,7 +8,9 @@ from pathlib import Path
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from s3prl_ekd.data.text import read_transcripts
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import files_below
 
 Item = tuple[Path, list[int]]  # an audio file and its labels
 
@@ -41,7 +43,7 @@ class LibriSpeechFolder(Dataset):
         for file in tqdm(files, desc=f"transcripts of {', '.join(splits)}", delay=2):
             listing = file.with_name(f"{file.stem.rpartition('-')[0]}.trans.txt")
             if listing not in transcripts:
-                transcripts[listing] = _read_transcripts(listing)
+                transcripts[listing] = {name: " ".join(words) for name, words in read_transcripts(listing)}
             if file.stem not in transcripts[listing]:
                 raise UserError(f"{listing}: has no line for {file.stem}")
             items.append((file, encode(transcripts[listing][file.stem])))
@@ -59,16 +61,7 @@ class LibriSpeechFolder(Dataset):
 
 
 def _audio_files(split: Path) -> list[Path]:
-    files = sorted(split.rglob("*.flac"))  # sorted: a folder's own order differs between machines
+    files = files_below(split, [".flac"])  # sorted: a folder's own order differs between machines
     if not files:
         raise UserError(f"{split}: no *.flac below it; give the path of a corpus in LibriSpeech's layout")
     return files
-
-
-def _read_transcripts(listing: Path) -> dict[str, str]:
-    """``SPK-CHAP-NNNN WORD WORD ...`` a line, as utterance -> words."""
-    try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{listing}: {error.strerror}; LibriSpeech keeps each chapter's transcripts there") from error
-    return {utterance: words for utterance, _, words in (line.strip().partition(" ") for line in lines)}

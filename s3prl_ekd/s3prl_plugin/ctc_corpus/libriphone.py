@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s3prl_ekd.data.text import Pronunciation, read_lexicon
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_plugin.ctc_corpus.folder import LibriSpeechFolder
 
@@ -36,7 +36,9 @@ class LibriPhoneDataset(LibriSpeechFolder):
         **_: Any,
     ) -> None:
         files = [lexicon] if isinstance(lexicon, str) else list(lexicon)
-        pronunciations = read_lexicon(files)
+        pronunciations: dict[str, Pronunciation] = {}
+        for file in files:
+            pronunciations = read_lexicon(file) | pronunciations
 
         def encode(transcript: str) -> list[int]:
             phones = [phone for word in transcript.split() for phone in _pronounce(word, pronunciations, files)]
@@ -49,22 +51,7 @@ class LibriPhoneDataset(LibriSpeechFolder):
         super().__init__(path, split, encode, bucket_size, ascending)
 
 
-def read_lexicon(files: Sequence[str | Path]) -> dict[str, list[str]]:
-    """Word -> phones, the first pronunciation of each word in the order of the files."""
-    pronunciations: dict[str, list[str]] = {}
-    for file in files:
-        try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"lexicon {file}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
-        for line in lines:
-            word, *phones = line.split() or [""]
-            if phones:
-                pronunciations.setdefault(word, phones)
-    return pronunciations
-
-
-def _pronounce(word: str, pronunciations: dict[str, list[str]], files: Sequence[str]) -> list[str]:
+def _pronounce(word: str, pronunciations: Mapping[str, Pronunciation], files: Sequence[str]) -> Pronunciation:
     if word not in pronunciations:
         raise UserError(f"lexicon {', '.join(files)}: has no pronunciation of {word!r}; add a line '{word}<tab>PH PH'")
     return pronunciations[word]

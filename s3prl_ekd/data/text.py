@@ -1,0 +1,105 @@
+"""The text beside recordings: transcripts, lexicons and lists of lengths, each with one reader for all who need it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.files import read_lines
+
+Pronunciation = tuple[str, ...]
+"""Phonemes of one word."""
+
+
+def read_transcripts(path: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Every (utterance, words) of a ``SPK-CHAP.trans.txt``: lines ``SPK-CHAP-NNNN WORD WORD ...``.
+
+    Raises:
+        UserError: see :func:`~s3prl_ekd.files.read_lines`.
+    """
+    for _, line in read_lines(path, hint="LibriSpeech keeps each chapter's transcripts there"):
+        utterance, *words = line.split()
+        yield utterance, words
+
+
+def read_lexicon(path: str | Path, vocabulary: Collection[str] | None = None) -> dict[str, Pronunciation]:
+    """The first pronunciation of each word in lines ``WORD PH PH ...`` (spaces or a tab; OpenSLR 11's format).
+
+    Args:
+        path: the lexicon.
+        vocabulary: the phonemes that it may have; None: any.
+
+    Raises:
+        UserError: the file is unreadable, or has a line without phonemes or with one outside the vocabulary.
+    """
+    lexicon: dict[str, Pronunciation] = {}
+    known = frozenset(vocabulary or ())
+    for number, line in read_lines(path, hint="a lexicon is a text file of 'WORD PH PH' lines"):
+        word, *phonemes = line.split()
+        if not phonemes:
+            raise UserError(f"lexicon {path}, line {number}: {word!r} has no phonemes")
+        wrong = next((phoneme for phoneme in phonemes if phoneme not in known), None)
+        if vocabulary is not None and wrong is not None:
+            raise UserError(
+                f"lexicon {path}, line {number}: {wrong!r} is not one of the {len(known)} phonemes of the vocabulary"
+                f" ({nearest(wrong, known)})"
+            )
+        lexicon.setdefault(word, tuple(phonemes))
+    return lexicon
+
+
+def read_lengths(path: str | Path) -> list[tuple[str, int]]:
+    """Every (path relative to the corpus, samples) of an s3prl ``len_for_bucket`` CSV; none of an empty one.
+
+    Raises:
+        UserError: the file is unreadable, lacks the columns file_path and length, or has a length that is none.
+    """
+    lines = read_lines(path, hint="file_path and sets name this list")
+    if not lines:
+        return []
+    numbers, texts = zip(*lines, strict=True)
+    rows = csv.DictReader(texts)
+    columns = rows.fieldnames or []
+    if not {"file_path", "length"} <= set(columns):
+        for name, mark in (("semicolons", ";"), ("tabs", "\t")):
+            if mark in texts[0]:
+                raise UserError(f"{path}: its columns are separated by {name}; save it with commas")
+        raise UserError(f"{path}: expected the columns file_path and length (samples), found {', '.join(columns)}")
+    try:
+        return [(row["file_path"], _samples(row["length"])) for row in rows]
+    except csv.Error as error:
+        raise UserError(f"{path}: no CSV ({error})") from error
+    except (TypeError, ValueError) as error:
+        line = numbers[rows.line_num - 1]
+        raise UserError(f"{path}, line {line}: expected a file_path and its length in samples ({error})") from error
+
+
+def read_tsv(path: str | Path) -> tuple[str, list[tuple[str, int]]]:
+    """The root folder of fairseq's wav2vec manifest, which is its first line, and every ``path<tab>samples``.
+
+    Raises:
+        UserError: the file is unreadable or no such manifest.
+    """
+    lines = read_lines(path, hint="give fairseq's tsv manifest")
+    expected = "expected a root folder, then lines of path<tab>number of samples"
+    if not lines:
+        raise UserError(f"{path}: empty; {expected}")
+    (_, root), *rest = lines
+    rows = []
+    for number, line in rest:
+        name, _, samples = line.partition("\t")
+        try:
+            rows.append((name, _samples(samples)))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {expected}") from error
+    return root.strip(), rows
+
+
+def _samples(text: str) -> int:
+    """``16000``, or ``16000.0`` as pandas writes a column in which a value is missing."""
+    value = float(text)
+    if not value.is_integer():
+        raise ValueError(f"{text!r} is no number of samples")
+    return int(value)

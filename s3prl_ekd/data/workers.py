@@ -1,0 +1,160 @@
+"""Waiting for a loader's workers, but not for ever: their deaths, batches that they cannot hand over, a time limit.
+
+What torch does by itself: a batch that a worker's queue cannot send (no room in shared memory, no file handle left) is
+dropped, and waited for without end; a worker's death raises a RuntimeError wherever the training process happens to be.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Set
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from s3prl_ekd.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+"""A loader's ``timeout``: so often its workers are looked after. Meant for :func:`patient` alone."""
+SAID_AFTER = 60.0
+"""Seconds of waiting after which a line says so."""
+
+_SHARED_MEMORY = "/dev/shm"
+_at_work: set[tuple[int, BaseProcess]] = set()  # with the process that started them
+
+
+def prepare_worker(worker: int) -> None:
+    """A loader's ``worker_init_fn``.
+
+    A scheduler's signals go to all processes; the training process acts on them and still needs its workers.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    Queue._on_queue_feeder_error = _send_the_problem  # multiprocessing's hook, called where an item is dropped
+
+
+def _send_the_problem(queue: Queue, error: Exception, item: Any) -> None:
+    if not isinstance(item, tuple) or isinstance(item[-1], UserError):
+        os._exit(1)  # not even this can be sent: that the worker is gone will be noticed
+    problem = UserError(f"data: a worker cannot hand over a batch ({' '.join(str(error).split())}); {_remedy()}")
+    queue.put((item[0], problem))
+
+
+def _remedy() -> str:
+    """What to do where processes cannot share a batch."""
+    size = ""
+    with contextlib.suppress(OSError):
+        size = f" ({shutil.disk_usage(_SHARED_MEMORY).total / 2**20:.0f} MiB in all)"
+    return (
+        f"most often shared memory, {_SHARED_MEMORY}{size}, is too small: give more (docker run --shm-size=8g or"
+        " --ipc=host), or set num_workers=0 in the recipe's data section, which needs none"
+    )
+
+
+def patient(loader: DataLoader, limit: float) -> Iterator[Any]:
+    """The items of a loader that has :data:`POLL_SECONDS` as its timeout if it has workers.
+
+    Args:
+        loader: iterated once, without ``persistent_workers``.
+        limit: seconds that one item may take.
+
+    Raises:
+        UserError: a worker has ended, or an item takes longer than ``limit``.
+    """
+    before = set(multiprocessing.active_children())
+    workers: set[BaseProcess] = set()
+    try:
+        with _no_deaths_by_signal(), _ends_are_named(workers):
+            iterator = iter(loader)
+        workers |= set(multiprocessing.active_children()) - before
+        _at_work.update((os.getpid(), worker) for worker in workers)
+        while True:
+            try:
+                item = _next(iterator, workers, limit)
+            except StopIteration:
+                return
+            yield item
+    finally:
+        _end(workers)
+
+
+def _end(workers: Iterable[BaseProcess]) -> None:
+    """Kill them, since one that reads from storage that hangs would not end, and this process wait for it."""
+    for worker in workers:
+        worker.kill()
+        _at_work.discard((os.getpid(), worker))
+
+
+@atexit.register  # and so before multiprocessing waits for them
+def _end_all() -> None:
+    _end([worker for parent, worker in _at_work if parent == os.getpid()])
+
+
+def _next(iterator: Iterator[Any], workers: Set[BaseProcess], limit: float) -> Any:
+    start, said = time.monotonic(), False
+    while True:
+        try:
+            with _ends_are_named(workers):
+                return next(iterator)
+        except _NotYet:
+            waited = time.monotonic() - start
+        if waited > limit:
+            raise UserError(
+                f"data: no batch has come for {waited:.0f} s (timeout_seconds of the recipe's data section): storage"
+                f" that hangs, or a worker that does; if all recordings can be read, {_remedy()}"
+            )
+        if waited > SAID_AFTER and not said:
+            said = True
+            logger.warning("waiting for a batch since %.0f s; storage may be slow, or hang", waited)
+
+
+class _NotYet(Exception):  # noqa: N818 (it is no error)
+    """Nothing has come in :data:`POLL_SECONDS`."""
+
+
+@contextlib.contextmanager
+def _ends_are_named(workers: Set[BaseProcess]) -> Iterator[None]:
+    """torch's words for a worker that has ended, as a UserError; so is a connection to one that is broken off."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if text.startswith("DataLoader timed out"):
+            raise _NotYet from None
+        if not text.startswith(("DataLoader worker", "Pin memory thread exited")):
+            raise
+        raise UserError(f"data: a process that reads has ended ({text.partition('. ')[0]}); {_remedy()}") from error
+    except (EOFError, OSError) as error:
+        if not multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=POLL_SECONDS):
+            raise
+        raise UserError(f"data: a process that reads has ended; {_remedy()}") from error
+
+
+@contextlib.contextmanager
+def _no_deaths_by_signal() -> Iterator[None]:
+    """Undo that torch, when the block starts workers, has SIGCHLD raise errors from then on, in whatever line runs.
+
+    :func:`patient` asks for them, at a place where something can be done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    finally:
+        handler = signal.getsignal(signal.SIGCHLD)
+        if getattr(handler, "__module__", "").startswith("torch.utils.data"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -1,0 +1,150 @@
+"""What a file that should hold weights really is, told by its bytes; and in a cache, that it is to be deleted."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+# First bytes -> what such a file is, and what to do about it (None: get the right file again).
+_SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
+    (
+        b"version https://git-lfs",
+        "a git-lfs pointer, not the file that it stands for",
+        "run 'git lfs install' and 'git lfs pull' in its repository",
+    ),
+    (b"\x1f\x8b", "a gzip archive", "unpack it first"),
+    (b"BZh", "a bzip2 archive", "unpack it first"),
+    (b"\xfd7zXZ", "an xz archive", "unpack it first"),
+    (b"7z\xbc\xaf", "a 7z archive", "unpack it first"),
+    (b"Rar!", "a rar archive", "unpack it first"),
+    (b"\x89HDF", "an HDF5 file, as TensorFlow writes it", "take the PyTorch weights of the same model"),
+    (b"\x93NUMPY", "a NumPy array, not a model", None),
+    (b"GGUF", "a GGUF file", "take the PyTorch weights of the same model"),
+    (b"RIFF", "a RIFF file, such as a WAV recording, not a model", None),
+    (b"fLaC", "a FLAC recording, not a model", None),
+    (b"OggS", "an Ogg recording, not a model", None),
+    (b"%PDF", "a PDF document", None),
+    (b"\x89PNG", "a PNG picture", None),
+)
+_FOLDER = "name the folder that has it beside its config.json (as a teacher: transformers: FOLDER)"
+_SAFETENSORS = ("a safetensors file", _FOLDER)
+_JSON = ("a JSON file, not weights", _FOLDER)
+_HTML = ("<!doctype html", "<html", "<head", "<?xml")
+_SAMPLE = 4096  # bytes that tell text from anything else
+_MAX_HEADER = 100_000_000  # what safetensors itself allows
+
+
+def problem_of(path: str | Path, *, pickled: bool = False) -> str | None:
+    """What is wrong with a file and what to do, as the end of a sentence that begins with its path.
+
+    Args:
+        path: the file.
+        pickled: whether torch.save should have written it; safetensors and JSON are then wrong, too.
+
+    Returns:
+        None if its bytes show nothing wrong: it may be a checkpoint, safetensors or JSON.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        found = _wrong(file, path.stat().st_size, pickled)
+    if found is None:
+        return None
+    kind, remedy = found
+    return f"{kind}; {remedy or again(path)}"
+
+
+def again(path: str | Path) -> str:
+    """How to get a damaged file anew: in a cache it must be deleted first."""
+    actual = Path(path).resolve()  # the hub's cache names files by links to them
+    if any(actual.is_relative_to(cache) for cache in _caches()):
+        return f"delete {actual} and start again, then it is downloaded anew"
+    return "download or copy it again"
+
+
+def _caches() -> list[Path]:
+    """Where files lie that were fetched without the user's naming them."""
+    folders = [Path.home() / ".cache/s3prl/download"]
+    s3prl_download = sys.modules.get("s3prl.util.download")  # where it was told to keep them
+    if s3prl_download is not None:
+        folders.append(Path(s3prl_download.get_dir()))
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return [folder.resolve() for folder in folders]
+    return [folder.resolve() for folder in (*folders, Path(HF_HUB_CACHE))]
+
+
+def _wrong(file: BinaryIO, size: int, pickled: bool) -> tuple[str, str | None] | None:
+    """Kind and remedy of what cannot be a model."""
+    start = file.read(_SAMPLE)
+    if not start:
+        return "an empty file", None
+    for signature, kind, remedy in _SIGNATURES:
+        if start.startswith(signature):
+            return kind, remedy
+    if not start.strip(b"\0"):
+        return "filled with zeros where it begins, as a download leaves it that was broken off", None
+    if start.startswith(b"PK\x03\x04"):
+        return _wrong_zip(file)
+    header = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and header <= _MAX_HEADER:
+        return _wrong_safetensors(file, header, size) or (_SAFETENSORS if pickled else None)
+    text = _as_text(start)
+    if text is None:
+        return None
+    if text.lower().startswith(_HTML):
+        return "a web page (HTML), not the file that it links to", None
+    if text.startswith(("{", "[")):
+        return _JSON if pickled else None
+    words = " ".join(text.split())
+    return f"a text file, not a model (it begins with {words[:40]!r})", None
+
+
+def _wrong_zip(file: BinaryIO) -> tuple[str, str | None] | None:
+    """torch writes zip archives, whose list of contents is at the end."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return "incomplete: its end is missing", None
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "a TorchScript program, which holds code", "take the weights of the same model"
+    if not any(name.endswith("/data.pkl") for name in names):
+        holds = ", ".join(names[:3]) or "nothing"
+        return f"a zip archive that torch did not write (it holds {holds})", "unpack it first"
+    return None
+
+
+def _wrong_safetensors(file: BinaryIO, header: int, size: int) -> tuple[str, str | None] | None:
+    """After eight bytes of length and a header in JSON come the tensors, which the header gives the places of."""
+    file.seek(8)
+    try:
+        entries = json.loads(file.read(header))
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+        wanted = 8 + header + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        wanted = 8 + header
+        if size >= wanted:
+            return "a damaged safetensors file: its header cannot be read", None
+    if size < wanted:
+        return f"incomplete: {size:,} of {wanted:,} bytes are there", None
+    return None
+
+
+def _as_text(start: bytes) -> str | None:
+    """The first bytes of a file as text, without what is white; None if they are something else."""
+    start = start.removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = start.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 4:  # not only a character cut in two at the end
+            return None
+        text = start[: error.start].decode("utf-8")
+    printable = sum(character.isprintable() or character.isspace() for character in text)
+    return text.strip() if printable == len(text) and text.strip() else None
