@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 from helpers_s3prl import python, write_corpus, write_phone_recognition, write_recipe, write_student
 
 from s3prl_ekd import cli
@@ -86,6 +87,17 @@ def test_the_unmodified_s3prl_of_a_plugged_environment(environment, place, tmp_p
     trained = run("-m", "s3prl.run_downstream", "-m", "train", *options, "-p", "out", "--device", "cpu")
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "out/states-1.ckpt").is_file()
+
+    # A checkpoint may name what it likes: nothing of it is loaded unless the user names it too.
+    states = torch.load(tmp_path / "out/states-1.ckpt", weights_only=False)
+    states["Args"].upstream, states["Args"].upstream_ckpt = "distiller_local", "evil.ckpt"
+    states["Config"]["distiller"] = {"extractor_conv_feature_layers": "open('MARKER', 'w') and [(8, 10, 5)]"}
+    torch.save(states, tmp_path / "evil.ckpt")
+    evil = ["-m", "s3prl.run_downstream", "-m", "evaluate", "-t", "dev", "-e", "evil.ckpt", "--device", "cpu"]
+    refused = run(*evil)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("error: -e evil.ckpt: names the upstream distiller_local of evil")
+    assert not (tmp_path / "MARKER").exists()
 
     assert run("-m", "s3prl_ekd", "unplug").returncode == 0
     assert sorted(site.iterdir()) == before

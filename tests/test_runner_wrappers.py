@@ -16,16 +16,20 @@ import pytest
 import soundfile
 import torch
 import yaml
+from conftest import TINY
 from helpers_s3prl import python, write_corpus, write_phone_recognition, write_recipe, write_student
 
 from s3prl_ekd import assets
+from s3prl_ekd.config import StudentConfig
 from s3prl_ekd.data import audio
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import downstream_config, downstream_runner, hub, pretrain_runner, stock
+from s3prl_ekd.s3prl_plugin import downstream_config, downstream_runner, hub, override, pretrain_runner, stock
 from s3prl_ekd.s3prl_plugin.optimizer_config import check_training
 from s3prl_ekd.s3prl_plugin.options import Syntax
 from s3prl_ekd.student.checkpoint import load_pickle_safely
+from s3prl_ekd.student.folder import save_student
+from s3prl_ekd.student.model import Student
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,8 @@ def test_every_option_of_the_stock_runner_is_known(runner, capsys):
 
 def test_train_resume_and_evaluate_in_one_process(place, here, caplog, capfd):
     isinstance_before, save_before, argv_before = builtins.isinstance, torch.save, list(sys.argv)
-    common = ["-u", "ekd_student", "-k", str(place / "student"), "-d", "ctc", "-c", str(place / "pr.yaml"), "-n", "x"]
+    shutil.copytree(place / "student", here / "student")
+    common = ["-u", "ekd_student", "-k", "student", "-d", "ctc", "-c", str(place / "pr.yaml"), "-n", "x"]
     downstream_runner.run(["-m", "train", *common])
     folder = here / "result/downstream/x"
     first = load_pickle_safely(folder / "states-2.ckpt")
@@ -93,22 +98,48 @@ def test_train_resume_and_evaluate_in_one_process(place, here, caplog, capfd):
         downstream_runner.run(["-m", "train", *common])
     with pytest.raises(UserError, match=r"-o: unknown key 'runner.total_step'; did you mean 'total_steps'"):
         downstream_runner.run(["-m", "train", *common, "-a", "-o", "config.runner.total_step=3"])
+    with pytest.raises(UserError, match=r"-o: runner.total_steps: expected a whole number of at least 1, found -3"):
+        downstream_runner.run(["-m", "train", *common, "-a", "-o", "config.runner.total_steps=-3"])
 
     cut(folder / "states-2.ckpt")  # as if it had been killed while it wrote
     with caplog.at_level(logging.WARNING):
         downstream_runner.run(["-m", "train", *common, "-a", "-o", "config.runner.total_steps=3"])
     assert "states-2.ckpt: not a checkpoint, or a damaged one: incomplete: its end is missing" in caplog.text
     assert "; going on from states-1.ckpt (step 1)" in caplog.text
+    assert "the run goes on as it was" not in caplog.text  # -c says the same as the checkpoint
     assert load_pickle_safely(folder / "states-3.ckpt")["Step"] == 3
 
     capfd.readouterr()
-    downstream_runner.run(["-m", "evaluate", "-t", "dev", "-e", str(folder / "dev-best.ckpt")])
-    assert "dev per: " in capfd.readouterr().out
+    best = ["-m", "evaluate", "-e", str(folder / "dev-best.ckpt")]
+    downstream_runner.run([*best, "-t", "dev"])
+    unmoved = capfd.readouterr().out
+    assert "dev per: " in unmoved
     with pytest.raises(UserError, match=r"-t is missing: .* valid: dev, train"):
-        downstream_runner.run(["-m", "evaluate", "-e", str(folder / "dev-best.ckpt")])
+        downstream_runner.run(best)
     with_test = ["-o", "config.downstream_expert.corpus.test=['dev']"]
-    downstream_runner.run(["-m", "evaluate", "-e", str(folder / "dev-best.ckpt"), *with_test])
+    downstream_runner.run([*best, *with_test])
     assert "test per: " in capfd.readouterr().out
+
+    (here / "student").rename(here / "moved")
+    with pytest.raises(UserError, match=r"^student: .*; if the upstream has been moved, say by -k where it is now"):
+        downstream_runner.run([*best, "-t", "dev"])
+    edited = yaml.safe_load((place / "pr.yaml").read_text())
+    edited["optimizer"]["lr"] = 0.5
+    (here / "edited.yaml").write_text(yaml.safe_dump(edited))
+    os.rename(folder, here / "run")
+    best = ["-m", "evaluate", "-e", "run/dev-best.ckpt", "-t", "dev"]
+    downstream_runner.run([*best, "-k", "moved", "-c", "edited.yaml"])
+    moved = capfd.readouterr().out
+    assert [line for line in moved.splitlines() if "per: " in line] == [
+        line for line in unmoved.splitlines() if "per: " in line
+    ]
+    assert "edited.yaml: optimizer.lr is 0.5, the run's is 0.01" in caplog.text
+    assert not folder.exists()  # what it writes is beside the checkpoint
+    other = {"num_hidden_layers": 1} | {key: value for key, value in TINY.items() if key != "num_hidden_layers"}
+    save_student(here / "other", Student(StudentConfig.from_mapping(other)))
+    with pytest.raises(UserError, match=r"run/dev-best.ckpt: its featurizer does not fit -u ekd_student -k other"):
+        downstream_runner.run([*best, "-k", "other"])
+
     assert builtins.isinstance is isinstance_before  # s3prl replaces it
     assert torch.save is save_before
     assert sys.argv == argv_before
@@ -174,6 +205,11 @@ DOWNSTREAM = "-m train -u fbank -d ctc -c {place}/pr.yaml -p out "
         (DOWNSTREAM + "-o config.optimizer.lr=fast", "optimizer.lr: expected a number, found 'fast'"),
         (DOWNSTREAM + "-o config.specaug.num_tme_mask=2", "did you mean 'num_time_mask'"),
         (DOWNSTREAM + "-o runner.total_steps=4", "-o runner.total_steps=4: expected args.KEY=VALUE"),
+        (DOWNSTREAM + "-o config.downstream_expert.text.vocab_file=null", "text.vocab_file: null; fill in the path"),
+        (DOWNSTREAM + "-o config.runner.save_step=0", "runner.save_step: expected a whole number of at least 1"),
+        (DOWNSTREAM + "-o config.runner.gradient_clipping=0", "gradient_clipping: expected a positive number"),
+        (DOWNSTREAM + "-o config.downstream_expert.corpus.num_workers=-1", "num_workers: expected .* at least 0"),
+        (DOWNSTREAM + "-o config.optimizer.lr=1e308", "optimizer.lr: too large"),
         (DOWNSTREAM + "-c no.yaml", "-c no.yaml: no such file"),
         (
             DOWNSTREAM + "-c recipes/downstream/real/pt.yaml",
@@ -184,6 +220,7 @@ DOWNSTREAM = "-m train -u fbank -d ctc -c {place}/pr.yaml -p out "
         (DOWNSTREAM + "-i no.ckpt", "-i no.ckpt: no such file"),
         (DOWNSTREAM + "--local_rank 0", "on GPUs only"),
         (DOWNSTREAM + "--device cuda", "no GPU"),
+        (DOWNSTREAM + "-g qqq", "-g qqq: no such file"),
         ("-m train -u fbank -d ctc -p out", "-c is missing"),
         ("-m train -u fbank -d ctc -c {place}/pr.yaml", "-n NAME .* or -p FOLDER"),
         ("-m train -a -u fbank -d ctc -c {place}/pr.yaml", "-a needs the experiment"),
@@ -203,6 +240,121 @@ def test_mistakes_downstream(place, here, options, message):
         downstream_runner.run(options.format(place=place).split())
     assert "\n" not in str(caught.value)
     assert list(here.iterdir()) == []  # nothing half-written
+
+
+@pytest.mark.parametrize("runner", [downstream_runner, pretrain_runner])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--seed -1", "--seed -1: expected a whole number from 0 to 4294967295"),
+        ("--seed 4294967296", "--seed 4294967296: expected a whole number"),
+        ("--seed 1.5", "--seed 1.5: expected a whole number"),
+        ("-o args.seed=-1", "-o args.seed=-1: expected a whole number"),
+        ("--device gpu", "--device gpu: unknown; expected cpu, cuda,"),
+        ("--device cuda:one", "--device cuda:one: unknown"),
+        ("-o args.device=gpu", "--device gpu: unknown"),
+        ("--expnam x --overide y", "no option --overide; did you mean '--override'"),
+        ("-n x y", "'y' is one word too many"),
+        ("--seed", "argument --seed: expected one argument; python -m .* --help shows how"),
+        ("--exp x", "ambiguous option: --exp could match --expname, --expdir"),
+    ],
+)
+def test_what_no_runner_can_have_is_said_before_s3prl_is_imported(runner, options, message, monkeypatch):
+    def imported(*_):
+        raise AssertionError("s3prl is imported")
+
+    monkeypatch.setattr(hub, "register", imported)
+    monkeypatch.setattr(pretrain_runner, "_top_level_modules", imported)
+    with pytest.raises(UserError, match=message):
+        runner.run(options.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "-m is missing: train or evaluate"),
+        ("-m trian", "-m trian: unknown value; did you mean 'train'"),
+        ("-m train --hub hf", "--hub hf: unknown value; .*valid: huggingface, torch"),
+        ("-m train -l two", "-l two: expected a whole number"),
+        ("-m train --local_rank -1", "--local_rank -1: expected a whole number from 0"),
+        ("-m evaluate -e states-1.ckpt -i other.ckpt", "-i beside -e: .*leave one of the two out"),
+        (
+            "-m evaluate -e states-1.ckpt -u hubert",
+            "-u hubert: the checkpoint has 'fbank', and a run keeps that; leave",
+        ),
+        ("-m evaluate -e states-1.ckpt -d asr", "-d asr: the checkpoint has 'ctc'"),
+        ("-m evaluate -e states-1.ckpt -l 1", "-l 1: the checkpoint has None, .* -o args.upstream_layer_selection=1"),
+        ("-m evaluate -e states-1.ckpt -f", "-f: the checkpoint has False"),
+        ("-m evaluate -e states-1.ckpt --seed 1338", "--seed 1338: the checkpoint has 1337"),
+        ("-m evaluate -e states-1.ckpt -g no.yaml", "-g no.yaml: no such file"),
+        ("-m evaluate -e states-1.ckpt -c no.yaml", "-c no.yaml: no such file"),
+    ],
+)
+def test_what_downstream_cannot_have_is_said_before_s3prl_is_imported(here, options, message, monkeypatch):
+    stored = {"upstream": "fbank", "downstream": "ctc", "seed": 1337, "upstream_ckpt": None}
+    stored |= {"upstream_layer_selection": None, "upstream_trainable": False}
+    torch.save({"Step": 1, "Args": argparse.Namespace(**stored), "Downstream": {}, "Config": {}}, "states-1.ckpt")
+    monkeypatch.setattr(hub, "register", lambda: pytest.fail("s3prl is imported"))
+    with pytest.raises(UserError, match=message):
+        downstream_runner.run(options.split())
+
+
+def test_a_checkpoint_with_half_of_what_belongs_in_it(here):
+    for states in (
+        {"Step": 1, "Args": argparse.Namespace(), "Downstream": {}},
+        {"Step": 1, "Args": argparse.Namespace(upstream=3, downstream="ctc"), "Downstream": {}, "Config": {}},
+    ):
+        torch.save(states, "states-1.ckpt")
+        with pytest.raises(UserError, match="a damaged checkpoint"):
+            downstream_runner.run(["-m", "evaluate", "-e", "states-1.ckpt"])
+    for states in ({"Step": "1", "Args": argparse.Namespace()}, {"Step": 1, "Args": 3}):
+        torch.save(states, "states-1.ckpt")
+        with pytest.raises(UserError, match="not a checkpoint that training can go on from"):
+            pretrain_runner.run(["-e", "states-1.ckpt"])
+
+
+@pytest.mark.parametrize(
+    ("text", "python_text"),
+    [
+        ("config.a=null", "config.a=None"),
+        ("config.a=NULL,,args.b=~", "config.a=None,,args.b=None"),
+        ("config.a=true,,config.b=False,,config.c=false", "config.a=True,,config.b=False,,config.c=False"),
+        ("config.a=[dev, null]", "config.a=['dev', None]"),
+        ("config.a={name: Adam, on: true}", "config.a={'name': 'Adam', True: True}"),
+        ("config.a=1e-3,,config.b=float('inf')", "config.a=1e-3,,config.b=float('inf')"),  # as s3prl reads them
+        ("config.a=['x', 'y']", "config.a=['x', 'y']"),
+        ("config.a=[unclosed", "config.a=[unclosed"),
+        ("config.a=nullable,,config.b=", "config.a=nullable,,config.b="),
+        ("total_steps", "total_steps"),
+    ],
+)
+def test_overrides_may_be_written_as_in_yaml(text, python_text):
+    assert override.in_python(text) == python_text
+
+
+def test_overrides_reach_s3prl_as_values():
+    text = override.in_python("config.a=null,,config.b=true,,config.c=1e-3,,config.d=[dev, test],,config.e=hubert")
+    assert override.applied(text, {}) == {"a": None, "b": True, "c": 1e-3, "d": ["dev", "test"], "e": "hubert"}
+    assert override.arguments("args.a=None,,args.b=x,,config.c=1,,args.d=1e3") == {"a": None, "b": "x", "d": 1000.0}
+
+
+def test_only_the_whole_name_of_an_option_is_overridden():
+    options = downstream_runner.SYNTAX.parse(["-o", "args.upstream_ckpt=x,,config.y=1"])
+    assert options.overrides("upstream_ckpt")
+    assert not options.overrides("upstream")
+
+
+@pytest.mark.parametrize("runner", [downstream_runner, pretrain_runner])
+def test_help_says_what_the_wrapper_adds(runner, capsys):
+    with pytest.raises(SystemExit) as caught:
+        runner.main(["--help"])
+    assert caught.value.code == 0
+    own = capsys.readouterr().out.partition(f"{runner.PROG} is s3prl's runner")[2]
+    assert "--trust-checkpoint" in own
+    assert "ekd_student" in own
+    for example in own.replace("\\\n", " ").splitlines():
+        if example.startswith("  python -m"):
+            assert runner.SYNTAX.parse(example.split()[3:]).rest == []
 
 
 def test_each_process_of_torchrun_gets_its_gpu(monkeypatch):
@@ -394,6 +546,8 @@ PRETRAIN = "-u ekd_student -g {place}/config_model.yaml -p out "
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (PRETRAIN + "-o config.optimizer.lr=null", "optimizer.lr: expected a number, found None"),
+        (PRETRAIN + "-g mini/confg_model.yaml", "did you mean 'mini/config_model.yaml'"),
         ("-u ekd_student -n x", "-g and -c are missing: .*recipes/mini"),
         ("-u ekd_student -g {place}/config_model.yaml", "-n NAME .* or -p FOLDER"),
         ("-g {place}/config_model.yaml -n x", "-u is missing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,21 +17,25 @@ from s3prl_ekd.teachers.s3prl_source import file_problem, is_download, takes_fil
 
 @contextlib.contextmanager
 def checked_upstream() -> Iterator[None]:
-    """While it lasts, the runner checks what it loads for ``-u`` and what ``-s`` and ``-l`` take of it.
+    """While it lasts, the runner checks what it loads for ``-u``, what ``-s`` and ``-l`` take of it, and whether the
+    weights of ``-e`` or ``-i`` were trained on such an upstream.
 
     Raises:
-        UserError: a download that failed, a file of another kind, features or a layer that the upstream does not have.
+        UserError: a download that failed, a file of another kind, features or a layer that the upstream does not have,
+            weights of other sizes.
     """
     from s3prl.downstream.runner import Runner
 
-    load, select = Runner._get_upstream, Runner._get_featurizer
+    load, select, fill = Runner._get_upstream, Runner._get_featurizer, Runner._load_weight
 
     def load_checked(runner: Any) -> Any:
         files: list[object] = []
         try:
             with unsafe_loads_named(f"-u {runner.args.upstream}") as files:
                 return load(runner)
-        except UserError:
+        except UserError as error:
+            if runner.args.past_exp and not Path(runner.args.upstream_ckpt or ".").exists():
+                raise UserError(f"{error}; if the upstream has been moved, say by -k where it is now") from error
             raise
         except Exception as error:
             if is_download(error):
@@ -44,11 +49,24 @@ def checked_upstream() -> Iterator[None]:
         _check_selection(runner.args, getattr(runner.upstream.model, "module", runner.upstream.model))
         return select(runner)
 
-    Runner._get_upstream, Runner._get_featurizer = load_checked, select_checked
+    def fill_checked(runner: Any, model: Any, name: str) -> None:
+        try:
+            fill(runner, model, name)
+        except RuntimeError as error:
+            if not isinstance(model, torch.nn.Module):  # an optimizer's or schedule's state
+                raise
+            args = runner.args
+            upstream = f"-u {args.upstream}" + (f" -k {args.upstream_ckpt}" if args.upstream_ckpt else "")
+            raise UserError(
+                f"{args.init_ckpt}: its {name.lower()} does not fit {upstream} and this configuration; give those that"
+                " it was trained with"
+            ) from error
+
+    Runner._get_upstream, Runner._get_featurizer, Runner._load_weight = load_checked, select_checked, fill_checked
     try:
         yield
     finally:
-        Runner._get_upstream, Runner._get_featurizer = load, select
+        Runner._get_upstream, Runner._get_featurizer, Runner._load_weight = load, select, fill
 
 
 def _not_fetched(args: Any, error: BaseException) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, nearest
+from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
 from s3prl_ekd.files import atomic_path
 from s3prl_ekd.s3prl_plugin import compat, override
 from s3prl_ekd.s3prl_plugin.options import Options, Syntax, check_integer
@@ -62,7 +62,7 @@ def check_device(device: str) -> None:
     """Refuse a device that torch does not know, or a GPU that is not there, in one line."""
     kind, _, number = str(device).partition(":")
     if kind not in _DEVICES or (number and not number.isdecimal()):
-        raise UserError(f"--device {device}: unknown; {nearest(kind, [*_DEVICES, 'cuda:0'])}")
+        raise UserError(f"--device {device}: unknown; expected cpu, cuda, or the number of a GPU, such as cuda:0")
     if kind == "cuda":
         import torch
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
@@ -53,10 +54,9 @@ def check_downstream(file: str, args: Settings, config: Settings, options: Optio
         return
     missing = _unnamed_upstream(args, options)
     if missing:
-        what = f"the upstream {args['upstream']}" + (
-            f" of {args['upstream_ckpt']}" if args.get("upstream_ckpt") else ""
-        )
-        raise _refused(file, what, " ".join(f"{_OPTIONS[key]} {value}" for key, value in missing.items()))
+        origin = f" of {_shown(args['upstream_ckpt'])}" if args.get("upstream_ckpt") else ""
+        what = f"the upstream {_shown(args['upstream'])}{origin}"
+        raise _refused(file, what, " ".join(f"{_OPTIONS[key]} {_shown(value)}" for key, value in missing.items()))
     task, own = args.get("downstream"), _own_yaml(options, "config")
     if task not in downstream_config.TASKS and own.get("downstream_expert") != config.get("downstream_expert"):
         raise _refused(file, f"data for -d {task}, and not every task reads its data safely", "its -c FILE")
@@ -122,8 +122,8 @@ def check_teachers(file: str, recipe: Settings, options: Options) -> None:
         return
     for teacher in DistillConfig.from_mapping(recipe, "Upstream_Config").teachers:
         if teacher.s3prl is not None and (teacher.s3prl.endswith(CKPT_SUFFIXES) or teacher.ckpt is not None):
-            origin = f" of {teacher.ckpt}" if teacher.ckpt else ""
-            raise _refused(file, f"the teacher s3prl: {teacher.s3prl}{origin}", "its recipe by -g FILE")
+            origin = f" of {_shown(teacher.ckpt)}" if teacher.ckpt else ""
+            raise _refused(file, f"the teacher s3prl: {_shown(teacher.s3prl)}{origin}", "its recipe by -g FILE")
 
 
 def _check_strings(file: str, settings: Settings, own: Settings, options: Options, option: str) -> None:
@@ -131,7 +131,7 @@ def _check_strings(file: str, settings: Settings, own: Settings, options: Option
     named = {text for _, text in _strings(own)} | set(map(str, override.arguments(options.get("override")).values()))
     for place, text in _strings(settings):
         if text not in named and _calls_something(text):
-            raise _refused(file, f"{place}: {text!r}", f"it by {option} FILE")
+            raise _refused(file, f"{_shown(place)}: {text[:80]!r}", f"it by {option} FILE")
 
 
 def _own_yaml(options: Options, name: str) -> dict[str, Any]:
@@ -164,6 +164,11 @@ def _calls_something(text: str) -> bool:
         if any(isinstance(node, ast.Call) for node in ast.walk(tree)):
             return True
     return False
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return shlex.quote(text) if text.isprintable() else repr(text)
 
 
 def _refused(file: str, what: str, again: str) -> UserError:

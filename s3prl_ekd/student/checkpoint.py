@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -85,10 +86,11 @@ def load_pickle_safely(path: str | Path) -> Any:
     except Exception as error:  # a file of any other kind makes the unpickler raise nearly anything
         if isinstance(error, OSError) and not (Path(path).is_file() and os.access(path, os.R_OK)):
             raise UserError(f"{path}: {error.strerror or error}") from error
-        objects = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        objects = re.search(r"(?:Unsupported global:|Trying to load unsupported) GLOBAL (\S+)", str(error))
         if objects is not None:
             raise UserError(f"{path}: {_refused_objects(objects[1])}") from error
-        problem = problem_of(path, pickled=True) or f"{type(error).__name__} while reading it; {again(path)}"
+        code = " (if it is no damage, it could run code)" if isinstance(error, pickle.UnpicklingError) else ""
+        problem = problem_of(path, pickled=True) or f"{type(error).__name__} while reading it{code}; {again(path)}"
         raise UserError(f"{path}: not a checkpoint, or a damaged one: {problem}") from error
 
 
