@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import ctypes
 import errno
 import fcntl
 import functools
@@ -22,14 +23,16 @@ logger = logging.getLogger(__name__)
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from file systems without locks
 _LINE_END = re.compile(r"\r\n|\n|\r")  # str.splitlines would also split at characters such as U+2028, U+0085
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` (to be written as a file or made a folder) that replaces it at the end.
 
-    If the block raises, the temporary thing and the folders made for it are removed and ``path`` stays as it was. The
-    temporary name keeps the suffix, since some writers choose the format by it.
+    If the block raises, the temporary thing and the folders made for it are removed and ``path`` stays as it was; what
+    killed processes have left of an attempt is removed first. The temporary name keeps the suffix, since some writers
+    choose the format by it.
     """
     path = Path(path)
     made = [folder for folder in path.parents if not folder.exists()]
@@ -37,25 +40,76 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent}: no such folder, and it cannot be made ({error.strerror})") from error
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    _clear_leftovers(path)
+    temporary = path.with_name(f".{path.stem}.{_process()}.part{path.suffix}")
     try:
         yield temporary
-        if temporary.is_dir() and path.exists():
-            retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+        if not (temporary.is_dir() and path.exists()):
+            os.replace(temporary, path)
+        elif not _exchange(temporary, path):
+            retired = path.with_name(f".{path.name}.{_process()}.old")
             os.replace(path, retired)
             os.replace(temporary, path)
-            shutil.rmtree(retired)
-        else:
-            os.replace(temporary, path)
+            _remove(retired)
         made = []
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _process() -> str:
+    """This process among those that may write there, which can be other machines'."""
+    return f"{os.uname().nodename}-{os.getpid()}"
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove what processes that are dead have left of :func:`atomic_path`; a folder that one had put aside is back."""
+    parts = rf"\.{re.escape(path.stem)}\.(?P<process>[^/]+)\.part{re.escape(path.suffix)}"
+    olds = rf"\.{re.escape(path.name)}\.(?P<retired>[^/]+)\.old"
+    with contextlib.suppress(OSError):  # whoever writes next will say so
+        for name in os.listdir(path.parent):
+            found = re.fullmatch(f"{parts}|{olds}", name) if name.startswith(".") else None
+            if found is None or not _is_dead(found["process"] or found["retired"]):
+                continue
+            leftover = path.with_name(name)
+            if found["retired"] and not path.exists():
+                logger.warning("%s: put back, since the process that was to replace it was killed", path)
+                os.replace(leftover, path)
+            else:
+                _remove(leftover)
+
+
+def _is_dead(process: str) -> bool:
+    """Whether that of a temporary name is known to have ended; one of this number is one of before a restart."""
+    host, _, number = process.rpartition("-")
+    if not number.isdigit() or host not in ("", os.uname().nodename):
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return int(number) == os.getpid()
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names, so that there is no moment without either; False where the system cannot."""
+    try:
+        exchange = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    return exchange(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+
+
+def _remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

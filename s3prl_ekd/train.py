@@ -252,13 +252,26 @@ def _device_type(settings: TrainerConfig) -> str:
 def _loggers(config: RunConfig, folder: Path, start: Path | None) -> list[Logger]:
     # A resumed run writes its own CSV file (Lightning's logger would delete one that is there); TensorBoard joins them.
     first = int(start.stem.removeprefix("step-")) if start is not None else 0
-    loggers: list[Logger] = [
-        TensorBoardLogger(folder / "logs", name="tensorboard", version="", purge_step=first + 1 if first else None),
-        CSVLogger(folder / "logs", name="csv", version=f"from-step-{first:08d}", flush_logs_every_n_steps=1),
-    ]
-    if config.trainer.wandb_project and importlib.util.find_spec("wandb"):
+    logs = folder / "logs"
+    loggers: list[Logger] = [CSVLogger(logs, name="csv", version=f"from-step-{first:08d}", flush_logs_every_n_steps=1)]
+    said = logger.warning if rank_zero_only.rank == 0 else logger.debug
+    if any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        loggers.append(TensorBoardLogger(logs, name="tensorboard", version="", purge_step=first + 1 if first else None))
+    else:
+        said(
+            "no TensorBoard log is written, since neither tensorboard nor tensorboardX is installed; %s/csv has it all",
+            logs,
+        )
+    project = config.trainer.wandb_project
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        said(
+            "trainer.wandb_project: nothing is logged to %r, since wandb is not installed (pip install wandb)", project
+        )
+    elif project is not None:
         offline = "WANDB_API_KEY" not in os.environ and "WANDB_MODE" not in os.environ
-        loggers.append(WandbLogger(project=config.trainer.wandb_project, save_dir=folder / "logs", offline=offline))
+        if offline:
+            said("trainer.wandb_project: logged to %s alone; `wandb sync` uploads it, WANDB_API_KEY does at once", logs)
+        loggers.append(WandbLogger(project=project, save_dir=logs, offline=offline))
     return loggers
 
 
@@ -266,8 +279,10 @@ def _out_of_memory(batch: Batch | None, config: RunConfig) -> str:
     seconds = float(batch.lengths.sum()) / SAMPLE_RATE if batch is not None else 0.0
     longest = float(batch.lengths.max()) / SAMPLE_RATE if batch is not None and batch.lengths.numel() else 0.0
     count = len(batch.utterances) if batch is not None else 0
-    return (
-        f"out of memory with a batch of {seconds:.1f} s of speech ({count} utterances, the longest {longest:.1f} s);"
-        f" lower data.batch_seconds (now {config.data.batch_seconds:g}) and raise trainer.accumulate (now"
-        f" {config.trainer.accumulate}) by the same factor"
-    )
+    what = f"a batch of {seconds:.1f} s of speech ({count} utterances, the longest {longest:.1f} s)"
+    accumulate = f"raise trainer.accumulate (now {config.trainer.accumulate})"
+    if config.data.global_batch_seconds is None:
+        remedy = f"lower data.batch_seconds (now {config.data.batch_seconds:g}) and {accumulate} by the same factor"
+    else:
+        remedy = f"{accumulate}, which divides data.global_batch_seconds among more batches"
+    return f"out of memory with {what}; {remedy}"

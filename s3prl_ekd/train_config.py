@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -90,7 +90,8 @@ class TrainerConfig(Config):
     """How long, on what, and what is written meanwhile. A step is one update of the weights, on all devices."""
 
     max_steps: Count = 200_000
-    """Steps of the whole run."""
+    """Steps of the whole run. A resumed run may have more: from there on its learning rate is that of a run of so many,
+    and so jumps up where it has fallen."""
     accumulate: Count = 1
     """Batches of each device that make a step."""
     precision: Precision = Precision.BF16
@@ -115,8 +116,8 @@ class TrainerConfig(Config):
     """How many of the newest checkpoints stay, besides the one with the best dev loss."""
     max_nonfinite: Count = 20
     """So many steps in a row whose loss or gradient is not finite stop the run."""
-    wandb_project: str | None = "s3prl-ekd"
-    """Weights & Biases project, where wandb is installed; null: no Weights & Biases."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to (``pip install wandb``); null: no Weights & Biases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,28 @@ class RunConfig(DistillConfig):
     def distill(self) -> DistillConfig:
         """The model side alone."""
         return DistillConfig(**{item.name: getattr(self, item.name) for item in fields(DistillConfig)})
+
+    def of_processes(self, count: int) -> RunConfig:
+        """The same with ``data.batch_seconds``, where so many processes train together.
+
+        Raises:
+            UserError: ``data.global_batch_seconds`` is too little for so many.
+        """
+        return replace(self, data=self.data.divided(count * self.trainer.accumulate))
+
+    def step_size(self, processes: int | None = None) -> str:
+        """How much audio a step is, in words; ``processes``: how many train together, if that is known."""
+        devices, accumulate = self.trainer.devices, self.trainer.accumulate
+        if processes is None and devices is not None and devices > 0:
+            processes = devices * self.trainer.num_nodes
+        parts = f"{'all' if processes is None else processes} devices x accumulate {accumulate}"
+        each, total = self.data.batch_seconds, self.data.global_batch_seconds
+        if total is not None:
+            each = f", {total / processes / accumulate:g} s" if processes is not None else ""
+            return f"a step is up to {total:g} s of audio: data.global_batch_seconds{each} for each of {parts}"
+        if processes is None:
+            return f"a step is up to {each:g} s of audio (data.batch_seconds) x {parts}"
+        return f"a step is up to {each * processes * accumulate:g} s of audio: data.batch_seconds {each:g} x {parts}"
 
     @classmethod
     def from_recipe(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
@@ -204,30 +227,39 @@ def _index(place: Any, key: str, path: str) -> int:
 
 
 # What a resumed run may do otherwise than its recipe said: nothing of it changes what is computed. The number of
-# processes is checked by itself, and whether a cache elsewhere holds the same targets.
+# processes, the size of their batches and whether a cache elsewhere holds the same targets are checked with the data.
 _FREE_ON_RESUME = frozenset(
-    {"output", "data.num_workers", "targets.cache"}
+    {"output", "targets.cache"}
+    | {f"data.{key}" for key in ("batch_seconds", "global_batch_seconds", "num_workers", "timeout_seconds")}
     | {f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "log_every", "dev_every")}
     | {f"trainer.{key}" for key in ("checkpoint_every", "keep_checkpoints", "max_nonfinite", "wandb_project")}
 )
 
 
 def check_resumable(saved: Mapping[str, Any], config: RunConfig) -> None:
-    """That a run of ``config`` can go on exactly where a run of the recipe ``saved`` stopped.
+    """That a run of ``config`` can go on exactly where a run of the recipe ``saved`` stopped, perhaps for more steps.
+
+    Args:
+        saved: plain values; settings that there were not yet when it was saved have their defaults.
+        config: the recipe of now.
 
     Raises:
         UserError: settings that matter differ (named, with both values).
     """
-    before, now = dict(_flatten(saved)), dict(_flatten(config.to_mapping()))
+    before = dict(_flatten(RunConfig.from_mapping(saved, "the checkpoint's recipe").to_mapping()))
+    now = dict(_flatten(config.to_mapping()))
+    free = _FREE_ON_RESUME
+    if now["trainer.max_steps"] > before["trainer.max_steps"]:
+        free = free | {"trainer.max_steps"}
     changed = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in _FREE_ON_RESUME
+        if before.get(key) != now.get(key) and key not in free
     ]
     if changed:
         raise UserError(
             f"cannot resume: the checkpoint's recipe differs ({'; '.join(changed)}); give the recipe it was started"
-            " with (recipe.yaml in the run's folder), or another output for a new run"
+            " with (recipe.yaml in the run's folder; trainer.max_steps may be raised), or another output for a new run"
         )
 
 

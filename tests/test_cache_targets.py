@@ -20,6 +20,7 @@ import torch
 import yaml
 from conftest import speech_like
 from helpers_teachers import SIZES, tiny_model
+from safetensors import safe_open
 from test_train_resume import assert_same_run
 
 from s3prl_ekd.cache import files, filling, settings
@@ -28,6 +29,7 @@ from s3prl_ekd.cache.reading import TargetCache
 from s3prl_ekd.cache.shards import Shard, cut_key
 from s3prl_ekd.cache.teachers import cached_teachers
 from s3prl_ekd.cli import main
+from s3prl_ekd.config import DistillConfig, ObjectiveConfig, TeacherConfig
 from s3prl_ekd.data.manifests import folder_recordings, write_manifest
 from s3prl_ekd.data.sources import SourceError, read_entries
 from s3prl_ekd.data.stream import BatchStream
@@ -496,6 +498,56 @@ def test_the_average_depends_on_weights(root):
         settings.require_same(Path("out"), {"made_with": settings.describe(plain)}, weighted)
 
 
+# What each setting of a teacher and of the objective means for targets: they depend on it, or not, or on the rest.
+CLASSIFIED = {
+    TeacherConfig: {
+        "depend": {"s3prl", "transformers", "mini", "ckpt", "layers", "layer_norm_targets", "normalize_waveform"},
+        "free": {"own_forward"},
+        "special": {"name", "weight"},
+    },
+    ObjectiveConfig: {"depend": {"aggregation"}, "free": {"cosine_weight"}, "special": {"loss_on_padding"}},
+    DistillConfig: {"depend": set(), "free": {"student"}, "special": {"teachers", "objective", "distortion"}},
+}
+
+
+@pytest.mark.parametrize("section", CLASSIFIED)
+def test_every_setting_is_classified(section, root):
+    """One that is new must be looked at here; until then, caches of recipes that set it are not taken for others."""
+    kinds = CLASSIFIED[section]
+    assert {item.name for item in dataclasses.fields(section)} == set.union(*kinds.values())
+    if section is not DistillConfig:
+        described = {name.rpartition(".")[2] for name in settings.describe(recipe(root))} - {"teachers"}
+        assert described & {item.name for item in dataclasses.fields(section)} == kinds["depend"]
+
+
+def test_a_setting_that_is_new_makes_another_cache(root, monkeypatch):
+    """And a cache from before it has the default."""
+    config = recipe(root)
+    stored = {"made_with": settings.describe(config)}
+    monkeypatch.setitem(settings._FREE, TeacherConfig, frozenset({"name"}))  # two settings come into being
+    settings.require_same(Path("out"), stored, config)
+    for change in ({"teachers__0__own_forward": True}, {"teachers__1__weight": 2.0}):
+        with pytest.raises(
+            UserError, match=r"teachers\.\w+\.(own_forward: False|weight: 1\.0) in the cache, (True|2\.0)"
+        ):
+            settings.require_same(Path("out"), stored, recipe(root, **change))
+
+
+def test_a_cache_of_an_earlier_version_is_read():
+    """It was written before settings were described by exclusion."""
+    teachers = [{"name": name, "transformers": name, "layers": [1, 3]} for name in ("hubert", "wavlm")]
+    teachers[1] |= {"layer_norm_targets": True, "weight": 2.0}
+    average = {"aggregation": AGGREGATIONS[0]}
+    config = DistillConfig.from_mapping({"teachers": teachers, "objective": average})
+    cache = TargetCache(Path(__file__).parent / "data" / "cache_format_1").require(config)
+    assert settings.describe(config) == cache._stored["made_with"]
+    cut = types.SimpleNamespace(id="1.wav", start=0.0, duration=1920 / 16000)
+    targets = cache.read(cut, 320, 1600)
+    assert targets.shape == (4, 48)
+    assert torch.equal(targets, cache.read(cut, 0, 1920)[1:])
+    assert 0.1 < targets.float().std() < 10
+
+
 def test_start_of_another_student_is_added(root, cache, tmp_path):
     """Without computing a target again."""
     shutil.copytree(cache.folder, tmp_path / "out")
@@ -597,6 +649,100 @@ def test_files_that_are_short_or_of_another_run(root, cache, tmp_path):
     (folder / "index.safetensors").write_bytes(contents)
     with pytest.raises(SourceError, match="its checksum is another"):
         TargetCache(folder)
+
+
+def forge(path: Path, metadata: dict | None = None, **tensors) -> None:
+    """Change a file so that its checksum fits."""
+    with safe_open(path, framework="pt") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()} | tensors  # noqa: SIM118
+        metadata = {**file.metadata(), **(metadata or {})}
+    held = {name: tensor for name, tensor in held.items() if tensor is not None}
+    path.unlink()
+    files.save_checked(path, held, metadata)
+
+
+FORGED = {
+    "an entry is missing": {"rows": None},
+    "another kind": {"rows": torch.zeros(19)},
+    "frames of no cut": {"frames": torch.full((20,), 3)},
+    "negative frames": {"frames": torch.full((19,), -3)},
+    "absurd frames": {"frames": torch.full((19,), 2**40)},
+    "no such file": {"shards": torch.full((19,), 10**6)},
+    "a negative file": {"shards": torch.full((19,), -1)},
+    "a negative row": {"rows": torch.full((19,), -(2**40))},
+    "a row past the end": {"rows": torch.full((19,), 2**40)},
+    "not in order": {"keys": torch.arange(19).flip(0)},
+    "fewer checksums than files": {"checksums": torch.zeros(1, dtype=torch.long)},
+    "a name that leads elsewhere": {"metadata": {"shards": json.dumps(["../../etc/passwd"] * 6)}},
+    "no list": {"metadata": {"shards": "7"}},
+    "no JSON": {"metadata": {"shards": "["}},
+}
+
+
+@pytest.mark.parametrize("change", FORGED.values(), ids=FORGED)
+def test_a_forged_index_is_named(change, root, cache, tmp_path):
+    folder = shutil.copytree(cache.folder, tmp_path / "out")
+    forge(folder / "index.safetensors", **change)
+    with pytest.raises(UserError, match=r"index\.safetensors: damaged.*; delete it and run `s3prl-ekd") as error:
+        list(stream(recipe(root), TargetCache(folder).require(recipe(root))).loader(0))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keys": None},
+        {"frames": torch.tensor([-5, 10**9])},
+        {"checksums": torch.zeros(1, dtype=torch.long)},
+        {"targets": torch.zeros(7, dtype=torch.half)},
+        {"targets": None},
+    ],
+)
+def test_a_forged_file_of_targets_is_named(change, root, cache, tmp_path):
+    folder = shutil.copytree(cache.folder, tmp_path / "out")
+    name = sorted(folder.glob("targets-*"))[0].name
+    forge(folder / name, **change)
+    for use in (lambda: TargetCache(folder).require(recipe(root)), lambda: Caching(recipe(root), folder).run()):
+        with pytest.raises(UserError, match=rf"{name}: damaged or incomplete .*; delete it and run"):
+            use()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]", "[" * 100_000, '{"format": 1}', '{"format": 1, "made_with": [], "widths": {}}', "{\xff}",
+        '{"format": 1, "made_with": {}, "widths": {"hubert": -1}}', '{"format": 1, "made_with": {}, "widths": 3}',
+    ],
+)  # fmt: skip
+def test_a_damaged_description_is_named(text, cache, tmp_path):
+    folder = shutil.copytree(cache.folder, tmp_path / "out")
+    (folder / "cache.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"cache\.json: cannot be read .*; delete it and run"):
+        TargetCache(folder)
+
+
+@pytest.mark.parametrize("widths", [{"hubert": 24}, {"hubert": 24, "wavlm": 10**12}])
+def test_widths_that_do_not_fit_are_named(widths, root, cache, tmp_path):
+    """Before memory for such heads is taken."""
+    folder = shutil.copytree(cache.folder, tmp_path / "out")
+    stored = json.loads((folder / "cache.json").read_text()) | {"widths": widths}
+    (folder / "cache.json").write_text(json.dumps(stored))
+    with pytest.raises(
+        UserError, match=r"cache\.json: damaged \((it says no width of wavlm|its widths make 20+48 val)"
+    ):
+        build_distiller(recipe(root, targets__cache=str(folder)))
+
+
+def test_no_usable_recording_makes_no_cache(root, tmp_path):
+    """One line, and no index that a run would take."""
+    (tmp_path / "speech").mkdir()
+    soundfile.write(tmp_path / "speech" / "a.wav", speech_like(9000).numpy(), 16000)
+    manifest = write_manifest(tmp_path / "cuts.jsonl.gz", folder_recordings(tmp_path / "speech")).path
+    (tmp_path / "speech" / "a.wav").unlink()
+    config = recipe(root, data__cuts=[str(manifest)], data__dev_cuts=[])
+    with pytest.raises(UserError, match=r"not one usable recording, so there are no targets \(listed in .*bad_rec"):
+        Caching(config, tmp_path / "out").run()
+    assert not (tmp_path / "out" / "index.safetensors").exists()
 
 
 def test_command_line_mistakes(root, tmp_path, capsys):

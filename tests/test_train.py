@@ -18,7 +18,7 @@ from test_distiller import FakeTeacher
 
 import s3prl_ekd.train
 from s3prl_ekd.cli import main
-from s3prl_ekd.config import DistillConfig
+from s3prl_ekd.config import DistillConfig, ObjectiveConfig
 from s3prl_ekd.data.bad_recordings import BadRecordings
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
@@ -53,6 +53,55 @@ def write_recipe(path, **changes):
     recipe = h.recipe(path / "run").to_mapping() | changes
     (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return str(path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("data", "overrides", "says"),
+    [
+        (
+            {"batch_seconds": 75},
+            ["trainer.devices=4"],
+            "300 s of audio: data.batch_seconds 75 x 4 devices x accumulate 1",
+        ),
+        (
+            {"global_batch_seconds": 300},
+            ["trainer.devices=4", "trainer.num_nodes=2", "trainer.accumulate=3"],
+            "300 s of audio: data.global_batch_seconds, 12.5 s for each of 8 devices x accumulate 3",
+        ),
+        (
+            {"batch_seconds": 75},
+            ["trainer.devices=null"],
+            "75 s of audio (data.batch_seconds) x all devices x accumulate 1",
+        ),
+    ],
+)
+def test_the_size_of_a_step_is_said(data, overrides, says, tmp_path, capsys):
+    recipe = write_recipe(tmp_path, data={"cuts": ["train"], **data})
+    assert main(["distill", recipe, *overrides, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0] == f"# a step is up to {says}"
+    assert RunConfig.from_mapping(yaml.safe_load(printed)).to_mapping() == yaml.safe_load(printed)
+
+
+def test_a_step_of_so_many_seconds_whatever_the_devices(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    heard = []
+
+    def open_data(config, *place):
+        heard.append(config.data.batch_seconds)
+        return h.open_data(config, *place)
+
+    data = {"batch_seconds": None, "global_batch_seconds": 6.0, "dev_cuts": []}
+    config = h.recipe(tmp_path / "run", data=data, max_steps=1, accumulate=3)
+    assert s3prl_ekd.train.train(config, open_data=open_data, build=h.build) == 0
+    assert heard == [2.0]
+    assert "a step is up to 6 s of audio: data.global_batch_seconds, 2 s for each of 1 devices x acc" in caplog.text
+    assert h.checkpoint(tmp_path / "run")["EKD_Run"]["recipe"]["data"]["global_batch_seconds"] == 6.0
+    assert config.of_processes(2).data.batch_seconds == 1.0
+    with pytest.raises(UserError, match=r"data\.batch_seconds: 0\.25 s hold no utterance of max_crop_samples"):
+        h.recipe("x", data=data | {"global_batch_seconds": 1.0}).of_processes(4)
+    with pytest.raises(UserError, match=r"give batch_seconds \(of each device\) or global_batch_seconds"):
+        h.recipe("x", data={"global_batch_seconds": 6.0})
 
 
 def test_print_config_resolves(tmp_path, capsys):
@@ -441,6 +490,24 @@ def test_resume_refuses_another_recipe(finished):
         h.run(changed, resume=True)
     saved = h.recipe("elsewhere", log_every=7, strategy="ddp", data={"num_workers": 0}).to_mapping()
     check_resumable(saved, h.recipe(finished))
+    check_resumable(saved, h.recipe(finished, max_steps=13))
+    with pytest.raises(UserError, match=r"trainer\.max_steps: 12 there, 11 here"):
+        check_resumable(saved, h.recipe(finished, max_steps=11))
+
+
+def test_a_run_from_before_there_was_a_setting_goes_on(tmp_path):
+    """Its checkpoint's recipe lacks the setting, which then had what is now its default."""
+    config = h.recipe(tmp_path / "run", max_steps=3)
+    assert h.run(config) == 0
+    path = (tmp_path / "run" / "checkpoints" / "last.ckpt").resolve()
+    states = torch.load(path, weights_only=True)
+    saved = states["EKD_Run"]["recipe"]
+    del saved["objective"]["cosine_weight"], saved["data"]["timeout_seconds"], saved["data"]["global_batch_seconds"]
+    torch.save(states, path)
+    with pytest.raises(UserError, match=r"objective\.cosine_weight: 1\.0 there, 2\.0 here"):
+        h.run(dataclasses.replace(config, objective=ObjectiveConfig(cosine_weight=2.0)), resume=True)
+    assert h.run(h.recipe(tmp_path / "run", max_steps=4), resume=True) == 0
+    assert list(h.logged(tmp_path / "run")) == [1, 2, 3, 4]
 
 
 def test_resume_refuses_other_data(finished):
@@ -579,16 +646,47 @@ def test_override_makes_missing_sections():
     assert mapping == {"trainer": {"devices": 2}, "schedule": {"decay": "cosine"}}
 
 
-def test_wandb_joins_where_it_is_installed(tmp_path, monkeypatch):
+@pytest.fixture
+def trackers(monkeypatch):
+    """Says which modules are installed; gives what Weights & Biases was asked for."""
     made = []
     monkeypatch.setattr(s3prl_ekd.train, "WandbLogger", lambda **kwargs: made.append(kwargs))
-    monkeypatch.setattr(s3prl_ekd.train.importlib.util, "find_spec", lambda name: types.SimpleNamespace())
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def installed(*names):
+        find = lambda name: types.SimpleNamespace() if name in names else None  # noqa: E731
+        monkeypatch.setattr(s3prl_ekd.train.importlib.util, "find_spec", find)
+
+    return installed, made
+
+
+def test_a_tracker_is_asked_for_and_said_if_missing(tmp_path, trackers, caplog, monkeypatch):
+    """Nothing is uploaded that nobody asked for; what is asked for and not there is said in one line each."""
+    installed, made = trackers
     loggers = functools.partial(s3prl_ekd.train._loggers, folder=tmp_path, start=None)
-    assert len(loggers(h.recipe(tmp_path, wandb_project="speech"))) == 3
+    unasked = RunConfig.from_mapping(
+        {"teachers": [{"name": "a", "mini": "hubert"}], "data": {"cuts": ["a"]}, "output": "x"}
+    )
+    asked = h.recipe(tmp_path, wandb_project="speech")
+    installed("wandb", "tensorboardX")
+    assert len(loggers(unasked)) == 2
+    assert made == []
+    assert caplog.messages == []
+    assert len(loggers(asked)) == 3
     assert made == [{"project": "speech", "save_dir": tmp_path / "logs", "offline": True}]
-    assert len(loggers(h.recipe(tmp_path, wandb_project=None))) == 2
+    assert "`wandb sync` uploads it" in caplog.text
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    loggers(asked)
+    assert made[1]["offline"] is False
+    caplog.clear()
+    installed()
+    assert [type(logger).__name__ for logger in loggers(asked)] == ["CSVLogger"]
+    assert ["no TensorBoard log is written" in caplog.messages[0], "wandb is not installed" in caplog.messages[1]] == [
+        True,
+        True,
+    ]
+    assert len(made) == 2
 
 
 @pytest.mark.slow

@@ -187,6 +187,25 @@ def test_preempted_while_one_of_two_has_no_batch(tmp_path):
     assert sorted(h.logged(output)) == list(range(1, 13))
 
 
+def test_a_run_that_is_extended(reference, tmp_path):
+    """From there on its learning rate is that of the longer run; the same whenever it is killed."""
+    outputs = [tmp_path / "plain", tmp_path / "killed"]
+    for output in outputs:
+        assert h.finish(h.start(h.recipe(output, checkpoint_every=2, max_steps=6))) == 0
+    short = h.logged(reference(**PLAIN))
+    fed = tmp_path / "fed"
+    process = h.start(h.recipe(outputs[1], checkpoint_every=2), resume=True, fed=str(fed))
+    assert h.signal_after(process, fed, 4, signal.SIGKILL) == -signal.SIGKILL
+    for output in outputs:
+        assert h.finish(h.start(h.recipe(output, checkpoint_every=2), resume=True)) == 0
+    assert_same_run(*outputs)
+    rates, whole = (h.logged(output, "train/lr") for output in (outputs[0], reference(**PLAIN)))
+    assert {step: rates[step] for step in range(7, 13)} == {step: whole[step] for step in range(7, 13)}
+    assert rates[6] < whole[6]
+    assert h.logged(outputs[0])[1] == short[1]
+    assert h.checkpoint(outputs[0])["EKD_Run"]["recipe"]["trainer"]["max_steps"] == 12
+
+
 class Stuck(Distiller):
     def forward(self, batch, **kwargs):
         while batch.utterances[0].startswith("0-2"):

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -75,6 +76,18 @@ class CheckedFile:
         self.checksum = checksum(self.tensors.values())
         if self.metadata.get("checksum") != str(self.checksum):
             raise self.damaged("its checksum is another")
+
+    def columns(self, *names: str) -> tuple[Tensor, ...]:
+        """Tensors (n,) of int64.
+
+        Raises:
+            SourceError: one is missing or something else.
+        """
+        found = tuple(self.tensors.get(name) for name in names)
+        for name, tensor in zip(names, found, strict=True):
+            if tensor is None or tensor.dim() != 1 or tensor.dtype is not torch.int64:
+                raise self.damaged(f"no column of numbers {name!r}")
+        return found
 
     def damaged(self, problem: str) -> SourceError:
         """The error to raise."""

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.cache.files import command
 from s3prl_ekd.cache.settings import check_cacheable, read_description, require_same, write_description
-from s3prl_ekd.cache.shards import HALF_MAX, ShardWriter, cut_key, shards, write_index
+from s3prl_ekd.cache.shards import BAD_RECORDINGS, HALF_MAX, ShardWriter, cut_key, shards, write_index
 from s3prl_ekd.cache.start import read_start, write_start
 from s3prl_ekd.config import DistortionConfig
 from s3prl_ekd.data.batch import Batch
@@ -163,7 +163,7 @@ class Caching:
         self, config: RunConfig, folder: str | Path, *, part: tuple[int, int] = (0, 1), device: str | None = None
     ) -> None:
         check_cacheable(config)
-        self.config = config
+        self.config = config = config.of_processes(max(config.trainer.devices or 1, 1) * config.trainer.num_nodes)
         self.folder = Path(folder)
         self.part = part
         self.device = _device(config, device)
@@ -292,12 +292,12 @@ class Caching:
                 DistortionConfig(),
                 seed=0,
                 targets_cache=_Keys(),
-                bad_recordings=self.folder / "bad_recordings.tsv" if list_bad else None,
+                bad_recordings=self.folder / BAD_RECORDINGS if list_bad else None,
                 key=key,
             )
             stream.plan = _Missing(data, key, wanted)
             # A run that goes on meets all the bad ones of before again: judge them among those that were good.
-            stream.bad_recordings.read += len(work.keys) - len(left.keys)
+            stream.bad_recordings.note(len(work.keys) - len(left.keys), [])
             for batch in stream.loader(0):
                 if batch.lengths.numel():
                     seen += batch.targets[:, 0].tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,12 +16,13 @@ from torch import Tensor
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.cache.files import CheckedFile, command
 from s3prl_ekd.cache.settings import check_cacheable, read_description, require_same
-from s3prl_ekd.cache.shards import Shard, cut_key
+from s3prl_ekd.cache.shards import BAD_RECORDINGS, Shard, cut_key
 from s3prl_ekd.cache.start import read_start
 from s3prl_ekd.config import DistillConfig
 from s3prl_ekd.data.bad_recordings import listed, one_line
 from s3prl_ekd.data.sources import SourceError
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.targets import RULES, Source
 
 _OPEN_SHARDS = 256  # mapped by one process at a time
 
@@ -65,8 +67,23 @@ class TargetCache:
 
     def _open_index(self) -> None:
         index = CheckedFile(self.folder / "index.safetensors")
-        self._shards: list[str] = json.loads(index.metadata["shards"])
-        self._index = index.tensors
+        names = ("keys", "shards", "rows", "frames", "checksums")
+        self._index = dict(zip(names, index.columns(*names), strict=True))
+        try:
+            self._shards: list[str] = json.loads(index.metadata["shards"])
+            known = all(re.fullmatch(r"targets-[\w-]+\.safetensors", name) for name in self._shards)
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
+            raise index.damaged("it does not name its files") from error
+        keys, shards, rows, frames = (self._index[name] for name in names[:-1])
+        cuts = {len(column) for column in (keys, shards, rows, frames)}
+        if not known or len(self._index["checksums"]) != len(self._shards) or len(cuts) != 1:
+            raise index.damaged("its columns or the files that it names do not fit together")
+        if len(keys) and (
+            (keys.diff() <= 0).any() or shards.min() < 0 or shards.max() >= len(self._shards) or rows.min() < 0
+        ):
+            raise index.damaged("a cut is in no file, or not in its order")
+        if len(frames) and frames.min() < 1:
+            raise index.damaged("a cut of no frame")
         self._open: OrderedDict[int, Shard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,7 +104,19 @@ class TargetCache:
         """
         check_cacheable(config)
         require_same(self.folder, self._stored, config)
+        if missing := [teacher.name for teacher in config.teachers if teacher.name not in self.widths]:
+            raise self._damaged(f"it says no width of {', '.join(missing)}")
+        teachers = [Source(one.name, one.layers, self.widths[one.name], one.weight) for one in config.teachers]
+        width = sum(target.size for target in RULES[config.objective.aggregation].plan(teachers))
+        if self._shards and self._shard(0).width != width:
+            raise self._damaged(f"its widths make {width} values a frame, {self._shards[0]} has {self._shard(0).width}")
         return self
+
+    def _damaged(self, problem: str) -> UserError:
+        return UserError(
+            f"{self.folder / 'cache.json'}: damaged ({problem}); delete it and run {command(self.folder)} with the"
+            " recipe that the cache was made with"
+        )
 
     @property
     def identity(self) -> str:
@@ -135,7 +164,7 @@ class TargetCache:
         """
         place = self.find(cut_key(cut.id, cut.start, round(cut.duration * SAMPLE_RATE)))
         if place is None:
-            problems = self.folder / "bad_recordings.tsv"
+            problems = self.folder / BAD_RECORDINGS
             if one_line(cut.id) in self._bad:
                 raise UserError(f"{cut.id}: has no targets, since the recording was bad (listed in {problems})")
             raise SourceError(
@@ -150,11 +179,17 @@ class TargetCache:
                 f"targets.cache: cut {cut.id} has {place.frames} frames in {self.folder} and needs {first + frames};"
                 " its recording has changed, make the cache anew"
             )
-        return self._shard(place.shard).read(place.row + first, min(frames, place.frames - first))
+        shard = self._shard(place.shard)
+        if place.row + place.frames > shard.size:
+            raise SourceError(
+                f"{self.folder / 'index.safetensors'}: damaged, cut {cut.id} ends after {shard.path.name}; delete it"
+                f" and run {command(self.folder)}, which makes it again"
+            )
+        return shard.read(place.row + first, min(frames, place.frames - first))
 
     @functools.cached_property
     def _bad(self) -> frozenset[str]:
-        return listed(self.folder / "bad_recordings.tsv")
+        return listed(self.folder / BAD_RECORDINGS)
 
     def _shard(self, number: int) -> Shard:
         if number in self._open:

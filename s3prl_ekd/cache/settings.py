@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.cache.files import command
-from s3prl_ekd.config import Aggregation, DistillConfig, TeacherInput
+from s3prl_ekd.config import Aggregation, Config, DistillConfig, ObjectiveConfig, TeacherConfig, TeacherInput
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import write_json
 
 FORMAT = 1
-_DEPENDS_ON = ("s3prl", "transformers", "mini", "ckpt", "layers", "layer_norm_targets", "normalize_waveform")
+
+# What targets do not depend on; whatever else is or will be a setting of teachers or objective, they do.
+_FREE = {
+    # the names are listed in their order; weights count where they weigh the average
+    TeacherConfig: frozenset({"name", "weight", "own_forward"}),
+    ObjectiveConfig: frozenset({"cosine_weight", "loss_on_padding"}),  # on padding: refused
+}
 
 
 def check_cacheable(config: DistillConfig) -> None:
@@ -37,16 +44,26 @@ def check_cacheable(config: DistillConfig) -> None:
 
 def describe(config: DistillConfig) -> dict[str, Any]:
     """The settings that targets depend on, as plain values by their names in messages."""
-    description: dict[str, Any] = {
-        "objective.aggregation": str(config.objective.aggregation),
-        "teachers": [teacher.name for teacher in config.teachers],
-    }
-    average = config.objective.aggregation is Aggregation.LAYERWISE_AVERAGE
+    description = {f"objective.{key}": value for key, value in _depending(config.objective).items()}
+    description["teachers"] = [teacher.name for teacher in config.teachers]
     for teacher in config.teachers:
-        values = teacher.to_mapping()
-        for key in (*_DEPENDS_ON, "weight") if average else _DEPENDS_ON:
-            description[f"teachers.{teacher.name}.{key}"] = values[key]
+        values = _depending(teacher)
+        if config.objective.aggregation is Aggregation.LAYERWISE_AVERAGE:
+            values["weight"] = teacher.weight
+        description |= {f"teachers.{teacher.name}.{key}": value for key, value in values.items()}
     return description
+
+
+def _depending(section: Config) -> dict[str, Any]:
+    return {key: value for key, value in section.to_mapping().items() if key not in _FREE[type(section)]}
+
+
+def _default(name: str) -> Any:
+    """What a setting was when it could not be set yet; None where it has no default."""
+    section = TeacherConfig if name.startswith("teachers.") else ObjectiveConfig
+    defaults = {item.name: item.default for item in dataclasses.fields(section)}
+    value = defaults[name.rpartition(".")[2]]
+    return list(value) if isinstance(value, tuple) else None if value is dataclasses.MISSING else value
 
 
 def write_description(folder: Path, config: DistillConfig, widths: Mapping[str, int]) -> None:
@@ -67,9 +84,14 @@ def read_description(folder: Path) -> dict[str, Any] | None:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["format"] != FORMAT:
             raise UserError(f"{folder}: of format {stored['format']}, this version reads {FORMAT}; make it anew")
+        if not isinstance(stored["made_with"], dict):
+            raise TypeError("made_with is no mapping")
+        if not all(type(width) is int and width > 0 for width in stored["widths"].values()):
+            raise ValueError("the widths are no positive numbers")
         return stored
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it and run {command(folder)}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read ({reason}); delete it and run {command(folder)}") from error
 
 
 def require_same(folder: Path, stored: Mapping[str, Any], config: DistillConfig) -> None:
@@ -78,7 +100,8 @@ def require_same(folder: Path, stored: Mapping[str, Any], config: DistillConfig)
     Raises:
         UserError: names the settings that differ.
     """
-    there, here = stored["made_with"], describe(config)
+    here = describe(config)
+    there = {name: _default(name) for name in here if name not in stored["made_with"]} | stored["made_with"]
     changed = [
         f"{name}: {there.get(name)!r} in the cache, {here.get(name)!r} in the recipe"
         for name in {**there, **here}

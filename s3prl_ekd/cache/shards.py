@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.cache.files import CheckedFile, save_checked
+from s3prl_ekd.errors import UserError
 
 BLOCK = 64
 """Rows that share a checksum."""
 HALF_MAX = 65504.0
 """The largest float16."""
+BAD_RECORDINGS = "bad_recordings.tsv"
+"""The list of cuts that have no targets."""
 
 
 def cut_key(name: str, start: float, samples: int) -> int:
@@ -32,13 +36,24 @@ class Shard(CheckedFile):
     Attributes:
         keys: (cuts,) int64.
         frames: (cuts,) int64.
+        size, width: rows N and columns D of the targets.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.keys, self.frames, self._sums = (self.tensors[name] for name in ("keys", "frames", "checksums"))
-        self._targets = self._file.get_slice("targets")
-        self.size = self._targets.get_shape()[0]
+        self.keys, self.frames, self._sums = self.columns("keys", "frames", "checksums")
+        try:
+            self._targets = self._file.get_slice("targets")
+        except SafetensorError as error:
+            raise self.damaged("no targets") from error
+        shape = self._targets.get_shape()
+        if len(shape) != 2 or self._targets.get_dtype() != "F16":
+            raise self.damaged(f"targets of {self._targets.get_dtype()} {shape}")
+        self.size, self.width = shape
+        if len(self.frames) != len(self.keys) or (self.frames < 0).any() or int(self.frames.sum()) != self.size:
+            raise self.damaged(f"the frames of its cuts are not those of {self.size} rows")
+        if len(self._sums) != -(-self.size // BLOCK):
+            raise self.damaged(f"{len(self._sums)} checksums of {self.size} rows")
 
     def read(self, first: int, rows: int) -> Tensor:
         """Rows (rows, D) in float16, checked.
@@ -119,14 +134,22 @@ def shards(folder: Path) -> Iterator[Shard]:
 
 
 def write_index(folder: Path) -> int:
-    """Write where each cut is; how many there are."""
+    """Write where each cut is; how many there are.
+
+    Raises:
+        UserError: there are none.
+    """
     names, checksums, columns = [], [], []
     for number, shard in enumerate(shards(folder)):
         rows = shard.frames.cumsum(0) - shard.frames
         columns.append(torch.stack([shard.keys, torch.full_like(rows, number), rows, shard.frames]))
         names.append(shard.path.name)
         checksums.append(shard.checksum)
-    table = torch.cat(columns, dim=1) if columns else torch.zeros(4, 0, dtype=torch.long)
+    if not columns:
+        problems = folder / BAD_RECORDINGS
+        listed = f" (listed in {problems})" if problems.exists() else ""
+        raise UserError(f"{folder}: not one usable recording, so there are no targets{listed}")
+    table = torch.cat(columns, dim=1)
     order = table[0].argsort(stable=True)
     table = table[:, order]
     new = torch.ones(table.shape[1], dtype=torch.bool)

@@ -29,5 +29,7 @@ def read_start(folder: Path, teacher: str, layers: int) -> dict[str, Tensor] | N
     if not path.exists():
         return None
     file = CheckedFile(path)
-    fits = file.metadata["teacher"] == teacher and int(file.metadata["layers"]) >= layers
-    return dict(file.tensors) if fits else None
+    kept = file.metadata.get("layers", "")
+    if "teacher" not in file.metadata or not kept.isdigit():
+        raise file.damaged("it does not say whose weights it holds")
+    return dict(file.tensors) if file.metadata["teacher"] == teacher and int(kept) >= layers else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Annotated
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.config import Config, Count, Name, Range, Seconds, Size, Workers
 from s3prl_ekd.errors import UserError
+
+_BATCH_SECONDS = 200.0
 
 
 def is_remote(address: str) -> bool:
@@ -53,8 +56,11 @@ class DataConfig(Config):
     """Training data."""
     dev_cuts: tuple[Name, ...] = ()
     """Data of the dev loss; none: no dev loss."""
-    batch_seconds: Seconds = 200.0
-    """Seconds of audio in a batch of one rank at most, padding included; lower it when memory is out."""
+    batch_seconds: Seconds | None = None
+    """Seconds of audio in a batch of one rank at most, padding included; lower it when memory is out. More devices make
+    a step larger. null: 200, or what ``global_batch_seconds`` leaves."""
+    global_batch_seconds: Seconds | None = None
+    """Instead: seconds of a whole step, divided by devices x nodes x ``trainer.accumulate``."""
     max_batch_utterances: Count | None = None
     """Utterances of a batch at most; null: no limit."""
     num_buckets: Size = 30
@@ -81,13 +87,29 @@ class DataConfig(Config):
             raise UserError("data.cuts: name at least one manifest of cuts; `s3prl-ekd data` makes them")
         for key in ("cuts", "dev_cuts"):
             require_distinct(getattr(self, key), f"data.{key}")
-        if self.max_crop_samples is not None and self.max_crop_samples > self.batch_samples:
+        if self.batch_seconds is not None and self.global_batch_seconds is not None:
+            raise UserError("data: give batch_seconds (of each device) or global_batch_seconds (of a step), not both")
+        if self.batch_seconds is None and self.global_batch_seconds is None:
+            object.__setattr__(self, "batch_seconds", _BATCH_SECONDS)
+        if self.batch_seconds is None or self.max_crop_samples is None:
+            return
+        if self.max_crop_samples > self.batch_samples:
             raise UserError(
                 f"data.batch_seconds: {self.batch_seconds} s hold no utterance of max_crop_samples"
                 f" {self.max_crop_samples} ({self.max_crop_samples / SAMPLE_RATE:.1f} s); raise one or lower the other"
             )
 
+    def divided(self, batches: int) -> DataConfig:
+        """The same with ``batch_seconds``, where a step has so many batches.
+
+        Raises:
+            UserError: ``global_batch_seconds`` is too little for so many.
+        """
+        if self.global_batch_seconds is None:
+            return self
+        return dataclasses.replace(self, batch_seconds=self.global_batch_seconds / batches, global_batch_seconds=None)
+
     @property
     def batch_samples(self) -> int:
-        """``batch_seconds`` at 16 kHz."""
+        """``batch_seconds`` at 16 kHz; see :meth:`divided`."""
         return round(self.batch_seconds * SAMPLE_RATE)

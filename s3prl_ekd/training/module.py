@@ -84,15 +84,18 @@ class DistillModule(LightningModule):
         self._reached = self.position
         self._batches = self._frames = 0
         self._drawn: random_state.States = {}  # generators after the last step, where a step has several batches
-        # The loss of a batch is its sum over frames divided by this; what the sum of all processes' and accumulated
-        # batches' frames is, is only known at the end of a step, and the gradient corrected then.
-        self._nominal_frames = config.data.batch_seconds * SAMPLE_RATE / FRAME_SHIFT
 
     # ---- setting up
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
-        self.stream, self.dev = self._open_data(self.config, trainer.global_rank, trainer.world_size)
+        config = self.config.of_processes(trainer.world_size)
+        # The loss of a batch is its sum over frames divided by this; what the sum of all processes' and accumulated
+        # batches' frames is, is only known at the end of a step, and the gradient corrected then.
+        self._nominal_frames = config.data.batch_seconds * SAMPLE_RATE / FRAME_SHIFT
+        if trainer.is_global_zero:
+            logger.info("%s", self.config.step_size(trainer.world_size))
+        self.stream, self.dev = self._open_data(config, trainer.global_rank, trainer.world_size)
         self._data_identity = self.stream.identity()
         self.distiller = self._build(self.config)
         for teacher in self.distiller.teachers:
@@ -152,7 +155,20 @@ class DistillModule(LightningModule):
         else:
             random_state.restore(self._saved_ranks)
             self._saved_ranks = None
+            self._follow_max_steps()
         self._end_of_step()
+
+    def _follow_max_steps(self) -> None:
+        """A run that goes on for more steps: the checkpoint's learning rate is that of the shorter run."""
+        schedule, groups = self.lr_schedulers(), self.optimizers().param_groups
+        rates = [
+            rate * factor(schedule.last_epoch)
+            for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        if rates != [group["lr"] for group in groups]:
+            logger.info("learning rate %.4g instead of %.4g, since max_steps is another", rates[0], groups[0]["lr"])
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
 
     def _end_of_step(self) -> None:
         self.position, self._batches = self._reached, 0
