@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import TINY
 from helpers_processes import another_at_work, runs
+from helpers_s3prl import python
 
 from s3prl_ekd import assets, cli
 from s3prl_ekd.config import StudentConfig
@@ -24,6 +25,7 @@ from s3prl_ekd.data.mini_corpus.build import build
 from s3prl_ekd.data.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, read_yaml
+from s3prl_ekd.s3prl_plugin import hub
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.superb import child, command, iemocap, lexicon, librispeech, voxceleb
@@ -34,6 +36,7 @@ from s3prl_ekd.superb.jobs import _FROM_THE_START, Job, JobError, run_jobs, step
 from s3prl_ekd.superb.outcome import METRICS, accuracy, error_rate, read_outcome
 from s3prl_ekd.superb.summary import read_summary
 
+HERE = str(Path(__file__).parent)
 TASKS = ("pr", "sid", "er", "asr")
 PUBLIC = {("pr", "test-clean"), ("pr", "test-noisy"), ("sid", "test"), ("er", "test"),
           ("asr", "test-clean"), ("asr", "test-noisy")}  # fmt: skip
@@ -137,7 +140,7 @@ def test_four_tasks_are_trained_judged_reused_and_resumed(corpus, student, tmp_p
 
 @pytest.fixture
 def s3prl_tasks():
-    from s3prl_ekd.s3prl_plugin import hub, task_patches
+    from s3prl_ekd.s3prl_plugin import task_patches
 
     hub.register()
     task_patches.apply()
@@ -365,6 +368,11 @@ def test_printed_score_must_be_that_of_the_answers(tmp_path):
         (["--jobs", "0"], "--jobs: expected 1 or more"),
         (["--data", "/nowhere"], "no mini corpus (corpus.json)"),
         (["--ckpt", "./nowhere"], "--ckpt nowhere: there is no such file"),
+        (["--upstream", "fbanc"], "--upstream fbanc: s3prl has no such upstream; did you mean 'fbank'?"),
+        (["--upstream", "hubert_local"], "--upstream hubert_local needs --ckpt"),
+        (["--upstream", "hubert_local", "--ckpt", "nowhere"], "--ckpt nowhere: there is no such file"),
+        (["--upstream", "ekd_student", "--ckpt", HERE], "tests: no student folder, it has no config.json"),
+        (["--upstream", "ekd_student_mini", "--ckpt", HERE], "ekd_student_mini is the package's own student"),
         (["--device", "gpu"], "--device gpu: expected cpu, cuda"),
         (["--corpus", "real", "--tasks", "sid"], "missing: --voxceleb1 DIR, --iden-split FILE; --tasks chooses"),
         (["--corpus", "real", "--tasks", "pr", "--librispeech", "/tmp"], "missing: --lexicon FILE (OpenSLR 11's"),
@@ -386,6 +394,26 @@ def test_bad_input_is_one_line_and_nothing_is_written(corpus, tmp_path, capsys, 
     assert len(captured.err.strip().splitlines()) == 1
     assert captured.out == ""
     assert not list(tmp_path.rglob("experiment.json"))
+
+
+@pytest.mark.parametrize(
+    ("upstream", "not_imported"), [(["fbanc"], ("s3prl", "torch")), (["ekd_student", "--ckpt", HERE], ("s3prl",))]
+)
+def test_a_wrong_upstream_is_said_before_the_imports(corpus, tmp_path, upstream, not_imported):
+    arguments = ["superb", "--corpus", "mini", "--data", str(corpus), "--out", str(tmp_path), "--upstream", *upstream]
+    done = python("-c", f"import sys; from s3prl_ekd import cli; print(cli.main({arguments}), *sys.modules)")
+    status, *modules = done.stdout.split()
+    assert status == "2", done.stderr
+    assert not {*not_imported} & {*modules}
+
+
+@pytest.mark.usefixtures("s3prl_tasks")
+def test_upstreams_are_known_by_the_source_of_s3prl():
+    import s3prl.hub
+
+    for name in s3prl.hub.options():
+        if getattr(s3prl.hub, name).__module__.endswith("hubconf"):
+            hub.check_name(name, "--upstream")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
@@ -532,7 +560,7 @@ job = Job(name="sleeper", module="helpers_processes", arguments=sleeper, log=log
 run_jobs([job], at_a_time=1, threads=1, title="test")
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    log, deadline = tmp_path / "log.txt", time.monotonic() + 60
+    log, deadline = tmp_path / "log.txt", time.monotonic() + 240
     while not (log.exists() and "process" in log.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -578,11 +606,12 @@ def test_ctrl_c_is_one_line(corpus, tmp_path, monkeypatch, capsys):
 
 
 def test_a_child_says_bad_input_in_one_line(corpus, tmp_path, capfd):
-    arguments = ["--upstream", "fbanc", "--corpus", "mini", "--data", str(corpus), "--tasks", "er"]
-    assert cli.main(["superb", *arguments, "--out", str(tmp_path / "out")]) == 2
+    arguments = ["--upstream", "fbank", "--corpus", "mini", "--data", str(corpus), "--tasks", "er"]
+    unknown = ["--set", "optimizer.torch_optim_name=Adamm"]  # which only the runner judges
+    assert cli.main(["superb", *arguments, *unknown, "--out", str(tmp_path / "out")]) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("s3prl-ekd: error: ")
-    assert "'fbank'" in error
+    assert "Adamm" in error
     assert "log.txt" in error
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.s3prl_plugin import hub
 from s3prl_ekd.superb.corpora import Corpora, HiddenSets, Split, mini_corpora
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import JobError, run_jobs
@@ -55,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     real.add_argument("--voxceleb1", type=Path, metavar="DIR", help="VoxCeleb1, with dev/wav and test/wav (SID)")
     real.add_argument("--iden-split", type=Path, metavar="FILE", help="VoxCeleb1's iden_split.txt (SID)")
     real.add_argument("--iemocap", type=Path, metavar="DIR", help="IEMOCAP_full_release (ER)")
-    real.add_argument("--hidden", type=Path, metavar="DIR", help="hidden test sets, laid out as in the mini corpus")
+    real.add_argument(
+        "--hidden",
+        type=Path,
+        metavar="DIR",
+        help="hidden test sets, laid out as in the mini corpus or as the originals",
+    )
     training = parser.add_argument_group("training")
     training.add_argument("--seed", type=int, default=1337, help="seed of s3prl's runner (default: %(default)s)")
     training.add_argument("--steps", action="append", default=[], metavar="TASK=N", help="optimizer steps of a task")
@@ -77,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("jobs", "threads"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}: expected 1 or more, found {getattr(args, name)}")
+    hub.check_name(args.upstream, "--upstream")
     evaluation = Evaluation(
         upstream=args.upstream,
         ckpt=_where(args),
@@ -92,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         remember_features=_remember(args),
         device=_device(args.device),
     )
+    _check_weights(evaluation.upstream, evaluation.ckpt)
     try:
         run_jobs(evaluation.jobs(), at_a_time=args.jobs, threads=args.threads, title="superb")
     except JobError as error:
@@ -120,6 +128,26 @@ def _where(args: argparse.Namespace) -> str | None:
     if is_path and not path.exists():
         raise UserError(f"--ckpt {path}: there is no such file or folder")
     return str(path.resolve()) if path.exists() else args.ckpt
+
+
+def _check_weights(upstream: str, ckpt: str | None) -> None:
+    """Open the weights once here, or see that they are there: each process would say the same much later.
+
+    Raises:
+        UserError: they are no weights of this upstream.
+    """
+    if upstream in hub.NAMES:
+        from s3prl_ekd import upstream as ours
+
+        try:
+            getattr(ours, upstream)(ckpt)
+        except UserError as error:
+            raise UserError(f"--ckpt {error}" if ckpt else str(error)) from error
+    elif upstream.endswith(("_local", "_custom", "_url")):
+        if ckpt is None:
+            raise UserError(f"--upstream {upstream} needs --ckpt: its weights")
+        if not upstream.endswith("_url") and "://" not in ckpt and not Path(ckpt).exists():
+            raise UserError(f"--ckpt {ckpt}: there is no such file or folder")
 
 
 def _device(name: str | None) -> str | None:
