@@ -11,9 +11,10 @@ import soundfile
 from helpers_corpora import LIBRISPEECH, iemocap, lexicon, librispeech, voxceleb1
 from helpers_s3prl import python
 
+from s3prl_ekd import cli
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import task_patches
+from s3prl_ekd.s3prl_plugin import downstream_config, task_patches
 from s3prl_ekd.superb import iemocap as labels
 from s3prl_ekd.superb import voxceleb
 from s3prl_ekd.superb.corpora import Corpora, HiddenSets, Split
@@ -83,6 +84,25 @@ def test_each_task_is_trained_and_judged_with_the_workers_of_its_recipe(judged, 
 
 
 # --- lists and labels as they come ------------------------------------------------------------------------------------
+
+
+def test_what_the_runner_reads_can_be_had_alone(root, tmp_path, capsys):
+    """``--prepare``: nothing is null any more, nothing is trained, and no upstream has to be named."""
+    where = ["--librispeech", "LibriSpeech", "--lexicon", "librispeech-lexicon.txt", "--voxceleb1", "VoxCeleb1"]
+    where += ["--iden-split", "iden_split.txt", "--iemocap", "IEMOCAP_full_release"]
+    where = [word if word.startswith("--") else str(root / word) for word in where]
+    out = tmp_path / "prepared"
+    assert cli.main(["superb", "--prepare", "--corpus", "real", "--out", str(out), *where]) == 0
+    names = {"pr": "ctc", "sid": "voxceleb1", "asr": "asr"} | {f"er-fold{fold}": "emotion" for fold in range(1, 6)}
+    printed = capsys.readouterr().out
+    for name, task in names.items():
+        assert f"{out / 'configs' / name}.yaml  (run_downstream -d {task} -c ...)" in printed
+        config = read_yaml(out / "configs" / f"{name}.yaml")
+        downstream_config.check_filled_in(task, config)
+        downstream_config.check_keys(task, config)
+    assert {path.name for path in out.iterdir()} == {"configs", "prepared"}
+    assert cli.main(["superb", "--corpus", "real", "--out", str(out), *where]) == 2
+    assert "--upstream is missing" in capsys.readouterr().err
 
 
 def test_a_split_list_of_any_editor_is_the_list(root, tmp_path):

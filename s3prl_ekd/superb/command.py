@@ -26,9 +26,7 @@ _SPLITS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument(
-        "--upstream", required=True, metavar="NAME", help="an s3prl upstream, such as ekd_student, fbank"
-    )
+    parser.add_argument("--upstream", metavar="NAME", help="an s3prl upstream, such as ekd_student, fbank")
     parser.add_argument("--ckpt", metavar="WHERE", help="its weights: a student folder, a states-*.ckpt or a hub id")
     parser.add_argument("--label", default="", help="name in tables (default: made from upstream and ckpt)")
     parser.add_argument("--tasks", default=",".join(METRICS), help="comma-separated (default: %(default)s)")
@@ -36,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for everything written")
     parser.add_argument(
         "--split", choices=list(_SPLITS), default="public", help="which test sets judge (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="run nothing: write the configurations, lexicon, lists and folds for s3prl's run_downstream into --out",
     )
     mini = parser.add_argument_group("mini corpus")
     mini.add_argument("--data", type=Path, metavar="DIR", help="folder written by s3prl-ekd mini-corpus")
@@ -79,14 +82,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train and evaluate what is not there yet, write ``OUT/summary.json``, print the table."""
+    """Train and evaluate what is not there yet, write ``OUT/summary.json``, print the table; or only prepare that."""
     for name in ("jobs", "threads"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}: expected 1 or more, found {getattr(args, name)}")
-    hub.check_name(args.upstream, "--upstream")
+    if args.upstream is None and not args.prepare:
+        raise UserError("--upstream is missing: an s3prl upstream, such as ekd_student, fbank")
+    if args.upstream is not None:
+        hub.check_name(args.upstream, "--upstream")
     evaluation = Evaluation(
-        upstream=args.upstream,
-        ckpt=_where(args),
+        upstream=args.upstream or "",
+        ckpt=None if args.prepare else _where(args),
         label=args.label,
         tasks=_tasks(args.tasks),
         corpora=_corpora(args),
@@ -99,6 +105,10 @@ def run(args: argparse.Namespace) -> int:
         remember_features=_remember(args),
         device=_device(args.device),
     )
+    if args.prepare:
+        for experiment, path in evaluation.prepare():
+            print(f"{path}  (run_downstream -d {METRICS[experiment.task].downstream} -c ...)")
+        return 0
     _check_weights(evaluation.upstream, evaluation.ckpt)
     try:
         run_jobs(evaluation.jobs(), at_a_time=args.jobs, threads=args.threads, title="superb")

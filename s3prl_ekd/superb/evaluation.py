@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.files import only_writer, write_json
+from s3prl_ekd.files import only_writer, write_json, write_yaml
 from s3prl_ekd.superb import child
 from s3prl_ekd.superb.corpora import Corpora, Split
 from s3prl_ekd.superb.experiments import (
@@ -72,15 +72,32 @@ class Evaluation:
             UserError: data is missing, an option is unknown, the folder holds other results, or another process is at
                 work there.
         """
+        for experiment in self.planned:
+            self._claim(experiment)
+        return self.planned
+
+    @functools.cached_property
+    def planned(self) -> list[Experiment]:
+        """All experiments, with the lexicon, lists and folds they need written below ``out/prepared``.
+
+        Raises:
+            UserError: data is missing, or an option is unknown.
+        """
         require_given(self.tasks, self.corpora, self.splits)
-        experiments = [
+        return [
             experiment
             for task in self.tasks
             for experiment in plan(task, self.corpora, self.splits, self._template(task), self.out / "prepared")
         ]
-        for experiment in experiments:
-            self._claim(experiment)
-        return experiments
+
+    def prepare(self) -> list[tuple[Experiment, Path]]:
+        """For those who run s3prl's runner themselves: each experiment's configuration, written to ``out/configs``."""
+        written = []
+        for experiment in self.planned:
+            path = self.out / "configs" / f"{experiment.name}.yaml"
+            write_yaml(path, experiment.config)
+            written.append((experiment, path))
+        return written
 
     def jobs(self, *, prefix: str = "", after: tuple[str, ...] = ()) -> list[Job]:
         """The processes that are still needed, one per experiment that is not finished.
