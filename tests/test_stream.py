@@ -342,6 +342,9 @@ def test_sources_that_cannot_be_used(corpus, tmp_path):
             stream(tmp_path / name)
     with pytest.raises(UserError, match=r"speech\.jsonl\.gz is named twice"):
         stream(corpus / "speech.jsonl.gz", corpus / "*.jsonl.gz")
+    (tmp_path / "link").symlink_to(corpus)
+    with pytest.raises(UserError, match=r"link/speech\.jsonl\.gz, also as .*/speech\.jsonl\.gz, is named twice"):
+        stream(corpus / "*.jsonl.gz", tmp_path / "link" / "sp*.jsonl.gz")
     with pytest.raises(UserError, match=r"data\.batch_seconds: 5\.0 s hold no utterance of max_crop_samples 250000"):
         config("a", max_crop_samples=250_000)
 
