@@ -136,5 +136,7 @@ def _try_one_update(config: Settings, optimizers: ModuleType, schedulers: Module
     scheduler = config.get("scheduler") and schedulers.get_scheduler(optimizer, total_steps, config["scheduler"])
     model(torch.ones(1, 1)).sum().backward()
     optimizer.step()
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise ValueError("one update makes the weights infinite")
     if scheduler:
         scheduler.step()

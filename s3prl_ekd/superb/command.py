@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.errors import UserError, nearest, shorten
+from s3prl_ekd.files import parse_yaml
 from s3prl_ekd.s3prl_plugin import hub
 from s3prl_ekd.superb.corpora import Corpora, HiddenSets, Split, mini_corpora
 from s3prl_ekd.superb.evaluation import Evaluation
@@ -193,8 +194,6 @@ def _steps(text: str) -> tuple[str, int]:
 
 
 def _option(text: str) -> tuple[str | None, str, Any]:
-    import yaml
-
     key, found, value = text.partition("=")
     task, colon, rest = key.partition(":")
     if not found or not key:
@@ -202,9 +201,10 @@ def _option(text: str) -> tuple[str | None, str, Any]:
     if colon:
         _check_task("--set", task)
     try:
-        return (task, rest, yaml.safe_load(value)) if colon else (None, key, yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: {value!r} is not a YAML value") from error
+        parsed = parse_yaml(value)
+    except UserError as error:
+        raise UserError(f"--set {shorten(text)}: the value is {error}") from error
+    return (task, rest, parsed) if colon else (None, key, parsed)
 
 
 def _corpora(args: argparse.Namespace) -> Corpora:
