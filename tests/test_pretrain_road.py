@@ -7,6 +7,7 @@ import collections
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,41 @@ def test_the_log_tells_every_teacher_and_layer(road):
         assert f"cosine/{name}" in road["log"]
 
 
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("worker", "a process that reads has ended"),
+        pytest.param("speech", "batches in a row hold no usable recording", marks=pytest.mark.slow),
+    ],
+)
+def test_what_ends_in_the_middle_of_a_run_is_said_in_one_line(what, says, workplace, tmp_path):
+    """All recordings vanish, or a worker is killed: the command ends soon, with status 2 and without a traceback."""
+    for name in ("config_model.yaml", "driver.py", "train.csv"):
+        shutil.copy(workplace / name, tmp_path)
+    for name in ("speech", "hubert", "wavlm"):
+        shutil.copytree(workplace / name, tmp_path / name)
+    runner = yaml.safe_load((workplace / "config_runner.yaml").read_text())
+    runner["runner"] |= {"total_steps": 10_000, "save_step": 9_000}
+    runner["pretrain_expert"]["datarc"]["num_workers"] = 1
+    (tmp_path / "config_runner.yaml").write_text(yaml.safe_dump(runner))
+    process = start(tmp_path, "trace", "log", "-g", "config_model.yaml", "-c", "config_runner.yaml")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "trace").exists() or len((tmp_path / "trace").read_text().splitlines()) < 3:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if what == "speech":
+        shutil.rmtree(tmp_path / "speech")
+    else:
+        (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(worker), signal.SIGKILL)
+    assert process.wait(120) == 2
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert sum(says in line for line in log.splitlines()) == 1
+    assert not list(tmp_path.glob("result/**/states-*.ckpt"))
+
+
 # --- the expert by itself ---------------------------------------------------------------------------------------------
 
 
@@ -292,6 +328,8 @@ def test_a_loss_that_is_not_finite_names_its_utterances(in_workplace, recipe, ex
                 ours.on_before_zero_grad()
         with pytest.raises(UserError, match=r"not been finite for 20 steps"):
             ours.on_before_zero_grad()
+    with pytest.raises(UserError, match=r"no step has learnt anything, .* not finite in all 20; no checkpoint is"):
+        ours.add_state_to_save({})
     assert len(caplog.messages) == 20
     assert "at step 1; utterances: " in caplog.messages[0]
     assert all(name in caplog.messages[0] for name in expected[0].utterances)

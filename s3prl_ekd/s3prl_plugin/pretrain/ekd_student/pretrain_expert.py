@@ -76,7 +76,7 @@ class UpstreamPretrainExpert(nn.Module):
         self.model = Distiller(self.config, teachers)
         self.position = 0
         self._since_update: list[tuple[int, Tensor, tuple[str, ...]]] = []
-        self._not_finite = 0
+        self._not_finite = self._finite = 0  # updates in a row, updates at all
         trained = sum(parameter.numel() for parameter in self.model.parameters())
         log.info("training %.1f M parameters; teachers: %s", trained / 1e6, ", ".join(t.name for t in teachers))
 
@@ -93,9 +93,19 @@ class UpstreamPretrainExpert(nn.Module):
         self.model.load_state_dict(all_states[CHECKPOINT_KEY])
         accumulation = all_states["Config"]["runner"]["gradient_accumulate_steps"]
         self.position = all_states["Step"] * accumulation
+        self._finite = all_states["Step"]
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
-        """Add the recipe as plain values and the weights of student and heads to the runner's checkpoint."""
+        """Add the recipe as plain values and the weights of student and heads to the runner's checkpoint.
+
+        Raises:
+            UserError: no update has learnt anything so far.
+        """
+        if self._not_finite and not self._finite:
+            raise UserError(
+                f"no step has learnt anything, the loss was not finite in all {self._not_finite}; no checkpoint is"
+                " written. Look at the recordings; lower optimizer.lr, or turn runner.fp16 off"
+            )
         all_states[RECIPE_KEY] = self.config.to_mapping()
         all_states[CHECKPOINT_KEY] = self.model.state_dict()
         return all_states
@@ -130,6 +140,7 @@ class UpstreamPretrainExpert(nn.Module):
         broken = [(step, names) for step, loss, names in self._since_update if not torch.isfinite(loss)]
         self._since_update.clear()
         self._not_finite = self._not_finite + 1 if broken else 0
+        self._finite += not broken
         for step, names in broken:
             log.error("the loss is not finite at step %d; utterances: %s", step, ", ".join(names))
         if self._not_finite >= _HOPELESS:
