@@ -39,10 +39,13 @@ def to_floats(samples: Any, like: Tensor) -> Tensor:
                 f"waveforms must be tensors or arrays of samples, found {type(samples).__name__}; read files with"
                 " soundfile or torchaudio first"
             )
+        array = samples.__array__()
         try:
-            samples = torch.as_tensor(samples.copy(), device=like.device)
-        except (TypeError, ValueError) as error:  # strings, objects, foreign byte orders, unsigned 16 bits
-            raise UserError(f"waveforms: an array of {samples.dtype} cannot be read as samples ({error})") from error
+            samples = torch.as_tensor(array.copy(), device=like.device)  # a copy, since it may run backwards
+        except (TypeError, ValueError) as error:  # objects, a foreign byte order
+            raise UserError(
+                f"waveforms: an array of {array.dtype} cannot be read as samples; give float32, or 16 or 32 bit PCM"
+            ) from error
     dtype = torch.promote_types(like.dtype, torch.float32)
     if samples.is_floating_point():
         return samples.to(dtype)
