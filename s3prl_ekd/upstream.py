@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd import FRAME_SHIFT, assets
 from s3prl_ekd.config import Config
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.network.bypass import in_graph
 from s3prl_ekd.student.folder import load_student_and_heads
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
+from s3prl_ekd.student.waveforms import check_finite, pad_waveforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class EkdUpstream(nn.Module):
         """Samples per frame, the same for every feature."""
         return FRAME_SHIFT
 
-    def forward(self, wavs: Sequence[Tensor]) -> dict[str, list[Tensor] | Tensor]:
+    def forward(self, wavs: Sequence[Any]) -> dict[str, list[Tensor] | Tensor]:
         """Features of a batch.
 
         s3prl's featurizers expect up to ``ceil(S / 320)`` frames of an utterance of S samples, one or two more than the
@@ -51,29 +53,27 @@ class EkdUpstream(nn.Module):
         its batch mates.
 
         Args:
-            wavs: B waveforms (S_b,) at 16 kHz. One shorter than 400 samples is extended with silence.
+            wavs: B waveforms (S_b,) at 16 kHz, tensors or arrays: floats between -1 and 1, or integer PCM, which is
+                divided by its own full scale. One shorter than 400 samples is extended with silence.
 
         Returns:
             ``hidden_states``: the projected features and each layer's output, (B, F, D) each;
             ``last_hidden_state``: the last of them; ``all_hidden_states``, where asked for: these and each prediction
             head's output.
+
+        Raises:
+            UserError: no waveform, one that is not mono or empty, samples of an unknown type, NaN or infinity.
         """
-        for number, wav in enumerate(wavs):
-            if wav.dim() != 1 or wav.numel() == 0:
-                raise UserError(
-                    f"ekd_student: waveform {number} of the batch has the shape {tuple(wav.shape)}; a waveform must be"
-                    " mono, (samples,), and not empty: look at the recordings"
-                )
-        if not all(torch.isfinite(wav.sum()) for wav in wavs):
-            raise UserError("ekd_student: a waveform of the batch holds NaN or infinity: look at the recordings")
-        frames = -(-max(len(wav) for wav in wavs) // FRAME_SHIFT)
+        waveforms, lengths = pad_waveforms(wavs, self.student.like)
+        check_finite(waveforms, lengths)
+        frames = -(-waveforms.shape[1] // FRAME_SHIFT)
         shortest = self.student.min_samples
-        wavs = [F.pad(wav, (0, shortest - len(wav))) if len(wav) < shortest else wav for wav in wavs]
-        lengths = torch.tensor([len(wav) for wav in wavs])
-        output = self.student(pad_sequence(list(wavs), batch_first=True).float(), lengths)
+        if in_graph() or waveforms.shape[1] < shortest:  # a graph holds for any length
+            waveforms = F.pad(waveforms, (0, shortest))
+        output = self.student(waveforms, lengths.clamp(min=shortest), check=False)
 
         last = (output.frame_lengths - 1).unsqueeze(1)  # (B, 1)
-        index = torch.arange(frames).minimum(last).to(output.hidden_states[0].device)  # (B, F)
+        index = torch.arange(frames, device=last.device).minimum(last).to(waveforms.device)  # (B, F)
         hidden_states = [_take_frames(state, index) for state in output.hidden_states]
         features: dict[str, list[Tensor] | Tensor] = {
             "hidden_states": hidden_states,

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_ekd.network.bypass import in_graph, may_bypass
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.fast_conv import applicable, conv_rows
-from s3prl_ekd.network.frames import Packing, conv_frames, length_mask
+from s3prl_ekd.network.frames import Layout, Packing, Padded, conv_frames, length_mask
 
 
 def masked_group_norm(x: Tensor, norm: nn.GroupNorm, lengths: Tensor | None) -> Tensor:
@@ -25,17 +26,21 @@ def masked_group_norm(x: Tensor, norm: nn.GroupNorm, lengths: Tensor | None) -> 
         x: (B, C, T).
         norm: holds the affine part and eps; ``num_groups`` equals C.
         lengths: (B,) real time steps; None: all T of each.
+
+    Returns:
+        (B, C, T) in the type of ``norm``'s parameters; computed in single precision at least.
     """
     with torch.autocast(x.device.type, enabled=False):
-        x = x.float()
+        precise = torch.promote_types(x.dtype, torch.float32)
+        x, weight, bias = x.to(precise), norm.weight.to(precise), norm.bias.to(precise)
         if lengths is None:
-            return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-        mask = length_mask(lengths.to(x.device), x.shape[2]).unsqueeze(1)  # (B, 1, T)
-        count = mask.sum(dim=2, keepdim=True)
-        mean = (x * mask).sum(dim=2, keepdim=True) / count  # (B, C, 1)
-        variance = ((x - mean).square() * mask).sum(dim=2, keepdim=True) / count
-        scale = norm.weight[:, None] * torch.rsqrt(variance + norm.eps)  # (B, C, 1)
-        return torch.addcmul(norm.bias[:, None] - mean * scale, x, scale)
+            return F.group_norm(x, norm.num_groups, weight, bias, norm.eps).to(norm.weight.dtype)
+        padding = ~length_mask(lengths.to(x.device), x.shape[2]).unsqueeze(1)  # (B, 1, T)
+        count = (~padding).sum(dim=2, keepdim=True)
+        mean = x.masked_fill(padding, 0.0).sum(dim=2, keepdim=True) / count  # (B, C, 1)
+        variance = (x - mean).square().masked_fill(padding, 0.0).sum(dim=2, keepdim=True) / count
+        scale = weight[:, None] * torch.rsqrt(variance + norm.eps)  # (B, C, 1)
+        return torch.addcmul(bias[:, None] - mean * scale, x, scale).to(norm.weight.dtype)
 
 
 class ConvLayer(nn.Module):
@@ -76,20 +81,38 @@ class ConvStack(nn.Module):
         self.kernels, self.strides = config.conv_kernel, config.conv_stride
         self.conv_layers = nn.ModuleList(ConvLayer(config, i) for i in range(len(config.conv_dim)))
 
-    def forward(self, waveforms: Tensor, lengths: Tensor, *, plain: bool = False) -> tuple[Tensor, Packing]:
+    def forward(self, waveforms: Tensor, lengths: Tensor | None, *, plain: bool = False) -> tuple[Tensor, Layout]:
         """Waveforms (B, S) to the features of their real frames, (N, C), with N's packing.
 
         Args:
             waveforms: zero-padded.
-            lengths: (B,) samples, on the CPU.
-            plain: convolve the padded batch by torch's conv1d; always so where a gradient on the waveforms is wanted.
+            lengths: (B,) samples, on the CPU. In a recorded graph, where the features are (B, F, C), on the waveforms'
+                device, and None if all are S long.
+            plain: convolve the padded batch by the modules; always so where the matrix products do not apply, and
+                where a gradient on the waveforms is wanted.
         """
+        if in_graph():
+            x = self._convolve(waveforms, lengths)
+            return x, Padded(x, None if lengths is None else conv_frames(lengths, self.kernels, self.strides))
         packing = Packing(conv_frames(lengths, self.kernels, self.strides), waveforms.device)
-        if not (plain or waveforms.requires_grad) and applicable(self.kernels, self.strides):
+        if not (plain or waveforms.requires_grad) and self._by_products(waveforms):
             return conv_rows(self.conv_layers, waveforms, lengths, packing), packing
         dense = bool((lengths == waveforms.shape[1]).all())
-        first = None if dense else conv_frames(lengths, self.kernels[:1], self.strides[:1])
+        return packing.pack(self._convolve(waveforms, None if dense else lengths)[:, : packing.size]), packing
+
+    def _convolve(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+        """(B, S) to (B, F, C), by the modules."""
+        first = None if lengths is None else conv_frames(lengths, self.kernels[:1], self.strides[:1])
         x = waveforms.unsqueeze(1)
         for layer in self.conv_layers:
             x = layer(x, first)  # only the first layer has a GroupNorm, so only its output lengths matter
-        return packing.pack(x.transpose(1, 2)[:, : packing.size]), packing
+        return x.transpose(1, 2)
+
+    def _by_products(self, waveforms: Tensor) -> bool:
+        """Whether the layers' arithmetic can be done without them, as matrix products."""
+        return applicable(self.kernels, self.strides, waveforms) and all(
+            may_bypass(layer, ConvLayer)
+            and may_bypass(layer.conv, nn.Conv1d)
+            and (layer.layer_norm is None or may_bypass(layer.layer_norm, nn.GroupNorm, nn.LayerNorm))
+            for layer in self.conv_layers
+        )

@@ -1,12 +1,14 @@
 """The HuBERT family's encoder: conv stack, projection, position convolution, transformer.
 
 Its parameters have the names of transformers' HubertModel and WavLMModel. Hidden states are rows (N, D), real frames
-only; attention and the position convolution alone see the batch as (B, F, D).
+only; attention and the position convolution alone see the batch as (B, F, D). In a recorded graph rows are the padded
+batch itself (:class:`~s3prl_ekd.network.frames.Padded`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ekd.network import overlap_save
+from s3prl_ekd.network.bypass import in_graph, may_bypass
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.conv import ConvStack
-from s3prl_ekd.network.frames import Packing, conv_frames, length_mask, receptive_field
+from s3prl_ekd.network.frames import Layout, conv_frames, length_mask, receptive_field, whole_lengths
 
 
 class PositionConv(nn.Module):
@@ -29,20 +32,29 @@ class PositionConv(nn.Module):
         nn.init.normal_(conv.weight, std=math.sqrt(4 / (width * size)))
         nn.init.zeros_(conv.bias)
         self.conv = nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2)
+        self.width = width
         self.surplus = 1 - width % 2  # an even kernel yields one frame too many
 
-    def forward(self, rows: Tensor, packing: Packing, *, plain: bool = False) -> Tensor:
+    def forward(self, rows: Tensor, packing: Layout, *, plain: bool = False) -> Tensor:
         """rows (N, D) to (N, D); past an utterance's end it sees zeros."""
         x = packing.unpack(rows)
-        if not plain and overlap_save.applicable(x, self.conv.kernel_size[0]):
+        if not (plain or in_graph()) and overlap_save.applicable(x, self.width) and self._weight_normed():
             normalized = self.conv.parametrizations.weight
             gain, direction = normalized.original0, normalized.original1  # (1, 1, K), (D, D / groups, K)
             scale = gain.flatten() / torch.linalg.vector_norm(direction, dim=(0, 1))
-            x = overlap_save.grouped_conv(x, direction, scale, self.conv.bias, self.conv.groups)
+            y = overlap_save.grouped_conv(x, direction, scale, self.conv.bias, self.conv.groups)
+            x = y.to(torch.promote_types(x.dtype, direction.dtype))
         else:
             x = self.conv(x.transpose(1, 2))
             x = x[:, :, : x.shape[2] - self.surplus].transpose(1, 2)
         return F.gelu(packing.pack(x))
+
+    def _weight_normed(self) -> bool:
+        """Whether the convolution is as it was made; weight normalization may have been taken off, say."""
+        if not (nn.utils.parametrize.is_parametrized(self.conv, "weight") and may_bypass(self.conv, type(self.conv))):
+            return False
+        weights = self.conv.parametrizations.weight
+        return len(self.conv.parametrizations) == len(weights) == 1 and hasattr(weights, "original1")
 
 
 def relative_position_buckets(frames: int, num_buckets: int, max_distance: int, device: torch.device) -> Tensor:
@@ -59,7 +71,7 @@ def relative_position_buckets(frames: int, num_buckets: int, max_distance: int, 
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention; one matrix product for queries, keys and values."""
+    """Multi-head self-attention; one matrix product for queries, keys and values where nothing needs the modules."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -68,7 +80,7 @@ class SelfAttention(nn.Module):
         self.dropout = config.attention_dropout
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(size, size) for _ in range(4))
 
-    def forward(self, rows: Tensor, packing: Packing, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+    def forward(self, rows: Tensor, packing: Layout, mask: Tensor | None, bias: Tensor | None) -> Tensor:
         """rows (N, D) to (N, D).
 
         Args:
@@ -77,17 +89,24 @@ class SelfAttention(nn.Module):
             mask: (B, 1, 1, F), True where a frame may be attended to; None: everywhere.
             bias: relative position bias (heads, F, F); None in HuBERT.
         """
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        qkv = F.linear(rows, torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections]))
-        qkv = packing.unpack(qkv).unflatten(-1, (3, self.num_heads, -1))  # (B, F, 3, heads, D / heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k, v = self._project(rows, packing)
         mask = self._attention_mask(rows, packing, mask, bias, q.dtype)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(packing.pack(y.transpose(1, 2).flatten(2)))
 
+    def _project(self, rows: Tensor, packing: Layout) -> Sequence[Tensor]:
+        """Queries, keys and values, (B, heads, F, D / heads) each."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        if in_graph() or not all(may_bypass(p, nn.Linear) and p.bias is not None for p in projections):
+            split = (packing.unpack(p(rows)).unflatten(-1, (self.num_heads, -1)) for p in projections)
+            return [x.transpose(1, 2) for x in split]
+        qkv = F.linear(rows, torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections]))
+        qkv = packing.unpack(qkv).unflatten(-1, (3, self.num_heads, -1))  # (B, F, 3, heads, D / heads)
+        return qkv.permute(2, 0, 3, 1, 4).unbind()
+
     def _attention_mask(
-        self, rows: Tensor, packing: Packing, mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+        self, rows: Tensor, packing: Layout, mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor | None:
         """What scaled_dot_product_attention gets as its mask."""
         return mask
@@ -103,7 +122,7 @@ class GatedRelativeAttention(SelfAttention):
         self.rel_attn_embed = nn.Embedding(config.num_buckets, self.num_heads) if owns_embedding else None
 
     def _attention_mask(
-        self, rows: Tensor, packing: Packing, mask: Tensor | None, bias: Tensor, dtype: torch.dtype
+        self, rows: Tensor, packing: Layout, mask: Tensor | None, bias: Tensor, dtype: torch.dtype
     ) -> Tensor:
         """What is added to the logits, (B, heads, F, F): the gated bias, and minus infinity where ``mask`` is False."""
         gates = self.gru_rel_pos_linear(rows.unflatten(-1, (self.num_heads, -1)))  # (N, heads, 8)
@@ -142,7 +161,7 @@ class EncoderLayer(nn.Module):
         self.dropout = config.hidden_dropout
         self.pre_norm = config.do_stable_layer_norm
 
-    def forward(self, x: Tensor, packing: Packing, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, packing: Layout, mask: Tensor | None, bias: Tensor | None) -> Tensor:
         attended = self.attention(self.layer_norm(x) if self.pre_norm else x, packing, mask, bias)
         x = x + F.dropout(attended, self.dropout, self.training)
         if not self.pre_norm:
@@ -167,7 +186,7 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(
-        self, rows: Tensor, packing: Packing, depth: int, real: Tensor | None = None, *, plain: bool = False
+        self, rows: Tensor, packing: Layout, depth: int, real: Tensor | None = None, *, plain: bool = False
     ) -> list[Tensor]:
         """The input of the first layer and the outputs of the first ``depth`` layers, (N, D) each.
 
@@ -194,7 +213,7 @@ class Transformer(nn.Module):
             states[-1] = self.layer_norm(states[-1])
         return states
 
-    def _position_bias(self, packing: Packing) -> Tensor | None:
+    def _position_bias(self, packing: Layout) -> Tensor | None:
         """(heads, F, F), the same for all layers; None without relative positions."""
         if self.config.num_buckets == 0:
             return None
@@ -220,7 +239,7 @@ class FeatureProjection(nn.Module):
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """Rows of real frames.
+    """Rows of real frames; in a recorded graph (B, F, D), padding included.
 
     Attributes:
         projected: (N, D) projected features, before the position convolution.
@@ -230,7 +249,7 @@ class EncoderOutput:
 
     projected: Tensor
     states: list[Tensor]
-    packing: Packing
+    packing: Layout
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -268,6 +287,11 @@ class SpeechEncoder(nn.Module):
         """The shortest input that yields a frame (400 samples for HuBERT's conv stack)."""
         return receptive_field(self.encoder_config.conv_kernel, self.encoder_config.conv_stride)
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the type and on the device that inputs must have."""
+        return self.feature_extractor.conv_layers[0].conv.weight
+
     def frame_lengths(self, lengths: Tensor) -> Tensor:
         """Samples to frames, any integer shape."""
         return conv_frames(lengths, self.encoder_config.conv_kernel, self.encoder_config.conv_stride)
@@ -275,7 +299,7 @@ class SpeechEncoder(nn.Module):
     def encode(
         self,
         waveforms: Tensor,
-        lengths: Tensor,
+        lengths: Tensor | None,
         *,
         depth: int | None = None,
         padded: bool = False,
@@ -286,7 +310,7 @@ class SpeechEncoder(nn.Module):
 
         Args:
             waveforms: (B, S) at 16 kHz, zero-padded.
-            lengths: (B,) samples of each utterance, on the CPU.
+            lengths: (B,) samples of each utterance, on the CPU (in a graph on the waveforms' device); None: all S.
             depth: transformer layers to compute; None: all.
             padded: compute all S samples of each utterance, padding masked in the attention only, as s3prl and
                 transformers do; the rows are then B times F, and batch mates do matter.
@@ -297,20 +321,27 @@ class SpeechEncoder(nn.Module):
         Raises:
             ValueError: an utterance is shorter than one frame's receptive field (:attr:`min_samples`).
         """
-        if int(lengths.min()) < self.min_samples:
-            raise ValueError(f"an utterance of {int(lengths.min())} samples; {self.min_samples} are needed")
-        real = None
-        if padded and bool((lengths < waveforms.shape[1]).any()):
-            whole = torch.full_like(lengths, waveforms.shape[1])
-            attended = self.frame_lengths(lengths) if attended_frames is None else attended_frames
-            real = length_mask(attended.to(waveforms.device, non_blocking=True), int(self.frame_lengths(whole[0])))
-            lengths = whole
+        waveforms = waveforms.to(self.like.dtype)
+        attended = None
+        if in_graph():
+            if padded:
+                attended, lengths = lengths, None
+        else:
+            lengths = whole_lengths(waveforms) if lengths is None else lengths
+            if int(lengths.min()) < self.min_samples:
+                raise ValueError(f"an utterance of {int(lengths.min())} samples; {self.min_samples} are needed")
+            if padded and bool((lengths < waveforms.shape[1]).any()):
+                attended, lengths = lengths, whole_lengths(waveforms)
         rows, packing = self.feature_extractor(waveforms, lengths, plain=self.plain)
-        if feature_grad_scale != 1.0 and rows.requires_grad:
+        real = None
+        if attended is not None:
+            frames = self.frame_lengths(attended) if attended_frames is None else attended_frames
+            real = length_mask(frames.to(waveforms.device, non_blocking=True), packing.size)
+        if feature_grad_scale != 1.0 and rows.requires_grad and not torch.jit.is_tracing():  # which keeps no Function
             rows = _ScaleGradient.apply(rows, feature_grad_scale)
         projected = self.feature_projection(rows)
         if real is not None:
-            projected = projected * real.flatten().unsqueeze(1)
+            projected = projected * packing.pack(real).unsqueeze(-1)
         depth = self.encoder_config.num_hidden_layers if depth is None else depth
         states = self.encoder(projected, packing, depth, real, plain=self.plain)
         return EncoderOutput(projected, states, packing)

@@ -30,9 +30,14 @@ _CHUNK_BYTES = 25 * 64 * 512 * 4
 _CHUNK_BYTES_WITH_GRADIENT = 4 * _CHUNK_BYTES
 
 
-def applicable(kernels: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether these convolutions can be computed here."""
-    return all(stride <= kernel <= 2 * stride for kernel, stride in zip(kernels, strides, strict=True))
+def applicable(kernels: Sequence[int], strides: Sequence[int], waveforms: Tensor) -> bool:
+    """Whether these convolutions of ``waveforms`` can be computed here: in single precision, with some steps in double
+    precision, which Apple's GPUs do not have."""
+    return (
+        waveforms.dtype == torch.float32
+        and waveforms.device.type != "mps"
+        and all(stride <= kernel <= 2 * stride for kernel, stride in zip(kernels, strides, strict=True))
+    )
 
 
 def conv_rows(layers: Sequence[ConvLayer], waveforms: Tensor, lengths: Tensor, packing: Packing) -> Tensor:

@@ -1,4 +1,4 @@
-"""Lengths: samples to frames, and masks over frames."""
+"""Lengths: samples to frames, masks over frames, and the two ways in which a batch's frames are laid out."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
 def length_mask(lengths: Tensor, size: int) -> Tensor:
     """True where a position is real: lengths (B,), result (B, size)."""
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def whole_lengths(padded: Tensor) -> Tensor:
+    """(B,) lengths of a batch (B, T, ...) without padding, on the CPU."""
+    return torch.full((padded.shape[0],), padded.shape[1])
 
 
 class Packing:
@@ -70,3 +75,39 @@ class Packing:
     def mask(self) -> Tensor:
         """(B, F), True at real frames."""
         return length_mask(self.frames.to(self._device, non_blocking=True), self.size)
+
+
+class Padded:
+    """The batch as it is, with Packing's interface: a "row" is (B, F, ...) and the padding is computed.
+
+    No shape depends on a length's value, as in a recorded graph none may.
+
+    Attributes:
+        frames: (B,) real frames of each utterance, on the batch's device.
+        size: F, padding included.
+        dense: whether there is no padding at all.
+    """
+
+    def __init__(self, padded: Tensor, frames: Tensor | None) -> None:
+        """``padded`` (B, F, ...), and ``frames`` (B,) real ones on its device; None: all F."""
+        self.size = padded.shape[1]
+        self.frames = whole_lengths(padded).to(padded.device) if frames is None else frames
+        self.dense = frames is None
+        self._mask = length_mask(self.frames, self.size)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """As it is; contiguous, as Packing's, lest the graph depend on how F is laid out."""
+        return padded.contiguous()
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        """(B, F, ...), zero past each utterance's frames."""
+        if self.dense:
+            return rows
+        return rows.masked_fill(~self._mask.view(*rows.shape[:2], *[1] * (rows.dim() - 2)), 0.0)
+
+    def mask(self) -> Tensor:
+        """(B, F), True at real frames."""
+        return self._mask
+
+
+Layout = Packing | Padded

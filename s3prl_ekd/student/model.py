@@ -9,15 +9,18 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from s3prl_ekd.config import StudentConfig
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.network.bypass import in_graph
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.encoder import SpeechEncoder, normalize_waveforms
-from s3prl_ekd.network.frames import Packing
+from s3prl_ekd.network.frames import Packing, whole_lengths
+from s3prl_ekd.student.waveforms import as_batch
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,35 @@ class StudentOutput:
         return self.packing.frames
 
 
+class PaddedOutput(NamedTuple):
+    """What a forward pass gives under torch.compile, torch.export, torch.jit.trace and export to ONNX: tensors only.
+
+    Attributes:
+        hidden_states: as :attr:`StudentOutput.hidden_states`, but F is what S samples give, however long the longest
+            utterance is.
+        frame_lengths: (B,) real frames of each utterance, on the waveforms' device.
+    """
+
+    hidden_states: tuple[Tensor, ...]
+    frame_lengths: Tensor
+
+    @property
+    def packing(self) -> Packing:
+        """As :attr:`StudentOutput.packing`; outside of the graph, since it looks at the lengths."""
+        states = self.hidden_states[0]
+        return Packing(self.frame_lengths.cpu(), states.device, states.shape[1])
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """As :attr:`StudentOutput.rows`, outside of the graph."""
+        return tuple(self.packing.pack(states) for states in self.hidden_states)
+
+
+# Lets torch.export.save write a program that returns one; torch has no public function for it.
+if hasattr(pytree, "_register_namedtuple"):
+    pytree._register_namedtuple(PaddedOutput, serialized_type_name=f"{__name__}.PaddedOutput")
+
+
 def encoder_config(config: StudentConfig) -> EncoderConfig:
     """The student among the HuBERT family: no LayerNorm before the projection, post-norm layers."""
     names = {field.name for field in dataclasses.fields(EncoderConfig)}
@@ -60,22 +92,38 @@ class Student(SpeechEncoder):
         super().__init__(encoder_config(config))
         self.config = config
 
-    def forward(self, waveforms: Tensor, lengths: Tensor | None = None, *, padded: bool = False) -> StudentOutput:
-        """Run the student.
+    def forward(
+        self, waveforms: Any, lengths: Tensor | None = None, *, padded: bool = False, check: bool = True
+    ) -> StudentOutput | PaddedOutput:
+        """Run the student, in the type and on the device of its parameters (and of autocast).
 
         Args:
-            waveforms: (B, S) at 16 kHz, zero-padded.
-            lengths: (B,) samples of each utterance, best on the CPU; None: all are S long.
+            waveforms: (B, S) or (B, 1, S) at 16 kHz, zero-padded, a tensor or an array; or a list of waveforms (S_b,).
+                Floats between -1 and 1, or integer PCM, which is divided by its own full scale.
+            lengths: (B,) samples of each utterance, best on the CPU; None: all are S long, or as in the list.
             padded: compute padding too, as s3prl's distiller does; the rows are then B times F.
+            check: look at the input first. A training loop whose batches are floats (B, S) with lengths that fit need
+                not, and then a waveform that is not finite is no error here.
+
+        Returns:
+            :class:`StudentOutput`, or :class:`PaddedOutput` where operations are recorded.
 
         Raises:
+            UserError: input of another shape or type, lengths that do not fit, NaN or infinity (looked for on the CPU
+                only, where it waits for nothing).
             ValueError: an utterance is shorter than one frame's receptive field (:attr:`min_samples`).
         """
-        lengths = torch.full((waveforms.shape[0],), waveforms.shape[1]) if lengths is None else lengths.cpu()
+        if check:
+            waveforms, lengths = as_batch(waveforms, lengths, self.like)
+        if lengths is not None:
+            lengths = lengths.to(waveforms.device) if in_graph() else lengths.cpu()
         if self.config.normalize_waveform:
-            waveforms = normalize_waveforms(waveforms, lengths)
+            waveforms = normalize_waveforms(waveforms, whole_lengths(waveforms) if lengths is None else lengths)
         output = self.encode(waveforms, lengths, padded=padded, feature_grad_scale=self.config.feature_grad_scale)
-        return StudentOutput((output.projected, *output.states[1:]), output.packing)
+        rows = (output.projected, *output.states[1:])
+        if isinstance(output.packing, Packing):
+            return StudentOutput(rows, output.packing)
+        return PaddedOutput(tuple(output.packing.unpack(state) for state in rows), output.packing.frames)
 
     def initialize_from(self, state: Mapping[str, Tensor], teacher: str) -> list[str]:
         """Copy conv stack, feature projection, position convolution and the first layers of a teacher.
