@@ -298,6 +298,11 @@ def test_the_guard_of_a_plugged_runner(monkeypatch):
     assert module.Runner(argparse.Namespace(past_exp=None, **{"init_ckpt": None}), {}).begun
     monkeypatch.setattr(sys, "argv", [*sys.argv[:-2], "-u", "hubert_local", "-k", "a.pt"])
     assert module.Runner(namespace, {}).begun
+    # What s3prl's own runner ignores beside -e, it says now; it does follow -o.
+    namespace.upstream, namespace.upstream_ckpt = "ekd_student", "student"
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-4], "-k", "moved"])
+    with pytest.raises(UserError, match=r"-k moved: the checkpoint has 'student', .* -o args.upstream_ckpt=moved"):
+        module.Runner(namespace, {})
 
 
 def test_the_expert_of_a_plugged_checkout(monkeypatch):

@@ -208,21 +208,25 @@ def guard(module: ModuleType, check: Callable[[Any, Settings], None]) -> None:
 
 
 def check_stock_downstream(args: Any, config: Settings) -> None:
-    """For :func:`guard`: s3prl's ``run_downstream`` as started with ``sys.argv``."""
-    from s3prl_ekd.s3prl_plugin.downstream_runner import PROG, SYNTAX
+    """For :func:`guard`: s3prl's ``run_downstream`` as started with ``sys.argv``, which has not followed ``-k`` either."""
+    from s3prl_ekd.s3prl_plugin import stock
+    from s3prl_ekd.s3prl_plugin.downstream_runner import KEPT, PROG, SYNTAX
 
+    options = SYNTAX.parse(sys.argv[1:])
     with _switch_of(PROG):
-        check_downstream(args.init_ckpt, vars(args), config, SYNTAX.parse(sys.argv[1:]))
+        check_downstream(args.init_ckpt, vars(args), config, options)
+    stock.check_unchanged(options, SYNTAX, vars(args), (*KEPT, "upstream_ckpt", "upstream_model_config"))
 
 
 def check_stock_pretraining(args: Any, config: Settings) -> None:
     """For :func:`guard`: s3prl's ``run_pretrain.py`` as started with ``sys.argv``."""
     from s3prl_ekd.s3prl_plugin import stock
-    from s3prl_ekd.s3prl_plugin.pretrain_runner import PROG, SYNTAX
+    from s3prl_ekd.s3prl_plugin.pretrain_runner import KEPT, PROG, SYNTAX
 
-    states = stock.read_states(args.init_ckpt)
+    options, states = SYNTAX.parse(sys.argv[1:]), stock.read_states(args.init_ckpt)
     with _switch_of(PROG):
-        check_pretraining(args.init_ckpt, vars(args), states, config, SYNTAX.parse(sys.argv[1:]))
+        check_pretraining(args.init_ckpt, vars(args), states, config, options)
+    stock.check_unchanged(options, SYNTAX, vars(args), KEPT)
 
 
 def check_stock_teachers(recipe: Settings) -> None:
