@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from s3prl_ekd.errors import UserError, nearest
+
+SEEDS = (0, 2**32 - 1)
+"""Smallest and largest seed that numpy takes."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -52,8 +55,41 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        says_it = "default" in text or isinstance(action.default, bool) or not action.default
-        return text if says_it or action.default is argparse.SUPPRESS else f"{text} (default: %(default)s)"
+        nothing = action.default in (None, "", [], argparse.SUPPRESS) or isinstance(action.default, bool)
+        return text if nothing or "default" in text else f"{text} (default: %(default)s)"
+
+
+def check_integer(what: str, value: Any, least: int, most: int) -> None:
+    """Refuse what is no whole number in a range.
+
+    Args:
+        what: begins the message.
+        value: a number or its text.
+        least: the smallest that may be.
+        most: the largest that may be.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        fits = not isinstance(value, bool | float) and least <= int(value) <= most
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise UserError(f"{what}: expected a whole number from {least} to {most}")
+
+
+def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """A ``type`` for an argument, which is checked while the command line is read."""
+
+    def convert(text: str) -> int:
+        try:
+            check_integer(text, text, least, most)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return int(text)
+
+    return convert
 
 
 def unknown_word(word: str, options: Iterable[str]) -> str:

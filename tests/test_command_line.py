@@ -84,7 +84,14 @@ def test_parts_leave_the_folders_alone(line, monkeypatch):
         ("data shar a b --audio flack", "--audio: unknown value 'flack'; did you mean 'flac'?"),
         ("data librispeech --parts train dev", "data librispeech: CORPUS and OUT are both needed"),
         ("data librispeech CORPUS", "data librispeech: CORPUS and OUT are both needed"),
-        ("data tsv a b --rate fast", "argument --rate: invalid int value: 'fast'"),
+        ("data tsv a b --rate fast", "argument --rate: fast: expected a whole number from 1 to "),
+        ("data shar a b --shard-size 0", "argument --shard-size: 0: expected a whole number from 1 to "),
+        (
+            "init-student mini/config_model.yaml out --seed -1",
+            "argument --seed: -1: expected a whole number from 0 to ",
+        ),
+        ("mini-corpus out --seed 4294967296", "argument --seed: 4294967296: expected a whole number from 0 to "),
+        ("mini-corpus out --jobs 0", "argument --jobs: 0: expected a whole number from 1 to "),
         ("distill mini/edk.yaml", "mini/edk.yaml: no such file (working folder: "),
         ("", "the following arguments are required: COMMAND"),
     ],
@@ -124,7 +131,12 @@ def test_help_of_a_kind_of_data_has_an_example(kind, capsys):
 
 
 def test_help_shows_defaults(capsys):
-    for line, default in (("cache-targets --help", "0/1"), ("data tsv --help", "16000"), ("data shar --help", "flac")):
+    for line, default in (
+        ("cache-targets --help", "0/1"),
+        ("mini-corpus --help", "0"),
+        ("data tsv --help", "16000"),
+        ("data shar --help", "flac"),
+    ):
         with pytest.raises(SystemExit):
             cli.main(line.split())
         assert f"(default: {default})" in " ".join(capsys.readouterr().out.split())

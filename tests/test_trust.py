@@ -18,7 +18,7 @@ from s3prl_ekd import assets
 from s3prl_ekd.config import DistillConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import downstream_runner, hub, pretrain_resume, pretrain_runner, trust
+from s3prl_ekd.s3prl_plugin import downstream_runner, hub, pretrain_runner, trust
 
 CODE = "could run code; if you trust it, give "
 
@@ -240,9 +240,8 @@ def test_teachers_of_a_checkpoint():
         check_pretraining(named, "--trust-checkpoint")
     Path("mine.yaml").write_text(yaml.safe_dump(recipe(s3prl="hubert_local", ckpt="a.pt")))
     check_pretraining(recipe(s3prl="hubert_local", ckpt="a.pt"), "-g", "mine.yaml")
-    states = {"Upstream_Config": recipe(s3prl="hubert_local", ckpt="b.pt"), "EKD_Student": {}}
-    with pytest.raises(UserError, match=r"teachers\[0\].ckpt is 'a.pt', the run's is 'b.pt'"):
-        pretrain_resume.check_recipe("mine.yaml", states)  # what makes -g name the teachers
+    with pytest.raises(UserError, match=r"names the teacher s3prl: hubert_local of b.pt"):
+        check_pretraining(recipe(s3prl="hubert_local", ckpt="b.pt"), "-g", "mine.yaml")
 
 
 def test_the_rest_of_a_pretraining_checkpoint():
@@ -298,6 +297,11 @@ def test_the_guard_of_a_plugged_runner(monkeypatch):
     assert module.Runner(argparse.Namespace(past_exp=None, **{"init_ckpt": None}), {}).begun
     monkeypatch.setattr(sys, "argv", [*sys.argv[:-2], "-u", "hubert_local", "-k", "a.pt"])
     assert module.Runner(namespace, {}).begun
+    # What s3prl's own runner ignores beside -e, it says now; it does follow -o.
+    namespace.upstream, namespace.upstream_ckpt = "ekd_student", "student"
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-4], "-k", "moved"])
+    with pytest.raises(UserError, match=r"-k moved: the checkpoint has 'student', .* -o args.upstream_ckpt=moved"):
+        module.Runner(namespace, {})
 
 
 def test_the_expert_of_a_plugged_checkout(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from s3prl_ekd.command_line import whole_number
 from s3prl_ekd.errors import UserError
 
 _CORPORA = {
@@ -41,12 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("tsv", metavar="MANIFEST.tsv", help="fairseq's manifest")
     sub.add_argument("out", metavar="OUT.jsonl.gz", help="the manifest to write")
-    sub.add_argument("--rate", type=int, default=16000, help="sampling rate of the recordings")
+    sub.add_argument("--rate", type=whole_number(1), default=16000, help="sampling rate of the recordings")
     summary = "copy cuts and audio into a Shar folder of numbered tars, for object stores"
     sub = add("shar", summary, "cuts/librispeech_cuts_train-clean-100.jsonl.gz shar")
     sub.add_argument("cuts", nargs="+", metavar="CUTS", help="manifests, as in data.cuts")
     sub.add_argument("out", metavar="OUT", help="new folder")
-    sub.add_argument("--shard-size", type=int, default=1000, help="cuts of a tar")
+    sub.add_argument("--shard-size", type=whole_number(1), default=1000, help="cuts of a tar")
     sub.add_argument("--audio", default="flac", choices=["flac", "wav", "mp3", "opus"], help="format in the tars")
 
 

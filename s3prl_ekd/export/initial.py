@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from s3prl_ekd.command_line import SEEDS, whole_number
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", help="config_model.yaml: a file, or one of s3prl-ekd recipes, such as mini/config_model.yaml"
     )
     parser.add_argument("folder", help="the student folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="for what no teacher initialises (default: 0)")
+    parser.add_argument("--seed", type=whole_number(*SEEDS), default=0, help="for what no teacher initialises")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd import recipe_files
+from s3prl_ekd.command_line import SEEDS
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_plugin import downstream_config, hub, override, stock, task_patches, trust
-from s3prl_ekd.s3prl_plugin.options import SEEDS, Options, Syntax
+from s3prl_ekd.s3prl_plugin.options import Options, Syntax
 
 _log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ def _resolve_resume(options: Options) -> None:
 
 # What is fixed when a run begins, and what a resumed one takes from the command line where that says it: s3prl takes
 # both from the checkpoint. (It takes -m, -t, -o, --backend, --local_rank and --device from the command line by itself.)
-_KEPT = (
+KEPT = (
     *("upstream", "hub", "upstream_model_name", "upstream_revision", "upstream_trainable"),
     *("upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize"),
     *("downstream", "downstream_variant", "seed"),
@@ -175,7 +176,7 @@ def _check_checkpoint_to_go_on_from(options: Options) -> dict[str, Any]:
     texts = [stored.get("upstream"), stored.get("downstream")]
     if not isinstance(config, Mapping) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"-e {path}: a damaged checkpoint (no configuration, upstream or task in it)")
-    stock.check_unchanged(options, SYNTAX, stored, _KEPT)
+    stock.check_unchanged(options, SYNTAX, stored, KEPT)
     if "upstream_model_config" in options:
         options.given["upstream_model_config"] = recipe_files.find(options.get("upstream_model_config"), "-g")
     named = options.given.keys() & {"expname", "expdir"}

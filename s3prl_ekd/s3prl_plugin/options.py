@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from s3prl_ekd.command_line import OneLineParser, unknown_word
+from s3prl_ekd.command_line import OneLineParser, check_integer, unknown_word
 from s3prl_ekd.errors import UserError, nearest
-
-SEEDS = (0, 2**32 - 1)
-"""Smallest and largest seed that numpy takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,24 +69,6 @@ class Syntax:
 
 def _own(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def check_integer(what: str, value: Any, least: int, most: int) -> None:
-    """Refuse what is no whole number in a range.
-
-    Args:
-        what: begins the message.
-        value: a number or its text.
-
-    Raises:
-        UserError: it is not.
-    """
-    try:
-        fits = not isinstance(value, bool | float) and least <= int(value) <= most
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise UserError(f"{what}: expected a whole number from {least} to {most}")
 
 
 @dataclass(kw_only=True)

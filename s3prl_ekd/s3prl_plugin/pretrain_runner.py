@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd import assets, recipe_files
+from s3prl_ekd.command_line import SEEDS
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_plugin import compat, override, stock, trust
-from s3prl_ekd.s3prl_plugin.options import SEEDS, Options, Syntax
+from s3prl_ekd.s3prl_plugin.options import Options, Syntax
 from s3prl_ekd.s3prl_plugin.pretrain_config import check_config
 
 _log = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def _choose_device(options: Options) -> None:
 
 
 # What is fixed when a run begins.
-_KEPT = ("upstream", "seed", "multi_gpu")
+KEPT = ("upstream", "seed", "multi_gpu")
 
 
 def _settings_of_this_call(options: Options) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def _goes_on(options: Options) -> bool:
     if "Downstream" in states:
         raise UserError(f"-e {checkpoint}: not a checkpoint of run_pretrain, but of run_downstream")
     stored = vars(states["Args"])
-    stock.check_unchanged(options, SYNTAX, stored, _KEPT)
+    stock.check_unchanged(options, SYNTAX, stored, KEPT)
     args, names = stored | override.arguments(changes), os.listdir("pretrain/")
     upstream = args.get("upstream")
     if upstream not in names:

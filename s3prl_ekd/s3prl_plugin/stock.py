@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from s3prl_ekd.command_line import check_integer
 from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
 from s3prl_ekd.files import atomic_path
 from s3prl_ekd.s3prl_plugin import compat, override
-from s3prl_ekd.s3prl_plugin.options import Options, Syntax, check_integer
+from s3prl_ekd.s3prl_plugin.options import Options, Syntax
 
 _log = logging.getLogger(__name__)
 

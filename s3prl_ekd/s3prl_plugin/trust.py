@@ -24,7 +24,7 @@ from s3prl_ekd import recipe_files
 from s3prl_ekd.config import DistillConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import downstream_config, hub, override
+from s3prl_ekd.s3prl_plugin import downstream_config, hub
 from s3prl_ekd.s3prl_plugin.options import Options
 
 SWITCH = "trust_checkpoint"
@@ -60,7 +60,7 @@ def check_downstream(file: str, args: Settings, config: Settings, options: Optio
     task, own = args.get("downstream"), _own_yaml(options, "config")
     if task not in downstream_config.TASKS and own.get("downstream_expert") != config.get("downstream_expert"):
         raise _refused(file, f"data for -d {task}, and not every task reads its data safely", "its -c FILE")
-    _check_strings(file, config, own, options, "-c")
+    _check_strings(file, config, own, "-c")
 
 
 def _unnamed_upstream(args: Settings, options: Options) -> dict[str, str]:
@@ -106,8 +106,8 @@ def check_pretraining(file: str, args: Settings, states: Settings, config: Setti
     if args.get("upstream") == "ekd_student":
         check_teachers(file, recipe, options)
     else:
-        _check_strings(file, recipe, _own_yaml(options, "upstream_config"), options, "-g")
-    _check_strings(file, config, _own_yaml(options, "config"), options, "-c")
+        _check_strings(file, recipe, _own_yaml(options, "upstream_config"), "-g")
+    _check_strings(file, config, _own_yaml(options, "config"), "-c")
 
 
 def check_teachers(file: str, recipe: Settings, options: Options) -> None:
@@ -118,17 +118,24 @@ def check_teachers(file: str, recipe: Settings, options: Options) -> None:
     """
     from s3prl_ekd.teachers.s3prl_source import CKPT_SUFFIXES
 
-    if SWITCH in options or "upstream_config" in options:  # pretrain_resume.check_recipe compares the two
+    if SWITCH in options:
         return
+    named = set()
+    if "upstream_config" in options:
+        own = DistillConfig.from_mapping(_own_yaml(options, "upstream_config"), f"-g {options.get('upstream_config')}")
+        named = {(teacher.s3prl, teacher.ckpt) for teacher in own.teachers}
     for teacher in DistillConfig.from_mapping(recipe, "Upstream_Config").teachers:
-        if teacher.s3prl is not None and (teacher.s3prl.endswith(CKPT_SUFFIXES) or teacher.ckpt is not None):
+        loads_any_file = teacher.s3prl is not None and (
+            teacher.s3prl.endswith(CKPT_SUFFIXES) or teacher.ckpt is not None
+        )
+        if loads_any_file and (teacher.s3prl, teacher.ckpt) not in named:
             origin = f" of {_shown(teacher.ckpt)}" if teacher.ckpt else ""
             raise _refused(file, f"the teacher s3prl: {_shown(teacher.s3prl)}{origin}", "its recipe by -g FILE")
 
 
-def _check_strings(file: str, settings: Settings, own: Settings, options: Options, option: str) -> None:
-    """Refuse strings that call something when they are evaluated, unless the user's own file or ``-o`` has them too."""
-    named = {text for _, text in _strings(own)} | set(map(str, override.arguments(options.get("override")).values()))
+def _check_strings(file: str, settings: Settings, own: Settings, option: str) -> None:
+    """Refuse strings that call something when they are evaluated, unless the user's ``own`` file has them too."""
+    named = {text for _, text in _strings(own)}
     for place, text in _strings(settings):
         if text not in named and _calls_something(text):
             raise _refused(file, f"{_shown(place)}: {text[:80]!r}", f"it by {option} FILE")
@@ -208,21 +215,25 @@ def guard(module: ModuleType, check: Callable[[Any, Settings], None]) -> None:
 
 
 def check_stock_downstream(args: Any, config: Settings) -> None:
-    """For :func:`guard`: s3prl's ``run_downstream`` as started with ``sys.argv``."""
-    from s3prl_ekd.s3prl_plugin.downstream_runner import PROG, SYNTAX
+    """For :func:`guard`: s3prl's ``run_downstream`` as started with ``sys.argv``, which ignores ``-k`` there."""
+    from s3prl_ekd.s3prl_plugin import stock
+    from s3prl_ekd.s3prl_plugin.downstream_runner import KEPT, PROG, SYNTAX
 
+    options = SYNTAX.parse(sys.argv[1:])
     with _switch_of(PROG):
-        check_downstream(args.init_ckpt, vars(args), config, SYNTAX.parse(sys.argv[1:]))
+        check_downstream(args.init_ckpt, vars(args), config, options)
+    stock.check_unchanged(options, SYNTAX, vars(args), (*KEPT, "upstream_ckpt", "upstream_model_config"))
 
 
 def check_stock_pretraining(args: Any, config: Settings) -> None:
     """For :func:`guard`: s3prl's ``run_pretrain.py`` as started with ``sys.argv``."""
     from s3prl_ekd.s3prl_plugin import stock
-    from s3prl_ekd.s3prl_plugin.pretrain_runner import PROG, SYNTAX
+    from s3prl_ekd.s3prl_plugin.pretrain_runner import KEPT, PROG, SYNTAX
 
-    states = stock.read_states(args.init_ckpt)
+    options, states = SYNTAX.parse(sys.argv[1:]), stock.read_states(args.init_ckpt)
     with _switch_of(PROG):
-        check_pretraining(args.init_ckpt, vars(args), states, config, SYNTAX.parse(sys.argv[1:]))
+        check_pretraining(args.init_ckpt, vars(args), states, config, options)
+    stock.check_unchanged(options, SYNTAX, vars(args), KEPT)
 
 
 def check_stock_teachers(recipe: Settings) -> None:
