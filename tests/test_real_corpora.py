@@ -156,6 +156,11 @@ def test_hidden_read_speech_in_librispeechs_own_layout(root, originals, tmp_path
     assert public.read_text() != hidden.read_text()
 
 
+def test_public_test_sets_of_read_speech_are_not_hidden(root, tmp_path):
+    with pytest.raises(UserError, match=f"--hidden {root}: has no test sets of read speech but the public ones"):
+        _planned("pr", root, root, tmp_path)
+
+
 @pytest.mark.parametrize("where", ["", "IEMOCAP_full_release"])
 def test_hidden_emotional_speech_in_iemocaps_own_layout(root, originals, tmp_path, where):
     experiments = _planned("er", root, originals / where, tmp_path)

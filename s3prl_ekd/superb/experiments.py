@@ -284,8 +284,13 @@ def _emotion_recognition(
 def _read_speech(corpora: Corpora, splits: frozenset[Split]) -> tuple[Path, tuple[str, ...], tuple[str, ...]]:
     """LibriSpeech's root, its public test splits, and the hidden ones."""
     public = corpora.librispeech_tests if Split.PUBLIC in splits else ()
-    hidden = corpora.hidden.librispeech_splits if Split.HIDDEN in splits else ()
-    return corpora.need("librispeech"), public, hidden
+    root, hidden = corpora.need("librispeech"), ()
+    if Split.HIDDEN in splits:
+        known = corpora.librispeech_tests if corpora.hidden.librispeech == root else ()
+        hidden = tuple(name for name in corpora.hidden.librispeech_splits if name not in known)
+        if not hidden:
+            raise UserError(f"--hidden {corpora.hidden.root}: has no test sets of read speech but the public ones")
+    return root, public, hidden
 
 
 def _hidden_test(name: str, changes: Mapping[str, Any]) -> TestSet:

@@ -40,8 +40,8 @@ def session_labels(root: Path, session: str) -> list[dict[str, str]]:
     files = _visible(root / session, "dialog/EmoEvaluation/*.txt")
     if not audio or not files:
         raise UserError(
-            f"{root / session}: no sentences/wav/*/*.wav or no dialog/EmoEvaluation/*.txt; --iemocap must be"
-            " the folder IEMOCAP_full_release with Session1 to Session5"
+            f"{root / session}: no sentences/wav/*/*.wav or no dialog/EmoEvaluation/*.txt; {root} must be the folder"
+            " IEMOCAP_full_release with Session1 to Session5"
         )
     turns: dict[str, str] = {}
     for file in tqdm(files, desc=f"labels of {session}", unit="file", delay=2):
@@ -93,9 +93,9 @@ def _read_labels(path: Path) -> dict[str, Any]:
 
 
 def _all_labels(root: Path) -> dict[str, Any]:
-    turns = [turn for session in sessions(root) or SESSIONS[:1] for turn in session_labels(root, session)]
+    turns = [turn for session in sessions(root) for turn in session_labels(root, session)]
     if not turns:
-        raise UserError(f"{root}: none of its turns is labelled {', '.join(_CLASS_OF)}")
+        raise UserError(f"{root}: no turn of SessionN/dialog/EmoEvaluation/*.txt is labelled {', '.join(_CLASS_OF)}")
     return {"labels": CLASSES, "meta_data": turns}
 
 
