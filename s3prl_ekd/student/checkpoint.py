@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,14 @@ _SCHEDULES = tuple(
 )
 
 
-def load_pickle_safely(path: str | Path) -> Any:
+def load_pickle_safely(path: str | Path, *, mapped: bool = False) -> Any:
     """``torch.load`` with ``weights_only=True``, allowing what s3prl's runners store beside tensors: their options as
     ``argparse.Namespace`` and the schedule objects of the ``*_with_schedule`` optimizers (as empty stand-ins, if s3prl
     is not loaded).
+
+    Args:
+        path: the file.
+        mapped: leave the tensors in the file where its format allows it, so that only what is used takes memory.
 
     Raises:
         UserError: missing, not a checkpoint (said what it is), damaged, or holding objects that are not plain data.
@@ -81,7 +86,8 @@ def load_pickle_safely(path: str | Path) -> Any:
     allowed = [item for item in (argparse.Namespace, *_SCHEDULES) if _full_name(item) not in known]
     try:
         with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mmap = mapped and zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a file of any other kind makes the unpickler raise nearly anything
         if isinstance(error, OSError) and not (Path(path).is_file() and os.access(path, os.R_OK)):
             raise UserError(f"{path}: {error.strerror or error}") from error
@@ -180,7 +186,15 @@ def _read_ours(states: Mapping[str, Any]) -> Contents:
 
 
 def _read_s3prl_distiller(states: Mapping[str, Any]) -> Contents:
-    return (student_config(states["Config"]["distiller"]), *_split(from_distiller(states["Distiller"])))
+    # When s3prl resumes a run it puts the runner's configuration where the distiller's was.
+    configs = (states.get(key) or {} for key in ("Config", RECIPE_KEY))
+    distiller = next((config["distiller"] for config in configs if "distiller" in config), None)
+    if distiller is None:
+        raise UserError(
+            "a damaged checkpoint of s3prl's distiller: its configuration is not there (s3prl overwrites it when a run"
+            " is resumed); take one from before that"
+        )
+    return (student_config(distiller), *_split(from_distiller(states["Distiller"])))
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], Contents]] = {
