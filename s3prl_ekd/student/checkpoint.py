@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from s3prl_ekd.config import DistillConfig, StudentConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.student.file_kind import again, problem_of
+from s3prl_ekd.student.file_kind import again, objects_in, problem_of
 from s3prl_ekd.student.keys import from_distiller
 from s3prl_ekd.student.s3prl_distiller import student_config
 
@@ -91,22 +90,23 @@ def load_pickle_safely(path: str | Path, *, mapped: bool = False) -> Any:
     except Exception as error:  # a file of any other kind makes the unpickler raise nearly anything
         if isinstance(error, OSError) and not (Path(path).is_file() and os.access(path, os.R_OK)):
             raise UserError(f"{path}: {error.strerror or error}") from error
-        objects = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        if objects is not None:
-            raise UserError(f"{path}: {_refused_objects(objects[1])}") from error
+        objects = [name for name in objects_in(path) if name not in known | {_full_name(item) for item in allowed}]
+        if objects:
+            raise UserError(f"{path}: {_refused_objects(objects)}") from error
         problem = problem_of(path, pickled=True) or f"{type(error).__name__} while reading it; {again(path)}"
         raise UserError(f"{path}: not a checkpoint, or a damaged one: {problem}") from error
 
 
-def _refused_objects(name: str) -> str:
-    """Why a pickle is not loaded that holds an object of the class (or a call of the function) ``name``."""
-    if name.split(".")[0] in ("fairseq", "omegaconf"):
+def _refused_objects(names: list[str]) -> str:
+    """Why a pickle is not loaded that would import these classes and functions."""
+    fairseq = [name for name in names if name.split(".")[0] in ("fairseq", "omegaconf")]
+    if fairseq:
         return (
-            f"a fairseq checkpoint that holds Python objects ({name}), so it is not loaded (it could run code);"
+            f"a fairseq checkpoint that holds Python objects ({fairseq[0]}), so it is not loaded (it could run code);"
             f" {_CONVERT} for s3prl's hubert_local, or take the same model from s3prl or the Hugging Face hub"
         )
     return (
-        f"holds Python objects besides tensors and plain values ({name}), so it is not loaded (it could run code);"
+        f"holds Python objects besides tensors and plain values ({names[0]}), so it is not loaded (it could run code);"
         " it is no checkpoint of this package"
     )
 

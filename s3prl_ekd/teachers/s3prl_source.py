@@ -213,14 +213,12 @@ def file_problem(error: BaseException, files: Sequence[object], upstream: str) -
     if not files or not isinstance(files[-1], str | Path) or not Path(files[-1]).is_file():
         return None
     path = Path(files[-1])
-    problem = problem_of(path, pickled=True)
-    if problem is not None:
-        return f"{path}: {problem}"
     try:
         states = load_pickle_safely(path)
     except UserError as refused:
-        # Where s3prl reads any pickle, ours being stricter is not what went wrong.
-        return str(refused) if isinstance(error, pickle.UnpicklingError | RuntimeError | EOFError) else None
+        # s3prl reads any pickle of some upstreams: then it is not what went wrong that we are stricter.
+        unread = isinstance(error, pickle.UnpicklingError | RuntimeError | EOFError)
+        return str(refused) if unread or problem_of(path, pickled=True) else None
     found = upstream_of(states)
     if found is not None and upstream.startswith(found[1].removesuffix("_local")):
         return None
