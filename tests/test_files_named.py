@@ -118,6 +118,7 @@ def test_a_spoilt_file_of_a_folder(folder, name, kind):
     said = [refusal(load_student, folder)]
     if name != "heads.safetensors":
         said.append(refusal(teacher, transformers=str(folder)))
+        said.append(refusal(teacher, s3prl="hf_hubert_custom", ckpt=str(folder)))
     for line in said:
         assert re.search(f"{folder / name}: .*({words})", line), line
 

@@ -125,7 +125,7 @@ def read_checkpoint(path: str | Path) -> Contents:
                     return reader(states)
                 except UserError as error:
                     raise UserError(f"{path}: {error}") from error
-                except (AttributeError, KeyError, TypeError) as error:
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
                     raise UserError(f"{path}: a damaged checkpoint ({type(error).__name__}: {error})") from error
     raise UserError(f"{path}: holds no student, it is {kind_of(states)}")
 
@@ -158,7 +158,7 @@ def upstream_of(states: Any) -> tuple[str, str] | None:
         return None
     config = states.get("model_cfg")
     if "model_weight" in states and isinstance(config, Mapping):
-        kind = config.get("_name") or ("hubert" if "label_rate" in config else "wav2vec2")
+        kind = str(config.get("_name") or ("hubert" if "label_rate" in config else "wav2vec2"))
         name, upstream = _S3PRL_CONVERTED.get(kind, (kind, f"{kind}_local"))
         return f"an s3prl-converted {name}", upstream
     config = states.get("cfg")

@@ -80,15 +80,18 @@ def again(path: str | Path) -> str:
 
 def _caches() -> list[Path]:
     """Where files lie that were fetched without the user's naming them."""
-    folders = [Path.home() / ".cache/s3prl/download"]
-    s3prl_download = sys.modules.get("s3prl.util.download")  # where it was told to keep them
+    folders = []
+    with contextlib.suppress(RuntimeError):  # no home folder is known
+        folders.append(Path.home() / ".cache/s3prl/download")
+    s3prl_download = sys.modules.get("s3prl.util.download")
     if s3prl_download is not None:
-        folders.append(Path(s3prl_download.get_dir()))
-    try:
+        with contextlib.suppress(OSError):  # it makes the folder, too
+            folders.append(Path(s3prl_download.get_dir()))  # where it was told to keep them
+    with contextlib.suppress(ImportError):
         from huggingface_hub.constants import HF_HUB_CACHE
-    except ImportError:
-        return [folder.resolve() for folder in folders]
-    return [folder.resolve() for folder in (*folders, Path(HF_HUB_CACHE))]
+
+        folders.append(Path(HF_HUB_CACHE))
+    return [folder.resolve() for folder in folders]
 
 
 def _wrong(file: BinaryIO, size: int, pickled: bool) -> tuple[str, str | None] | None:
