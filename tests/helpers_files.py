@@ -81,8 +81,23 @@ IMPOSTORS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: save_with_objects({"cfg": object_of("omegaconf.dictconfig", "DictConfig")}, path),
         r"a fairseq checkpoint .*omegaconf.dictconfig.DictConfig.*could run code",
     ),
-    "code": (lambda path: torch.save({"x": RunsCode()}, path), "could run code"),
-    "pickle": (lambda path: path.write_bytes(pickle.dumps(RunsCode(), 2)), "not a checkpoint, or a damaged|run code"),
+    "code": (lambda path: torch.save({"x": RunsCode()}, path), "print.*it could run code"),
+    "old code": (
+        lambda path: torch.save({"x": RunsCode()}, path, _use_new_zipfile_serialization=False),
+        "print.*it could run code",
+    ),
+    **{
+        f"pickle {protocol}": (
+            lambda path, protocol=protocol: path.write_bytes(pickle.dumps({"x": RunsCode()}, protocol)),
+            "print.*it could run code",
+        )
+        for protocol in (0, 2, 5)
+    },
+    "TorchScript": (
+        lambda path: torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path),
+        "a TorchScript program, which holds code",
+    ),
+    "module": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "Linear.*it could run code"),
 }
 
 

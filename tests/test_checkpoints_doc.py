@@ -210,6 +210,17 @@ def check_auto_model(where: Path, answer: str) -> None:
         assert AutoModel.from_pretrained(where).dtype is (torch.float16 if "fp16" in answer else torch.float32)
 
 
+def test_a_distiller_that_s3prl_has_resumed(tmp_path):
+    """s3prl then writes the runner's configuration over the distiller's, unless that is kept under another name."""
+    path = distiller_checkpoint(tmp_path)
+    states = torch.load(path, weights_only=True)
+    torch.save(states | {"Config": {"runner": {}}, RECIPE_KEY: states["Config"]}, path)
+    check_student(path, "yes")
+    torch.save(states | {"Config": {"runner": {}}}, path)
+    with pytest.raises(UserError, match=f"{path}: .*its configuration is not there"):
+        load_student(path)
+
+
 REFUSED = {
     "empty": "empty",
     "a git-lfs pointer": "git-lfs pointer",

@@ -91,3 +91,21 @@ def test_what_is_stored_in_half_precision_is_computed_in_single():
     with torch.no_grad():
         expected = load_student(folder)(speech_like(8000)[None]).hidden_states[2]
     torch.testing.assert_close(states[1], expected, atol=1e-4, rtol=0)
+
+
+def test_the_hub_is_asked_for_pickled_weights_only_where_there_are_no_others(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append(allow_patterns)
+        return folder
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    load_student("some/student")
+    assert "model*.safetensors" in asked[0]
+    assert not any("bin" in pattern for pattern in asked[0])
+    assert len(asked) == 1
+    as_pickle(folder)
+    load_student("some/student")
+    assert len(asked) == 3
+    assert "pytorch_model*.bin" in asked[2]

@@ -384,6 +384,15 @@ def test_an_upstream_that_runs_code_of_a_file_and_cannot_be_fetched(place, here,
     assert [path.name for path in here.iterdir()] == ["a.pt"]
 
 
+def test_an_upstream_whose_file_is_something_else(place, here, monkeypatch):
+    hub.register()
+    (here / "a.pt").write_text("<html></html>")
+    monkeypatch.setattr("s3prl.hub.hubert_base", lambda **kwargs: torch.load("a.pt"))
+    options = [*DOWNSTREAM.format(place=place).split(), "-u", "hubert_base"]
+    with pytest.raises(UserError, match=r"-u hubert_base cannot be loaded \(a.pt: .*a web page \(HTML\)"):
+        downstream_runner.run(options)
+
+
 def test_the_other_runners_checkpoint_is_named(here):
     torch.save({"Step": 1, "Args": argparse.Namespace(), "Config": {}}, here / "states-1.ckpt")
     with pytest.raises(UserError, match="not a checkpoint of run_downstream, but of run_pretrain"):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
-import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from s3prl_ekd.config import DistillConfig, StudentConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.student.file_kind import again, problem_of
+from s3prl_ekd.student.file_kind import again, objects_in, problem_of
 from s3prl_ekd.student.keys import from_distiller
 from s3prl_ekd.student.s3prl_distiller import student_config
 
@@ -69,10 +68,14 @@ _SCHEDULES = tuple(
 )
 
 
-def load_pickle_safely(path: str | Path) -> Any:
+def load_pickle_safely(path: str | Path, *, mapped: bool = False) -> Any:
     """``torch.load`` with ``weights_only=True``, allowing what s3prl's runners store beside tensors: their options as
     ``argparse.Namespace`` and the schedule objects of the ``*_with_schedule`` optimizers (as empty stand-ins, if s3prl
     is not loaded).
+
+    Args:
+        path: the file.
+        mapped: leave the tensors in the file where its format allows it, so that only what is used takes memory.
 
     Raises:
         UserError: missing, not a checkpoint (said what it is), damaged, or holding objects that are not plain data.
@@ -82,27 +85,28 @@ def load_pickle_safely(path: str | Path) -> Any:
     allowed = [item for item in (argparse.Namespace, *_SCHEDULES) if _full_name(item) not in known]
     try:
         with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mmap = mapped and zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a file of any other kind makes the unpickler raise nearly anything
         if isinstance(error, OSError) and not (Path(path).is_file() and os.access(path, os.R_OK)):
             raise UserError(f"{path}: {error.strerror or error}") from error
-        objects = re.search(r"(?:Unsupported global:|Trying to load unsupported) GLOBAL (\S+)", str(error))
-        if objects is not None:
-            raise UserError(f"{path}: {_refused_objects(objects[1])}") from error
-        code = " (if it is no damage, it could run code)" if isinstance(error, pickle.UnpicklingError) else ""
-        problem = problem_of(path, pickled=True) or f"{type(error).__name__} while reading it{code}; {again(path)}"
+        objects = [name for name in objects_in(path) if name not in known | {_full_name(item) for item in allowed}]
+        if objects:
+            raise UserError(f"{path}: {_refused_objects(objects)}") from error
+        problem = problem_of(path, pickled=True) or f"{type(error).__name__} while reading it; {again(path)}"
         raise UserError(f"{path}: not a checkpoint, or a damaged one: {problem}") from error
 
 
-def _refused_objects(name: str) -> str:
-    """Why a pickle is not loaded that holds an object of the class (or a call of the function) ``name``."""
-    if name.split(".")[0] in ("fairseq", "omegaconf"):
+def _refused_objects(names: list[str]) -> str:
+    """Why a pickle is not loaded that would import these classes and functions."""
+    fairseq = [name for name in names if name.split(".")[0] in ("fairseq", "omegaconf")]
+    if fairseq:
         return (
-            f"a fairseq checkpoint that holds Python objects ({name}), so it is not loaded (it could run code);"
+            f"a fairseq checkpoint that holds Python objects ({fairseq[0]}), so it is not loaded (it could run code);"
             f" {_CONVERT} for s3prl's hubert_local, or take the same model from s3prl or the Hugging Face hub"
         )
     return (
-        f"holds Python objects besides tensors and plain values ({name}), so it is not loaded (it could run code);"
+        f"holds Python objects besides tensors and plain values ({names[0]}), so it is not loaded (it could run code);"
         " it is no checkpoint of this package"
     )
 
@@ -121,7 +125,7 @@ def read_checkpoint(path: str | Path) -> Contents:
                     return reader(states)
                 except UserError as error:
                     raise UserError(f"{path}: {error}") from error
-                except (AttributeError, KeyError, TypeError) as error:
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
                     raise UserError(f"{path}: a damaged checkpoint ({type(error).__name__}: {error})") from error
     raise UserError(f"{path}: holds no student, it is {kind_of(states)}")
 
@@ -154,7 +158,7 @@ def upstream_of(states: Any) -> tuple[str, str] | None:
         return None
     config = states.get("model_cfg")
     if "model_weight" in states and isinstance(config, Mapping):
-        kind = config.get("_name") or ("hubert" if "label_rate" in config else "wav2vec2")
+        kind = str(config.get("_name") or ("hubert" if "label_rate" in config else "wav2vec2"))
         name, upstream = _S3PRL_CONVERTED.get(kind, (kind, f"{kind}_local"))
         return f"an s3prl-converted {name}", upstream
     config = states.get("cfg")
@@ -182,7 +186,15 @@ def _read_ours(states: Mapping[str, Any]) -> Contents:
 
 
 def _read_s3prl_distiller(states: Mapping[str, Any]) -> Contents:
-    return (student_config(states["Config"]["distiller"]), *_split(from_distiller(states["Distiller"])))
+    # When s3prl resumes a run it puts the runner's configuration where the distiller's was.
+    configs = (states.get(key) or {} for key in ("Config", RECIPE_KEY))
+    distiller = next((config["distiller"] for config in configs if "distiller" in config), None)
+    if distiller is None:
+        raise UserError(
+            "a damaged checkpoint of s3prl's distiller: its configuration is not there (s3prl overwrites it when a run"
+            " is resumed); take one from before that"
+        )
+    return (student_config(distiller), *_split(from_distiller(states["Distiller"])))
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], Contents]] = {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import pickletools
+import re
 import sys
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 # First bytes -> what such a file is, and what to do about it (None: get the right file again).
 _SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
@@ -32,8 +36,15 @@ _SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
 _FOLDER = "name the folder that has it beside its config.json (as a teacher: transformers: FOLDER)"
 _SAFETENSORS = ("a safetensors file", _FOLDER)
 _JSON = ("a JSON file, not weights", _FOLDER)
-_HTML = ("<!doctype html", "<html", "<head", "<?xml")
+_PAGES = {
+    "<!doctype html": "a web page (HTML), not the file that it links to",
+    "<html": "a web page (HTML), not the file that it links to",
+    "<head": "a web page (HTML), not the file that it links to",
+    "<?xml": "a web server's answer in XML, not the file that it was asked for",
+}
 _SAMPLE = 4096  # bytes that tell text from anything else
+_OF_TENSORS = re.compile(r"torch\.\w+|torch\._.*|__torch__\..*|collections\.OrderedDict|(__builtin__|builtins)\.set")
+_MAX_PICKLES = 5  # one after the other in files of torch before 1.6: three of its own, the object, storages' names
 _MAX_HEADER = 100_000_000  # what safetensors itself allows
 
 
@@ -69,15 +80,18 @@ def again(path: str | Path) -> str:
 
 def _caches() -> list[Path]:
     """Where files lie that were fetched without the user's naming them."""
-    folders = [Path.home() / ".cache/s3prl/download"]
-    s3prl_download = sys.modules.get("s3prl.util.download")  # where it was told to keep them
+    folders = []
+    with contextlib.suppress(RuntimeError):  # no home folder is known
+        folders.append(Path.home() / ".cache/s3prl/download")
+    s3prl_download = sys.modules.get("s3prl.util.download")
     if s3prl_download is not None:
-        folders.append(Path(s3prl_download.get_dir()))
-    try:
+        with contextlib.suppress(OSError):  # it makes the folder, too
+            folders.append(Path(s3prl_download.get_dir()))  # where it was told to keep them
+    with contextlib.suppress(ImportError):
         from huggingface_hub.constants import HF_HUB_CACHE
-    except ImportError:
-        return [folder.resolve() for folder in folders]
-    return [folder.resolve() for folder in (*folders, Path(HF_HUB_CACHE))]
+
+        folders.append(Path(HF_HUB_CACHE))
+    return [folder.resolve() for folder in folders]
 
 
 def _wrong(file: BinaryIO, size: int, pickled: bool) -> tuple[str, str | None] | None:
@@ -92,14 +106,17 @@ def _wrong(file: BinaryIO, size: int, pickled: bool) -> tuple[str, str | None] |
         return "filled with zeros where it begins, as a download leaves it that was broken off", None
     if start.startswith(b"PK\x03\x04"):
         return _wrong_zip(file)
+    if start[257:262] == b"ustar":
+        return "a tar archive", "unpack it first"
     header = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and header <= _MAX_HEADER:
         return _wrong_safetensors(file, header, size) or (_SAFETENSORS if pickled else None)
     text = _as_text(start)
     if text is None:
         return None
-    if text.lower().startswith(_HTML):
-        return "a web page (HTML), not the file that it links to", None
+    for tag, kind in _PAGES.items():
+        if text.lower().startswith(tag):
+            return kind, None
     if text.startswith(("{", "[")):
         return _JSON if pickled else None
     words = " ".join(text.split())
@@ -135,6 +152,43 @@ def _wrong_safetensors(file: BinaryIO, header: int, size: int) -> tuple[str, str
     if size < wanted:
         return f"incomplete: {size:,} of {wanted:,} bytes are there", None
     return None
+
+
+def objects_in(path: str | Path) -> list[str]:
+    """The classes and functions that a pickle, alone or in a file of torch.save, would import; none is imported here.
+
+    Those that tensors are made of are left out, and what TorchScript calls its own classes.
+    """
+    names: list[str] = []
+    with contextlib.ExitStack() as stack:
+        file: IO[bytes] = stack.enter_context(Path(path).open("rb"))
+        if zipfile.is_zipfile(file):
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            member = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+            if member is None:
+                return []
+            file = io.BytesIO(archive.read(member))
+        else:
+            file.seek(0)
+        for _ in range(_MAX_PICKLES):
+            try:
+                names += _imported(file)
+            except Exception:  # no pickle, or none any more: pickletools raises whatever its readers do
+                break
+    return [name for name in dict.fromkeys(names) if not _OF_TENSORS.fullmatch(name)]
+
+
+def _imported(file: IO[bytes]) -> list[str]:
+    """What one pickle imports, read to its end."""
+    names, words = [], []
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name == "GLOBAL":
+            names.append(argument.replace(" ", "."))
+        elif operation.name == "STACK_GLOBAL":
+            names.append(".".join(words[-2:]))
+        elif isinstance(argument, str):
+            words.append(argument)
+    return names
 
 
 def _as_text(start: bytes) -> str | None:

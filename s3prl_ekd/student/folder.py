@@ -217,9 +217,7 @@ def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
     files = weight_files(folder)
     if not files:
         raise UserError(f"{folder}: has no model.safetensors; a student folder needs one (or {', '.join(WEIGHTS[1:])})")
-    shapes = read_shapes(files)
-    if shapes is not None:  # before memory is taken
-        _check_shapes(config, _student_weights(shapes, folder)[0], folder)
+    _check_shapes(config, _student_weights(read_shapes(files), folder)[0], folder)  # before memory is taken
     state, left_over = _student_weights(read_tensors(files), folder)
     if left_over:
         logger.warning(

@@ -62,21 +62,22 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_shapes(files: Sequence[Path]) -> dict[str, Tensor] | None:
-    """Tensors without memory that have the shapes of those in safetensors files; None for pickled files.
+def read_shapes(files: Sequence[Path]) -> dict[str, Tensor]:
+    """Tensors without memory that have the shapes of those in the files.
 
     Raises:
-        UserError: a file is damaged or no safetensors.
+        UserError: a file is damaged or of another kind (said which).
     """
-    shapes = {}
+    shapes: dict[str, Tensor] = {}
     for path in files:
-        if path.suffix != ".safetensors":
-            return None
-        try:
-            with safe_open(path, "pt") as file:
-                sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
-        except (OSError, SafetensorError) as error:
-            raise _damaged(path, error) from error
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "pt") as file:
+                    sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
+            except (OSError, SafetensorError) as error:
+                raise _damaged(path, error) from error
+        else:
+            sizes = {name: tensor.shape for name, tensor in _read_pickled(path, mapped=True).items()}
         shapes |= {name: torch.empty(size, device="meta") for name, size in sizes.items()}
     return shapes
 
@@ -99,8 +100,8 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    found = load_pickle_safely(path)
+def _read_pickled(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
+    found = load_pickle_safely(path, mapped=mapped)
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path}: holds something else than names and tensors; save the model's state_dict() there")
     for name, tensor in found.items():
@@ -120,9 +121,7 @@ def damage_in(folder: Path) -> str | None:
         for name in ("config.json", *(name for name, _ in _PREPROCESSORS)):
             if (folder / name).is_file():
                 read_json(folder / name)
-        files = weight_files(folder)
-        if read_shapes(files) is None:
-            read_tensors(files)
+        read_shapes(weight_files(folder))
     except UserError as error:
         return str(error)
     return None

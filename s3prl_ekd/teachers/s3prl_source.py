@@ -131,7 +131,7 @@ def _load(config: TeacherConfig) -> nn.Module:
                 f" local copy with {hint}'transformers: FOLDER'"
             ) from error
         origin = f" from {config.ckpt}" if arguments else ""
-        reason = file_problem(error, files, name) or damage_of_folder(arguments.get("ckpt"))
+        reason = file_problem(error, files, name)
         if reason is None:
             reason = type(error).__name__ + (f": {one_line(error)}" if str(error) else "")
         raise UserError(f"{who} cannot be loaded{origin} ({reason})") from error
@@ -180,6 +180,9 @@ def _check_transformers_ckpt(ckpt: str, path: Path, who: str) -> None:
     if path.exists():
         if not (path / "preprocessor_config.json").is_file():
             raise UserError(f"{who}: {ckpt} has no preprocessor_config.json; use 'transformers: {ckpt}' instead")
+        damage = damage_in(path)
+        if damage is not None:
+            raise UserError(f"{who} cannot be loaded from {ckpt} ({damage})")
         return
     from huggingface_hub import try_to_load_from_cache
 
@@ -213,23 +216,16 @@ def file_problem(error: BaseException, files: Sequence[object], upstream: str) -
     if not files or not isinstance(files[-1], str | Path) or not Path(files[-1]).is_file():
         return None
     path = Path(files[-1])
-    problem = problem_of(path, pickled=True)
-    if problem is not None:
-        return f"{path}: {problem}"
     try:
         states = load_pickle_safely(path)
     except UserError as refused:
-        # Where s3prl reads any pickle, ours being stricter is not what went wrong.
-        return str(refused) if isinstance(error, pickle.UnpicklingError | RuntimeError | EOFError) else None
+        # s3prl reads any pickle of some upstreams: then it is not what went wrong that we are stricter.
+        unread = isinstance(error, pickle.UnpicklingError | RuntimeError | EOFError)
+        return str(refused) if unread or problem_of(path, pickled=True) else None
     found = upstream_of(states)
     if found is not None and upstream.startswith(found[1].removesuffix("_local")):
         return None
     return f"{path}: {kind_of(states)}; {type(error).__name__}: {one_line(error)}"
-
-
-def damage_of_folder(where: str | None) -> str | None:
-    """What is wrong with a file of the transformers folder ``where``, if it is one."""
-    return damage_in(Path(where)) if where is not None and Path(where).is_dir() else None
 
 
 @contextlib.contextmanager
