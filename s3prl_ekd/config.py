@@ -277,6 +277,7 @@ class StudentConfig(Config):
         super().__post_init__()
         lengths = {len(self.conv_dim), len(self.conv_kernel), len(self.conv_stride)}
         _require(len(lengths) == 1, "student: conv_dim, conv_kernel and conv_stride need the same number of entries")
+        _require(len(self.conv_dim) <= 32, f"student.conv_dim: {len(self.conv_dim)} convolutions, 32 are the most")
         stride = math.prod(self.conv_stride)
         _require(
             stride == FRAME_SHIFT,

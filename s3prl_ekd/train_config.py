@@ -40,7 +40,7 @@ class Decay(enum.StrEnum):
 Beta = Annotated[float, Range(at_least=0, less_than=1)]
 Devices = Annotated[int, Range(at_least=1, at_most=65_536, hint="null means all there are")]
 
-# Lightning's names, which to ask it for would take seconds.
+# Lightning's names. They are written down here, and compared by a test, because importing Lightning takes seconds.
 _DDP = ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
 _STRATEGIES = (
     *_DDP, *(f"{name}_find_unused_parameters_{value}" for name in _DDP for value in ("true", "false")),

@@ -139,6 +139,7 @@ RUN = {"teachers": [TEACHER], "data": {"cuts": ["train.jsonl.gz"]}, "output": "o
         ),
         ("student.conv_dim=[512,512,512,512,512,512,0]", "student.conv_dim[6]: expected at least 1, found 0"),
         ("student.conv_dim=[]", "student: conv_dim, conv_kernel and conv_stride need the same number"),
+        (f"student={{conv_dim: {[1] * 99}, conv_kernel: {[1] * 99}, conv_stride: {[1] * 99}}}", "32 are the most"),
         ("student.conv_kernel=[10,3,3,3,3,2,0]", "student.conv_kernel[6]: expected at least 1, found 0"),
         ("student.conv_kernel=[10,3,3,3,3,2,3]", "student.conv_kernel: a frame is computed from 560 samples"),
         ("student.conv_stride=[-5,-2,2,2,2,2,2]", "student.conv_stride[0]: expected at least 1, found -5"),

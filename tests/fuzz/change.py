@@ -63,7 +63,7 @@ class Change:
         if not found:
             return
         path, holder, key = self.rng.choice(found)
-        value = self.rng.choice(VALUES)
+        value = copy.deepcopy(self.rng.choice(VALUES))  # as a later change may reach into it
         action = self.rng.choice(
             ("replace", "replace", "replace", "scale", "scale", "entry", "remove", "rename", "add")
         )
