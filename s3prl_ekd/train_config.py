@@ -157,7 +157,7 @@ class RunConfig(DistillConfig):
         devices, accumulate = self.trainer.devices, self.trainer.accumulate
         if processes is None and devices is not None and devices > 0:
             processes = devices * self.trainer.num_nodes
-        parts = f"{'all' if processes is None else processes} devices x accumulate {accumulate}"
+        parts = f"{'all devices' if processes is None else f'{processes} device(s)'} x accumulate {accumulate}"
         each, total = self.data.batch_seconds, self.data.global_batch_seconds
         if total is not None:
             each = f", {total / processes / accumulate:g} s" if processes is not None else ""

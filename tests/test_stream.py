@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gzip
+import itertools
 import json
 import logging
 import multiprocessing
@@ -632,6 +634,22 @@ def test_a_batch_that_cannot_be_handed_over_is_named(corpus, monkeypatch):
     loader = stream(corpus / "speech.jsonl.gz", num_workers=2).loader(0)
     with pytest.raises(UserError, match=r"hand over a batch \(unable to .*: No space .*/dev/shm \(\d+ MiB in all\)"):
         list(loader)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from torch's unfinished iterator
+def test_workers_that_cannot_be_started_are_named(corpus, monkeypatch):
+    """The queues' semaphores are in shared memory too; the worker that has started does not stay."""
+    made, queue = itertools.count(), torch.multiprocessing.Queue
+
+    def full():
+        if next(made) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return queue()
+
+    monkeypatch.setattr(torch.multiprocessing, "Queue", full)
+    with pytest.raises(UserError, match=r"workers cannot be started or heard \(No space left on device\).*--shm-size"):
+        list(stream(corpus / "speech.jsonl.gz", num_workers=2).loader(0))
+    assert not any(child.is_alive() for child in multiprocessing.active_children())
 
 
 def test_a_wait_has_an_end(corpus, monkeypatch):

@@ -61,12 +61,12 @@ def write_recipe(path, **changes):
         (
             {"batch_seconds": 75},
             ["trainer.devices=4"],
-            "300 s of audio: data.batch_seconds 75 x 4 devices x accumulate 1",
+            "300 s of audio: data.batch_seconds 75 x 4 device(s) x accumulate 1",
         ),
         (
             {"global_batch_seconds": 300},
             ["trainer.devices=4", "trainer.num_nodes=2", "trainer.accumulate=3"],
-            "300 s of audio: data.global_batch_seconds, 12.5 s for each of 8 devices x accumulate 3",
+            "300 s of audio: data.global_batch_seconds, 12.5 s for each of 8 device(s) x accumulate 3",
         ),
         (
             {"batch_seconds": 75},
@@ -95,7 +95,7 @@ def test_a_step_of_so_many_seconds_whatever_the_devices(tmp_path, caplog):
     config = h.recipe(tmp_path / "run", data=data, max_steps=1, accumulate=3)
     assert s3prl_ekd.train.train(config, open_data=open_data, build=h.build) == 0
     assert heard == [2.0]
-    assert "a step is up to 6 s of audio: data.global_batch_seconds, 2 s for each of 1 devices x acc" in caplog.text
+    assert "a step is up to 6 s of audio: data.global_batch_seconds, 2 s for each of 1 device(s) x acc" in caplog.text
     assert h.checkpoint(tmp_path / "run")["EKD_Run"]["recipe"]["data"]["global_batch_seconds"] == 6.0
     assert config.of_processes(2).data.batch_seconds == 1.0
     with pytest.raises(UserError, match=r"data\.batch_seconds: 0\.25 s hold no utterance of max_crop_samples"):

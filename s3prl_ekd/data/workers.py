@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -33,6 +34,7 @@ SAID_AFTER = 60.0
 """Seconds of waiting after which a line says so."""
 
 _SHARED_MEMORY = "/dev/shm"
+_SHORT = (errno.ENOSPC, errno.EMFILE, errno.ENFILE)  # from torch; what a data set raises has no number by then
 _at_work: set[tuple[int, BaseProcess]] = set()  # with the process that started them
 
 
@@ -77,10 +79,12 @@ def patient(loader: DataLoader, limit: float) -> Iterator[Any]:
     before = set(multiprocessing.active_children())
     workers: set[BaseProcess] = set()
     try:
-        with _no_deaths_by_signal(), _ends_are_named(workers):
-            iterator = iter(loader)
-        workers |= set(multiprocessing.active_children()) - before
-        _at_work.update((os.getpid(), worker) for worker in workers)
+        try:
+            with _no_deaths_by_signal(), _ends_are_named(workers):
+                iterator = iter(loader)
+        finally:
+            workers |= set(multiprocessing.active_children()) - before
+            _at_work.update((os.getpid(), worker) for worker in workers)
         while True:
             try:
                 item = _next(iterator, workers, limit)
@@ -107,6 +111,8 @@ def _next(iterator: Iterator[Any], workers: Set[BaseProcess], limit: float) -> A
     start, said = time.monotonic(), False
     while True:
         try:
+            if not workers:
+                return next(iterator)
             with _ends_are_named(workers):
                 return next(iterator)
         except _NotYet:
@@ -138,6 +144,8 @@ def _ends_are_named(workers: Set[BaseProcess]) -> Iterator[None]:
             raise
         raise UserError(f"data: a process that reads has ended ({text.partition('. ')[0]}); {_remedy()}") from error
     except (EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _SHORT:  # semaphores and queues live there too
+            raise UserError(f"data: workers cannot be started or heard ({error.strerror}); {_remedy()}") from error
         if not multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=POLL_SECONDS):
             raise
         raise UserError(f"data: a process that reads has ended; {_remedy()}") from error
