@@ -341,7 +341,7 @@ def test_the_matrix_products_are_for_single_precision_and_not_for_apples_gpus():
 
 
 def test_module_manners(tiny_student):
-    """Copied, moved, frozen, trained, and wrapped by DataParallel's kind: the same features."""
+    """Copied, cast, frozen, trained, called with others' parameters: the same features."""
     inputs = batch(4000, 3000)
     with torch.no_grad():
         wanted = tiny_student(*inputs).hidden_states[-1]
@@ -352,6 +352,21 @@ def test_module_manners(tiny_student):
         parameters = {name: tensor + 0 for name, tensor in tiny_student.state_dict().items()}
         called = torch.func.functional_call(tiny_student, parameters, inputs)
     torch.testing.assert_close(called.hidden_states[-1], wanted, atol=1e-6, rtol=0)
+
+
+def test_distributed_data_parallel(tiny_student, tmp_path):
+    inputs = batch(4000, 3000)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "f"), 1), rank=0, world_size=1
+    )
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(tiny_student)
+        output = wrapped(*inputs)
+        assert torch.equal(output.hidden_states[-1], tiny_student(*inputs).hidden_states[-1])
+        output.hidden_states[-1].sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(parameter.grad is not None for parameter in tiny_student.parameters())
 
 
 def test_the_packaged_student_opens_in_single_precision_everywhere():
