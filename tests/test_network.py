@@ -248,11 +248,12 @@ def test_padded_mode_equals_transformers_on_a_padded_batch(utterances):
     torch.testing.assert_close(output.packing.unpack(output.states[-1]), expected, atol=1e-5, rtol=0)
 
 
-def test_bfloat16_autocast_is_close(utterances):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_is_close(utterances, dtype):
     encoder = make(STUDENT)
     with torch.no_grad():
         exact = encoder.encode(*batch(*utterances)).states[-1]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         low = encoder.encode(*batch(*utterances)).states[-1].float()
     assert (low - exact).norm() < 0.02 * exact.norm()
     assert torch.nn.functional.cosine_similarity(low, exact, dim=-1).mean() > 0.999
