@@ -68,8 +68,9 @@ class EkdUpstream(nn.Module):
         check_finite(waveforms, lengths)
         frames = -(-waveforms.shape[1] // FRAME_SHIFT)
         shortest = self.student.min_samples
-        if in_graph() or waveforms.shape[1] < shortest:  # a graph holds for any length
-            waveforms = F.pad(waveforms, (0, shortest))
+        missing = shortest if in_graph() else shortest - waveforms.shape[1]  # in a graph for any length, however long
+        if missing > 0:
+            waveforms = F.pad(waveforms, (0, missing))
         output = self.student(waveforms, lengths.clamp(min=shortest), check=False)
 
         last = (output.frame_lengths - 1).unsqueeze(1)  # (B, 1)

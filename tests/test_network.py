@@ -139,16 +139,21 @@ def test_paired_row_convolution_equals_conv1d(steps, surplus, monkeypatch):
 
 
 def test_base_sized_layers_are_computed_in_pairs_throughout(monkeypatch):
-    """Every kernel-3 layer of every stretch, whatever the lengths: none falls back for an odd number of outputs."""
+    """Every kernel-3 layer of every stretch, whatever the lengths: none falls back for an odd number of outputs.
+
+    So many channels' sums differ by more than 1e-5 between two orders of adding; the error is that of conv1d.
+    """
     encoder = make(dataclasses.replace(STUDENT, conv_dim=(row_conv._PAIRED_CHANNELS,) * 7))
     unpaired = []
     original = row_conv._RowConv.apply
     monkeypatch.setattr(row_conv._RowConv, "apply", lambda *args: unpaired.append(args[2]) or original(*args))
     waveforms = batch(speech_like(16000), speech_like(23456, 1), speech_like(400, 2))
+    plain = plain_twin(encoder).encode(*waveforms).states[0]
+    exact = plain_twin(encoder).double().encode(*waveforms).states[0]
     for gradient in (True, False):
         with torch.set_grad_enabled(gradient):
-            fast, plain = (e.encode(*waveforms).states[0] for e in (encoder, plain_twin(encoder)))
-        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+            fast = encoder.encode(*waveforms).states[0]
+        assert (fast - exact).abs().max() < 2 * (plain - exact).abs().max()
     assert set(unpaired) == {2}
 
 
@@ -243,11 +248,12 @@ def test_padded_mode_equals_transformers_on_a_padded_batch(utterances):
     torch.testing.assert_close(output.packing.unpack(output.states[-1]), expected, atol=1e-5, rtol=0)
 
 
-def test_bfloat16_autocast_is_close(utterances):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_is_close(utterances, dtype):
     encoder = make(STUDENT)
     with torch.no_grad():
         exact = encoder.encode(*batch(*utterances)).states[-1]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         low = encoder.encode(*batch(*utterances)).states[-1].float()
     assert (low - exact).norm() < 0.02 * exact.norm()
     assert torch.nn.functional.cosine_similarity(low, exact, dim=-1).mean() > 0.999

@@ -96,10 +96,11 @@ def traced(model, inputs):
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit's own end
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of torch's own group_norm
         warnings.filterwarnings("error", category=torch.jit.TracerWarning, module="s3prl_ekd")  # a constant, it thinks
         torch.jit.save(torch.jit.trace(model, inputs, check_trace=False), file)
-    file.seek(0)
-    return torch.jit.load(file)
+        file.seek(0)
+        return torch.jit.load(file)
 
 
 def dynamic(lengths=True):
@@ -109,25 +110,25 @@ def dynamic(lengths=True):
 
 
 def test_traced_student_holds_for_other_lengths(student):
-    trace = traced(LastState(student), RECORDED)
+    trace = traced(LastState(student).eval(), RECORDED)
     for inputs in REPLAYED.values():
-        assert_equal(trace(*inputs), LastState(student)(*inputs))
+        assert_equal(trace(*inputs), LastState(student).eval()(*inputs))
 
 
 def test_traced_student_without_lengths(student):
-    trace = traced(LastState(student), RECORDED[:1])
+    trace = traced(LastState(student).eval(), RECORDED[:1])
     for waveforms, _ in REPLAYED.values():
-        assert_equal(trace(waveforms), LastState(student)(waveforms))
+        assert_equal(trace(waveforms), LastState(student).eval()(waveforms))
 
 
 def test_trace_and_eager_agree_on_random_batches(tiny_student):
     """A law: for any batch of any lengths the recorded computation is the packed one."""
-    trace = traced(LastState(tiny_student), RECORDED)
+    trace = traced(LastState(tiny_student).eval(), RECORDED)
     generator = torch.Generator().manual_seed(1)
     for _ in range(12):
         size = int(torch.randint(1, 6, (), generator=generator))
         inputs = batch(*torch.randint(400, 8000, (size,), generator=generator).tolist())
-        assert_equal(trace(*inputs), LastState(tiny_student)(*inputs))
+        assert_equal(trace(*inputs), LastState(tiny_student).eval()(*inputs))
 
 
 def test_traced_upstream(tiny_student):
@@ -151,7 +152,7 @@ def test_recorded_encoder_of_each_kind(variant):
 
 def test_recorded_padded_mode(tiny_student):
     """As s3prl's distiller computes it, padding in the statistics."""
-    model = LastState(tiny_student, padded=True)
+    model = LastState(tiny_student, padded=True).eval()
     trace = traced(model, RECORDED)
     for inputs in REPLAYED.values():
         assert_equal(trace(*inputs), model(*inputs))
@@ -173,7 +174,7 @@ def test_exported_student(shallow_student):
 
 @pytest.mark.slow
 def test_exported_student_without_lengths_and_of_one_shape(tiny_student):
-    model = LastState(tiny_student)
+    model = LastState(tiny_student).eval()
     exported = torch.export.export(model, RECORDED[:1], dynamic_shapes=dynamic(lengths=False)).module()
     for waveforms, _ in REPLAYED.values():
         assert_equal(exported(waveforms), model(waveforms))
@@ -225,7 +226,7 @@ def test_compiled_student(shallow_student, backend):
 def test_onnx_with_dynamic_batch_and_length(tmp_path, lengths, shallow_student):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model, file = LastState(shallow_student), str(tmp_path / "student.onnx")
+    model, file = LastState(shallow_student).eval(), str(tmp_path / "student.onnx")
     inputs = RECORDED if lengths else RECORDED[:1]
     torch.onnx.export(model, inputs, file, dynamo=True, dynamic_shapes=dynamic(lengths), verbose=False)
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -341,7 +342,7 @@ def test_the_matrix_products_are_for_single_precision_and_not_for_apples_gpus():
 
 
 def test_module_manners(tiny_student):
-    """Copied, moved, frozen, trained, and wrapped by DataParallel's kind: the same features."""
+    """Copied, cast, frozen, trained, called with others' parameters: the same features."""
     inputs = batch(4000, 3000)
     with torch.no_grad():
         wanted = tiny_student(*inputs).hidden_states[-1]
@@ -352,6 +353,21 @@ def test_module_manners(tiny_student):
         parameters = {name: tensor + 0 for name, tensor in tiny_student.state_dict().items()}
         called = torch.func.functional_call(tiny_student, parameters, inputs)
     torch.testing.assert_close(called.hidden_states[-1], wanted, atol=1e-6, rtol=0)
+
+
+def test_distributed_data_parallel(tiny_student, tmp_path):
+    inputs = batch(4000, 3000)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "f"), 1), rank=0, world_size=1
+    )
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(tiny_student)
+        output = wrapped(*inputs)
+        assert torch.equal(output.hidden_states[-1], tiny_student(*inputs).hidden_states[-1])
+        output.hidden_states[-1].sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(parameter.grad is not None for parameter in tiny_student.parameters())
 
 
 def test_the_packaged_student_opens_in_single_precision_everywhere():

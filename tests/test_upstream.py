@@ -96,6 +96,9 @@ wav = torch.randn(16000)
 a = upstream([wav])["hidden_states"][-1][0, :49]
 b = load_student({str(folder)!r})(wav[None]).hidden_states[-1][0]
 assert torch.equal(a, b) and a.shape == (49, 24)
+mini = torch.hub.load({str(ROOT)!r}, "ekd_student_mini", source="local")
+assert {{p.dtype for p in mini.parameters()}} == {{torch.float32}}
+assert mini([wav.numpy()])["hidden_states"][-1].shape == (1, 50, 192)
 print("same")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
