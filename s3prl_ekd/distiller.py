@@ -94,6 +94,14 @@ class Distiller(nn.Module):
 
     Teachers are no submodules: they are neither trained, nor saved, nor switched to train mode, nor wrapped by DDP.
     They do not run where a batch brings its targets.
+
+    Example (``examples/plain_loop.py`` is a whole training):
+        >>> config = DistillConfig.from_yaml(assets.recipe("mini/config_model.yaml"))
+        >>> distiller = Distiller(config, load_teachers(config.teachers))
+        >>> waves = [torch.randn(16000), torch.randn(8000)]
+        >>> output = distiller(collate(waves, waves, ["one", "two"]))
+        >>> output.frames, [target.name for target in distiller.targets][:2]
+        (73, ['hubert/2', 'hubert/4'])
     """
 
     def __init__(self, config: DistillConfig, teachers: Sequence[AnyTeacher]) -> None:

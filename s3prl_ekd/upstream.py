@@ -109,6 +109,11 @@ def ekd_student(
 
     Raises:
         UserError: no ``ckpt``, or it cannot be read as a student; predictions asked for but no heads stored.
+
+    Example:
+        >>> upstream = ekd_student(assets.folder("student_mini"))
+        >>> [tuple(state.shape) for state in upstream([torch.zeros(16000), torch.zeros(8000)])["hidden_states"]]
+        [(2, 50, 192), (2, 50, 192), (2, 50, 192)]
     """
     if ckpt is None:
         raise UserError(

@@ -81,6 +81,13 @@ def load_student(where: str | Path) -> Student:
 
     Raises:
         UserError: nothing is there, it is not a student (said what it is), or its weights are damaged or not finite.
+
+    Example:
+        >>> from s3prl_ekd import assets, load_student
+        >>> student = load_student(assets.folder("student_mini"))
+        >>> output = student(torch.zeros(2, 16000), lengths=torch.tensor([16000, 12000]))
+        >>> output.hidden_states[-1].shape, output.frame_lengths.tolist()
+        (torch.Size([2, 49, 192]), [49, 37])
     """
     return load_student_and_heads(where)[0]
 

@@ -32,6 +32,12 @@ def load_teacher(config: TeacherConfig, *, padded: bool = False) -> Teacher:
         padded: whether it will run on padded batches (``objective.loss_on_padding``); its own code does where ours
             would not give the same there.
 
+    Example:
+        >>> config = TeacherConfig.from_mapping({"name": "wavlm", "mini": "wavlm", "layers": [2, 4]})
+        >>> states, frames = load_teacher(config).hidden_states(torch.zeros(1, 16000), torch.tensor([16000]))
+        >>> [tuple(state.shape) for state in states], frames.tolist()
+        ([(1, 49, 192), (1, 49, 192)], [49])
+
     Raises:
         UserError: it cannot be had, is no speech encoder of 320 samples a frame, or lacks a layer.
     """
