@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 
@@ -139,6 +140,35 @@ def test_parts_that_are_missing_or_elsewhere(folder):
         assert str(index) in refusal(load_student, folder)
     index.write_text("{")
     assert f"{index}: not valid JSON" in refusal(load_student, folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
+def test_damage_anywhere_is_one_line(folder, name):
+    """Bytes changed, inserted and missing: what is not noticed loads, and nothing else is raised."""
+    if name == "pytorch_model.bin":
+        as_pickle(folder)
+    whole = (folder / name).read_bytes()
+    generator = random.Random(0)
+    lines = []
+    for _ in range(60):
+        bytes_ = bytearray(whole)
+        place = generator.randrange(min(len(whole), 3000))
+        match generator.randrange(4):
+            case 0:
+                bytes_[place] ^= 1 << generator.randrange(8)
+            case 1:
+                bytes_[place:place] = generator.randbytes(generator.choice((1, 300)))
+            case 2:
+                bytes_ = bytes_[:place]
+            case 3:
+                bytes_ = bytes_[: generator.randrange(len(whole))]
+        (folder / name).write_bytes(bytes_)
+        try:
+            load_student(folder)
+        except UserError as error:
+            lines.append(str(error))
+    assert len(lines) > 30
+    assert all("\n" not in line and str(folder) in line for line in lines)
 
 
 # --- in a cache, the file to delete -----------------------------------------------------------------------------------

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import pickletools
 import re
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
+
+logger = logging.getLogger(__name__)
 
 # First bytes -> what such a file is, and what to do about it (None: get the right file again).
 _SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
@@ -160,22 +164,25 @@ def objects_in(path: str | Path) -> list[str]:
     Those that tensors are made of are left out, and what TorchScript calls its own classes.
     """
     names: list[str] = []
-    with contextlib.ExitStack() as stack:
-        file: IO[bytes] = stack.enter_context(Path(path).open("rb"))
-        if zipfile.is_zipfile(file):
-            archive = stack.enter_context(zipfile.ZipFile(file))
-            member = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-            if member is None:
-                return []
-            file = io.BytesIO(archive.read(member))
-        else:
-            file.seek(0)
-        for _ in range(_MAX_PICKLES):
-            try:
-                names += _imported(file)
-            except Exception:  # no pickle, or none any more: pickletools raises whatever its readers do
-                break
+    try:
+        for pickled in _pickles(Path(path)):
+            names += _imported(pickled)
+    except Exception as error:  # no pickle, no more of them, or damaged: their readers raise nearly anything
+        logger.debug("%s: %s: %s", path, type(error).__name__, error)
     return [name for name in dict.fromkeys(names) if not _OF_TENSORS.fullmatch(name)]
+
+
+def _pickles(path: Path) -> Iterator[IO[bytes]]:
+    """Where the pickles of a file begin: one in a zip archive of torch, one after the other in other files."""
+    with path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                member = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                yield io.BytesIO(archive.read(member))
+            return
+        file.seek(0)
+        for _ in range(_MAX_PICKLES):
+            yield file
 
 
 def _imported(file: IO[bytes]) -> list[str]:
