@@ -95,7 +95,7 @@ def as_batch(waveforms: Any, lengths: Tensor | None, like: Tensor) -> tuple[Tens
     Raises:
         UserError: what is wrong with it.
     """
-    if isinstance(waveforms, list | tuple):
+    if isinstance(waveforms, (list, tuple)):
         waveforms, limits = pad_waveforms(waveforms, like)
         lengths = limits if lengths is None else lengths
     else:
