@@ -38,6 +38,8 @@ def datasets(tmp_path_factory) -> list:
     libri = librispeech(root / "LibriSpeech", {"dev-clean": 1})
     tokenizer = load_text_encoder("word", str(assets.folder("vocab/phoneme.txt")))
     phones = LibriPhoneDataset(["dev-clean"], tokenizer, 4, str(libri), lexicon=[str(lexicon(root / "lexicon.txt"))])
+    for file in libri.rglob("*.trans.txt"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n\r\n"))
     lengths.write_lengths(libri, "dev-clean", root / "dev-clean.csv")
     characters = Dictionary.load(str(assets.folder("vocab/char.dict")))
     words = SequenceDataset("dev-clean", 4, characters, str(libri), str(root), **{"dev-clean": ["dev-clean"]})
@@ -67,6 +69,13 @@ def test_workers_read_as_the_process_itself(datasets, method):
     assert found == expected
     assert len(found) > 10
     assert len(found[0][0]) == 16000  # a second, whatever its rate and channels are
+
+
+def test_transcripts_of_any_editor_are_read_whole(datasets):
+    words = datasets[2].Y
+    assert sorted(words) == [f"19-100-{index:04d}" for index in range(4)]
+    spoken = ("A CAT DOG", "HOUSE RIVER THE CAT", "SUN CAT READ", "CAT DOG HOUSE READ")
+    assert [len(words[name]) for name in sorted(words)] == [len(text) + 2 for text in spoken]  # a word's end, a line's
 
 
 def _as_it_is(item):
