@@ -43,10 +43,8 @@ class Change:
         """Bytes with one kind of damage, often within the first ``header`` of them."""
         if self.harmless:
             return data
-        way = self.rng.choice(
-            (_flip, _flip_header(header), _flip_header(header), _cut, _zero, _insert, _repeat, _number)
-        )
-        changed, what = way(data, self.rng)
+        changes = (_flip, _flip_header(header), _field(header), _field(header), _cut, _zero, _insert, _repeat, _number)
+        changed, what = self.rng.choice(changes)(data, self.rng)
         self.note(what)
         return changed
 
@@ -100,7 +98,7 @@ class Change:
             elif action == "double":
                 text = text[:at] + text[max(0, at - 40) : at] + text[at:]
             else:
-                text = _number(text.encode("utf-8", "surrogatepass"), self.rng)[0].decode("utf-8", "surrogatepass")
+                text = _number(text.encode("utf-8", "surrogatepass"), self.rng)[0].decode("utf-8", "ignore")
         return text
 
 
@@ -130,6 +128,20 @@ def _flip(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 def _flip_header(size: int) -> Damage:
     return lambda data, rng: _flip_within(data, rng, min(size, len(data)))
+
+
+def _field(size: int) -> Damage:
+    """A number of two or four bytes in the first ``size``, such as a sampling rate, becomes another one."""
+
+    def change(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+        width, order = rng.choice((2, 4)), rng.choice(("little", "little", "big"))
+        start = rng.randrange(max(1, min(size, len(data) - width) // 2)) * 2
+        value = int.from_bytes(data[start : start + width], order)
+        new = rng.choice((value + 1, value - 1, 2 * value, value // 2, 3 * value, 0, 1, -1, 1 << (8 * width - 1)))
+        field = (new % (1 << (8 * width))).to_bytes(width, order)
+        return data[:start] + field + data[start + width :], f"{width} bytes at {start} made {new} ({order})"
+
+    return change
 
 
 def _cut(data: bytes, rng: random.Random) -> tuple[bytes, str]:

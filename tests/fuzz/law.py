@@ -139,7 +139,10 @@ def _in_child(kind: Kind, good: Path, place: Path, seed: int, numbers: range, wr
         folder.mkdir(parents=True)
         os.chdir(folder)
         change = Change(random.Random(f"{seed}/{name_of(kind)}/{number}"), harmless=number == 0)
-        outcome = _tried(kind.draw(good, change), folder)
+        try:
+            outcome = _tried(kind.draw(good, change), folder)
+        except Exception as error:
+            outcome = Outcome(BROKEN, f"could not be drawn: {type(error).__name__}: {error}"[:300])
         outcome.notes = "; ".join(change.notes)[:600]
         os.write(writer, json.dumps(dataclasses.asdict(outcome)).encode() + b"\n")
 
