@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import helpers_corpora
+import helpers_results
 import soundfile
 import yaml
 
 from s3prl_ekd import assets
+from s3prl_ekd.superb.summary import write_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,9 +37,11 @@ _STEPS = 3
 
 # Programs that a reader has and a test must not run in earnest; each only looks whether what it is given exists.
 _STAND_INS = {
+    "git": 'test "$1" = clone && mkdir "$3" && cp Makefile "$3"',
     "make": 'for target in "$@"; do grep -q "^$target:" Makefile || { echo "no target $target"; exit 1; }; done',
     "pip": 'test "$1" = install',
     "nox": "test -f noxfile.py",
+    "tensorboard": 'test "$1" = --logdir && test -d "$2"',
     "sbatch": 'for word in "$@"; do case $word in *.sbatch) test -f "$word";; esac; done',
 }
 
@@ -141,8 +145,11 @@ def small(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
-def real_corpora(checkout: Checkout) -> None:
-    """Below ``/data``: the corpora that the documents name, in their real layouts, and lists of them; a student."""
+def fill(checkout: Checkout, *, mini_corpus: bool) -> None:
+    """What documents take for granted: below ``/data`` corpora in their real layouts; a student, a recipe, results.
+
+    ``mini_corpus``: also noise where ``s3prl-ekd mini-corpus mini-corpus`` would put it.
+    """
     data = checkout.data
     helpers_corpora.librispeech(data / "LibriSpeech")
     helpers_corpora.lexicon(data / "librispeech-lexicon.txt")
@@ -158,7 +165,9 @@ def real_corpora(checkout: Checkout) -> None:
         shutil.copytree(assets.folder("student_mini"), checkout.folder / name)
     for part in ("train", "dev"):
         shutil.copytree(data / "speech", checkout.folder / "speechocean762" / part)
-    shutil.copytree(data / "musan/noise", checkout.folder / "mini-corpus/noise")
+    if mini_corpus:
+        shutil.copytree(data / "musan/noise", checkout.folder / "mini-corpus/noise")
+    write_summary(checkout.folder / "demo/results/fbank/summary.json", [helpers_results.row()])
     recipe = yaml.safe_load((checkout.folder / "recipes/mini/ekd.yaml").read_text())
     recipe["data"] |= {"cuts": ["speech.jsonl.gz"], "dev_cuts": []}
     for name in ("recipe.yaml", "RECIPE.yaml"):

@@ -133,7 +133,7 @@ def save_student(
         raise UserError(f"{folder}: holds other files; name a new folder for the student")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        write_json(temporary / "config.json", _to_transformers(student.config, dtype))
+        write_json(temporary / "config.json", _to_transformers(student.config))
         write_json(temporary / "preprocessor_config.json", _preprocessor(student.config))
         # Not save_file, whose files only their owner can read.
         weights = _portable(student.state_dict(), dtype, folder)
@@ -167,7 +167,7 @@ def _portable(state: Mapping[str, Tensor], dtype: torch.dtype, folder: Path) -> 
     return weights
 
 
-def _to_transformers(config: StudentConfig, dtype: torch.dtype) -> dict[str, Any]:
+def _to_transformers(config: StudentConfig) -> dict[str, Any]:
     sizes = {key: value for key, value in config.to_mapping().items() if key not in _NOT_IN_CONFIG_JSON}
     return {
         "architectures": ["HubertModel"],
@@ -178,7 +178,7 @@ def _to_transformers(config: StudentConfig, dtype: torch.dtype) -> dict[str, Any
         **_NO_AUGMENTATION,
         # Where it is wanted it is here, too: a model that transformers saves again is saved without its preprocessor.
         **({"normalize_waveform": True} if config.normalize_waveform else {}),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": "float32",  # what it is to be opened in, whatever it is stored in
     }
 
 
