@@ -86,7 +86,8 @@ def test_s3prl_s_asr_reads_them_too(corpus, saved):
 def test_everyone_reads_the_same_lexicon(corpus, saved):
     path = corpus / "lexicon.txt"
     path.write_bytes(SAVED[saved](LEXICON))
-    assert read_lexicon(path, lexicon.phonemes()) == {"SUN": ("S", "AH1", "N"), "CAT": ("K", "AE1", "T")}
+    expected = {"SUN": ("S", "AH1", "N"), "CAT": ("K", "AE1", "T")}
+    assert read_lexicon(path, lexicon.phonemes()) == read_lexicon([path]) == expected
     phones = _tokenizer("word", "phoneme")
     data = LibriPhoneDataset(["train"], phones, 1, path=str(corpus), lexicon=str(path))
     assert [phones.decode(labels) for _, labels in (data[0], data[1])] == ["K AE1 T S AH1 N", "S AH1 N"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from s3prl_ekd.errors import UserError, nearest
@@ -27,29 +27,32 @@ def read_transcripts(path: str | Path) -> Iterator[tuple[str, list[str]]]:
         yield utterance, words
 
 
-def read_lexicon(path: str | Path, vocabulary: Collection[str] | None = None) -> dict[str, Pronunciation]:
+def read_lexicon(
+    files: str | Path | Sequence[str | Path], vocabulary: Collection[str] | None = None
+) -> dict[str, Pronunciation]:
     """The first pronunciation of each word in lines ``WORD PH PH ...`` (spaces or a tab; OpenSLR 11's format).
 
     Args:
-        path: the lexicon.
+        files: the lexicon, or several in order of precedence.
         vocabulary: the phonemes that it may have; None: any.
 
     Raises:
-        UserError: the file is unreadable, or has a line without phonemes or with one outside the vocabulary.
+        UserError: a file is unreadable, or has a line without phonemes or with one outside the vocabulary.
     """
     lexicon: dict[str, Pronunciation] = {}
     known = frozenset(vocabulary or ())
-    for number, line in read_lines(path, hint="a lexicon is a text file of 'WORD PH PH' lines"):
-        word, *phonemes = line.split()
-        if not phonemes:
-            raise UserError(f"lexicon {path}, line {number}: {word!r} has no phonemes")
-        wrong = next((phoneme for phoneme in phonemes if phoneme not in known), None)
-        if vocabulary is not None and wrong is not None:
-            raise UserError(
-                f"lexicon {path}, line {number}: {wrong!r} is not one of the {len(known)} phonemes of the vocabulary"
-                f" ({nearest(wrong, known)})"
-            )
-        lexicon.setdefault(word, tuple(phonemes))
+    for path in [files] if isinstance(files, str | Path) else files:
+        for number, line in read_lines(path, hint="a lexicon is a text file of 'WORD PH PH' lines"):
+            word, *phonemes = line.split()
+            if not phonemes:
+                raise UserError(f"lexicon {path}, line {number}: {word!r} has no phonemes")
+            wrong = next((phoneme for phoneme in phonemes if phoneme not in known), None)
+            if vocabulary is not None and wrong is not None:
+                raise UserError(
+                    f"lexicon {path}, line {number}: {wrong!r} is not one of the {len(known)} phonemes of the"
+                    f" vocabulary ({nearest(wrong, known)})"
+                )
+            lexicon.setdefault(word, tuple(phonemes))
     return lexicon
 
 

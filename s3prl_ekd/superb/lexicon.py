@@ -32,10 +32,7 @@ def write_lexicon(path: Path, words: Iterable[str], files: Sequence[Path], *, fa
     Raises:
         UserError: a lexicon is unusable, or words are missing and ``fallback`` is off or does not know them either.
     """
-    lexicon: dict[str, Pronunciation] = {}
-    vocabulary = phonemes()
-    for file in files:
-        lexicon = read_lexicon(file, vocabulary) | lexicon
+    lexicon = read_lexicon(files, phonemes())
     wanted = sorted(set(words))
     missing = [word for word in wanted if word not in lexicon]
     if missing and fallback:

@@ -36,9 +36,7 @@ class LibriPhoneDataset(LibriSpeechFolder):
         **_: Any,
     ) -> None:
         files = [lexicon] if isinstance(lexicon, str) else list(lexicon)
-        pronunciations: dict[str, Pronunciation] = {}
-        for file in files:
-            pronunciations = read_lexicon(file) | pronunciations
+        pronunciations = read_lexicon(files)
 
         def encode(transcript: str) -> list[int]:
             phones = [phone for word in transcript.split() for phone in _pronounce(word, pronunciations, files)]
