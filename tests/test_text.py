@@ -97,12 +97,25 @@ def test_everyone_reads_the_same_lexicon(corpus, saved):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("CAT\n", "line 1: 'CAT' has no phonemes"), ("A\tAH0\n\nCAT\tK AE T\n", "line 3: 'AE' is not one of the 71")],
+    [
+        ("CAT\n", "line 1: 'CAT' has no phonemes"),
+        ("A\tAH0\n\nCAT\tK AE1 Q\n", "line 3: 'Q' is not one of the 71"),
+        ("A\tAH0\n\nCAT\tK AE T\n", r"1 of 2 vowels have no mark of stress \(line 3: 'AE'\); take one that marks it"),
+    ],
 )
 def test_malformed_lexicon(tmp_path, text, message):
     (tmp_path / "lexicon.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         read_lexicon(tmp_path / "lexicon.txt", lexicon.phonemes())
+
+
+def test_a_vowel_here_and_there_may_lack_its_stress(tmp_path, caplog):
+    """As in lexicons that people have edited; the rest of the line stays, and what was assumed is said."""
+    (tmp_path / "lexicon.txt").write_text("A\tAH0\n" * 9 + "HERE\tHH IH AH0\n")
+    assert read_lexicon(tmp_path / "lexicon.txt", lexicon.phonemes())["HERE"] == ("HH", "IH0", "AH0")
+    assert (
+        "1 of 11 vowels have no mark of stress and are taken for unstressed, the first in line 10: 'IH'" in caplog.text
+    )
 
 
 def pretrain(corpus, *sets):

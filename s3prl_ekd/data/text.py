@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import atomic_path, files_below, read_lines
+
+logger = logging.getLogger(__name__)
+
+_UNSTRESSED = 0.1  # share of the vowels that may lack their mark
 
 Pronunciation = tuple[str, ...]
 """Phonemes of one word."""
@@ -34,7 +39,8 @@ def read_lexicon(
 
     Args:
         files: the lexicon, or several in order of precedence.
-        vocabulary: the phonemes that it may have; None: any.
+        vocabulary: the phonemes that it may have; None: any. Where a lexicon marks stress, a vowel here and there
+            without its mark (``IH``) is the unstressed one (``IH0``), and is warned about.
 
     Raises:
         UserError: a file is unreadable, or has a line without phonemes or with one outside the vocabulary.
@@ -42,10 +48,12 @@ def read_lexicon(
     lexicon: dict[str, Pronunciation] = {}
     known = frozenset(vocabulary or ())
     for path in [files] if isinstance(files, str | Path) else files:
+        unstressed = _Unstressed(str(path), known)
         for number, line in read_lines(path, hint="a lexicon is a text file of 'WORD PH PH' lines"):
             word, *phonemes = line.split()
             if not phonemes:
                 raise UserError(f"lexicon {path}, line {number}: {word!r} has no phonemes")
+            phonemes = [unstressed.marked(phoneme, number) for phoneme in phonemes]
             wrong = next((phoneme for phoneme in phonemes if phoneme not in known), None)
             if vocabulary is not None and wrong is not None:
                 raise UserError(
@@ -53,7 +61,35 @@ def read_lexicon(
                     f" vocabulary ({nearest(wrong, known)})"
                 )
             lexicon.setdefault(word, tuple(phonemes))
+        unstressed.judge()
     return lexicon
+
+
+class _Unstressed:
+    """The vowels of a lexicon that lack the mark of their stress."""
+
+    def __init__(self, path: str, vocabulary: Collection[str]) -> None:
+        self.path, self.vocabulary = path, vocabulary
+        self.vowels = 0
+        self.missing: list[str] = []
+
+    def marked(self, phoneme: str, number: int) -> str:
+        """The phoneme of line ``number`` as the vocabulary has it, if only the mark is missing."""
+        self.vowels += phoneme[-1:].isdigit()
+        if phoneme in self.vocabulary or f"{phoneme}0" not in self.vocabulary:
+            return phoneme
+        self.vowels += 1
+        self.missing.append(f"line {number}: {phoneme!r}")
+        return f"{phoneme}0"
+
+    def judge(self) -> None:
+        """Warn of the few; a lexicon that does not mark stress would make another task of it."""
+        if not self.missing:
+            return
+        share = f"lexicon {self.path}: {len(self.missing)} of {self.vowels} vowels have no mark of stress"
+        if len(self.missing) > _UNSTRESSED * self.vowels:
+            raise UserError(f"{share} ({self.missing[0]}); take one that marks it, such as OpenSLR 11's")
+        logger.warning("%s and are taken for unstressed, the first in %s", share, self.missing[0])
 
 
 def read_lengths(path: str | Path) -> list[tuple[str, int]]:
