@@ -142,6 +142,7 @@ def test_everyone_reads_the_same_lengths(corpus, saved):
         (LENGTHS.partition("\n")[2], "expected the columns file_path and length"),
         (LENGTHS.replace("8000", "8000.5"), r"line 3: .*'8000\.5' is no number of samples"),
         (LENGTHS.replace("8000", "nan"), "line 3: .*'nan' is no number of samples"),
+        (LENGTHS.replace("8000", "1e30"), "line 3: .*'1e30' is no number of samples"),
         (LENGTHS.replace("8000", "inf"), "line 3: .*'inf' is no number of samples"),
         (LENGTHS.replace("9000", ""), "line 2: expected a file_path and its length"),
         (LENGTHS.replace(",8000,", "\n"), "line 3: expected a file_path and its length"),

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.errors import UserError, nearest, shorten
 from s3prl_ekd.files import atomic_path, files_below, read_lines
 
 logger = logging.getLogger(__name__)
 
+_MOST_SAMPLES = 10**12  # of a recording: two years
 _UNSTRESSED = 0.1  # share of the vowels that may lack their mark
 
 Pronunciation = tuple[str, ...]
@@ -170,6 +171,6 @@ def read_tsv(path: str | Path) -> tuple[str, list[tuple[str, int]]]:
 def _samples(text: str) -> int:
     """``16000``, or ``16000.0`` as pandas writes a column in which a value is missing."""
     value = float(text)
-    if not value.is_integer():
-        raise ValueError(f"{text!r} is no number of samples")
+    if not (value.is_integer() and 0 <= value <= _MOST_SAMPLES):
+        raise ValueError(f"{shorten(text)!r} is no number of samples")
     return int(value)

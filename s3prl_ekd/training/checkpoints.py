@@ -103,7 +103,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what damage makes zipfile raise is not ours to list
         raise UserError(f"{path}: unreadable or incomplete ({error})") from error
     if damaged is not None:
         raise UserError(f"{path}: damaged (checksum of {damaged})")
