@@ -1,7 +1,8 @@
 """Documents whose shell commands are run as they stand: in a copy of the checkout whose recipes are made small.
 
-What is replaced is named here and nothing else: ``/data`` by a folder of small corpora, the teachers that would have to
-be downloaded by the package's tiny ones, and numbers of steps. Options, settings and numbers of workers stay.
+What is replaced is named here and nothing else: ``/data`` by a folder of small corpora, the mini corpus by its smallest
+form, the teachers that would have to be downloaded by the package's tiny ones, and numbers of steps. Options, settings
+and numbers of workers stay.
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ _STAND_INS = {
     "sbatch": 'for word in "$@"; do case $word in *.sbatch) test -f "$word";; esac; done',
 }
 
+_SMALL_MINI_CORPUS = """
+import sys
+from s3prl_ekd.data.mini_corpus.build import build
+from s3prl_ekd.data.mini_corpus.config import MiniCorpusConfig
+build(sys.argv[1], MiniCorpusConfig.tiny())
+"""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -85,8 +93,12 @@ class Checkout:
             recipe = small(yaml.safe_load(self._here(path.read_text())))
             path.write_text(yaml.safe_dump(recipe, sort_keys=False))
         self._bin = _environment(root / "environment")
-        programs = {"s3prl-ekd": "s3prl_ekd", "torchrun": "torch.distributed.run"}
-        scripts = {name: f'exec python -m {module} "$@"' for name, module in programs.items()} | _STAND_INS
+        (root / "small_mini_corpus.py").write_text(_SMALL_MINI_CORPUS)
+        scripts = {
+            "s3prl-ekd": f'[ "$1" = mini-corpus ] && exec python {root}/small_mini_corpus.py "$2"\n'
+            'exec python -m s3prl_ekd "$@"',
+            "torchrun": 'exec python -m torch.distributed.run "$@"',
+        } | _STAND_INS
         for name, script in scripts.items():
             path = self._bin / name
             path.write_text(f"#!/bin/sh\n{script}\n")
@@ -173,3 +185,13 @@ def fill(checkout: Checkout, *, mini_corpus: bool) -> None:
     for name in ("recipe.yaml", "RECIPE.yaml"):
         (checkout.folder / name).write_text(yaml.safe_dump(recipe))
     checkout.run(Block(0, "s3prl-ekd data folder /data/speech speech.jsonl.gz")).check_returncode()
+
+
+def run_commands(name: str, root: Path) -> None:
+    """Run all of a document's shell commands, block by block, in a checkout below ``root``."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    checkout = Checkout(root)
+    fill(checkout, mini_corpus="s3prl-ekd mini-corpus" not in text)
+    for block in blocks(text, "bash"):
+        done = checkout.run(block)
+        assert done.returncode == 0, f"{name}, line {block.line}:\n{block.text}\n{done.stderr[-3000:]}"

@@ -236,7 +236,7 @@ def test_the_shapes_of_a_student_are_those_of_its_tensors(config):
     ],
 )
 def test_absurd_sizes_take_no_memory(folder, name, value, monkeypatch):
-    """They are refused before a network is made, and by what is in the folder."""
+    """They are refused before a network is made: a student's by their bounds, a teacher's by what is in the folder."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
 
@@ -247,7 +247,7 @@ def test_absurd_sizes_take_no_memory(folder, name, value, monkeypatch):
         monkeypatch.setattr(target, network)
     size = max(value) if isinstance(value, list) else value
     for _ in range(2):
-        assert "do not fit the student's configuration" in refusal(load_student, folder)
+        assert f"{path}: student.{name}" in refusal(load_student, folder)
         assert f"{path}: {name} is {size}, but none of the weights" in refusal(teacher, transformers=str(folder))
         if (folder / "model.safetensors").exists():
             as_pickle(folder)

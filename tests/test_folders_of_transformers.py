@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import speech_like
 from helpers_files import as_pickle, as_pickled_parts, save_again, save_classification, save_ctc, save_in_parts
+from safetensors.torch import load_file
 
 from s3prl_ekd import assets, load_student
 from s3prl_ekd.config import StudentConfig, TeacherConfig
@@ -82,8 +83,7 @@ def test_the_normalisation_of_waveforms_survives(tmp_path, tiny_config):
 
 def test_what_is_stored_in_half_precision_is_computed_in_single():
     folder = assets.folder("student_mini")
-    stored = json.loads((folder / "config.json").read_text())["dtype"]
-    assert stored == "float16"
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float16}
     teacher = load_teacher(TeacherConfig(name="t", transformers=str(folder), layers=(0, 2)))
     for module in (load_student(folder), ekd_student(folder), ekd_student_mini(), teacher.module):
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}

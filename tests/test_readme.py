@@ -1,4 +1,4 @@
-"""README.md: its Python runs and what it names is there; its commands are run by tests/test_documents.py."""
+"""README.md: its Python runs and what it names is there; its commands are run by tests/test_readme_commands.py."""
 
 from __future__ import annotations
 

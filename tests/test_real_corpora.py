@@ -13,8 +13,8 @@ from helpers_s3prl import python
 
 from s3prl_ekd import cli
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import downstream_config, task_patches
+from s3prl_ekd.files import read_lines, read_yaml
+from s3prl_ekd.s3prl_plugin import downstream_config
 from s3prl_ekd.superb import iemocap as labels
 from s3prl_ekd.superb import voxceleb
 from s3prl_ekd.superb.corpora import Corpora, HiddenSets, Split
@@ -107,9 +107,9 @@ def test_what_the_runner_reads_can_be_had_alone(root, tmp_path, capsys):
 
 def test_a_split_list_of_any_editor_is_the_list(root, tmp_path):
     voxceleb.check_split_file(root / "VoxCeleb1", root / "iden_split.txt")
-    assert len(task_patches.text_lines(root / "iden_split.txt")) == 18
+    assert len(read_lines(root / "iden_split.txt")) == 18
     (tmp_path / "list.txt").write_bytes("1 id10001/\xe9/00001.wav\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"list\.txt cannot be read as text in UTF-8 .*; give VoxCeleb1's iden_split"):
+    with pytest.raises(UserError, match=r"list\.txt, line 1: not UTF-8 \(byte 0xE9, Latin-1 perhaps\)"):
         voxceleb.check_split_file(root / "VoxCeleb1", tmp_path / "list.txt")
 
 

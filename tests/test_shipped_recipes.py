@@ -105,7 +105,7 @@ def noting(original, key, value):
         return result
     return method
 
-PretrainLoader.__init__ = noting(PretrainLoader.__init__, "workers", lambda loader, _: loader.num_workers)
+PretrainLoader._loader = noting(PretrainLoader._loader, "workers", lambda _, loader: loader.num_workers)
 Distiller.forward = noting(Distiller.forward, "loss", lambda _, output: output.loss.item())
 torch.set_num_threads(1)
 for folder in sys.argv[1:]:

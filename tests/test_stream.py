@@ -355,7 +355,7 @@ def test_sources_that_cannot_be_used(corpus, tmp_path):
             stream(corpus / "speech.jsonl.gz", same)
     with pytest.raises(UserError, match="stands for more than 1000000 manifests"):
         stream(tmp_path / "cuts.{0..99999999999}.jsonl.gz")
-    (tmp_path / "linked").symlinked_to(corpus)
+    (tmp_path / "linked").symlink_to(corpus)
     with pytest.raises(UserError, match=r"linked/speech\.jsonl\.gz, also as .*/speech\.jsonl\.gz, is named twice"):
         stream(corpus / "*.jsonl.gz", tmp_path / "linked" / "sp*.jsonl.gz")
     with pytest.raises(UserError, match=r"data\.batch_seconds: 5\.0 s hold no utterance of max_crop_samples 250000"):

@@ -482,17 +482,33 @@ def test_jobs_wait_for_others_and_run_side_by_side(tmp_path):
     run_jobs(jobs, at_a_time=2, threads=1, title="test")
 
 
-def test_jobs_have_their_own_threads_environment_and_ends(tmp_path, monkeypatch):
-    """Each is as if started alone, though all are forked off one process that has imported torch and s3prl."""
-    monkeypatch.setenv("OF_THIS_TEST", "yes")
+_RUN_JOBS = """
+import sys
+from pathlib import Path
+from s3prl_ekd.superb.jobs import Job, run_jobs
+for threads in (2, 1):
+    log = Path(f"{threads}.txt")
+    one = Job(name="one", module="helpers_processes", arguments=(sys.argv[1],), log=log, steps=1)
+    run_jobs([one], at_a_time=1, threads=threads, title="test")
+"""
+
+
+def test_jobs_have_their_own_threads_environment_and_ends(tmp_path):
+    """Each is as if started alone, though all are forked off one process that has imported torch and s3prl.
+
+    In a new process, since one has a single forkserver and other tests here use theirs.
+    """
     code = (
         "import atexit, os, sys, torch; atexit.register(print, 'the end')\n"
         "print(torch.get_num_threads(), os.environ['OF_THIS_TEST'], os.getcwd(), 's3prl.hub' in sys.modules)\n"
         "print('to stderr', repr(sys.stdin.read()), file=sys.stderr)"
     )
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.py").write_text(code)
+    path = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    environment = os.environ | {"OF_THIS_TEST": "yes", "PYTHONPATH": path}
+    done = python("-c", _RUN_JOBS, str(tmp_path / "job.py"), cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
     for threads in (2, 1):
-        run_jobs([job(tmp_path, str(threads), code)], at_a_time=1, threads=threads, title="test")
         said = (tmp_path / f"{threads}.txt").read_text().splitlines()[1:]
         assert said == [f"{threads} yes {tmp_path} True", "to stderr ''", "the end"]
 

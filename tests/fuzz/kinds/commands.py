@@ -48,9 +48,14 @@ _LONGEST_LINE = LONGEST_MESSAGE + 100  # with the command's name
 
 
 def prepare(good: Path) -> None:
-    for module, _ in cli.COMMANDS.values():
-        importlib.import_module(module)
-    for module in ("s3prl_ekd.train", "s3prl_ekd.cache.filling", "s3prl_ekd.data.manifests", "torch._dynamo"):
+    commands = [command.module for command in cli.COMMANDS.values()]
+    for module in (
+        *commands,
+        "s3prl_ekd.train",
+        "s3prl_ekd.cache.filling",
+        "s3prl_ekd.data.manifests",
+        "torch._dynamo",
+    ):
         importlib.import_module(module)  # here, so that no case has to wait for it
     (good / "audio").mkdir()
     for number in range(2):
