@@ -48,9 +48,9 @@ _LONGEST_LINE = LONGEST_MESSAGE + 100  # with the command's name
 
 
 def prepare(good: Path) -> None:
-    commands = [command.module for command in cli.COMMANDS.values()]
+    own = [command.module for command in cli.COMMANDS.values()]
     for module in (
-        *commands,
+        *own,
         "s3prl_ekd.train",
         "s3prl_ekd.cache.filling",
         "s3prl_ekd.data.manifests",

@@ -38,7 +38,7 @@ def draw(good: Path, change: Change) -> Callable[[], object]:
 def _read(config: PretrainDataConfig) -> None:
     dataset = PretrainDataset(config, DistortionConfig())
     for index in range(len(dataset)):
-        batch = dataset[0, index]
-        if isinstance(batch, UserError):
-            raise batch
-        assert batch.clean.isfinite().all()
+        loaded = dataset[0, index]
+        if isinstance(loaded, UserError):
+            raise loaded
+        assert loaded.batch.clean.isfinite().all()
