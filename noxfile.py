@@ -17,7 +17,7 @@ QUICK = [
     f"tests/test_{name}.py"
     for name in (
         "compat", "config", "data", "distiller", "distortion", "fast_teachers", "folder", "keys", "loss_and_targets",
-        "network", "plug", "student", "teachers", "upstream",
+        "network", "plug", "student", "teachers", "upstream", "waveforms",
     )
 ]  # fmt: skip
 """What depends on other packages' behaviour and takes minutes: no long training, no killed processes."""
@@ -40,11 +40,16 @@ def _name(requirement: str) -> str:
     return requirement
 
 
-def _run(session: nox.Session, *requirements: str) -> None:
+# Each asks whether today's packages still lack what a patch adds; older ones have it.
+NEEDED_TODAY = "tests/test_compat.py::test_each_patch_is_needed_works_and_is_applied_once"
+
+
+def _run(session: nox.Session, *requirements: str, without: str | None = None) -> None:
     session.install(*requirements, *TESTING)
     session.install("--no-deps", "-e", ".")
     session.run("python", "-m", "pip", "list", "--format=freeze", silent=False)
-    session.run("python", "-m", "pytest", *(session.posargs or QUICK), env={"OMP_NUM_THREADS": "1"})
+    left_out = ["--deselect", without] if without else []
+    session.run("python", "-m", "pytest", *left_out, *(session.posargs or QUICK), env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(python="3.11")
@@ -56,6 +61,7 @@ def oldest(session: nox.Session) -> None:
             "torch==2.6.0", "torchaudio==2.6.0", "s3prl==0.4.18", "transformers==5.0.0", "lhotse==1.30.0",
             "lightning==2.6.0",
         ),
+        without=NEEDED_TODAY,
     )  # fmt: skip
 
 

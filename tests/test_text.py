@@ -142,6 +142,7 @@ def test_everyone_reads_the_same_lengths(corpus, saved):
         (LENGTHS.partition("\n")[2], "expected the columns file_path and length"),
         (LENGTHS.replace("8000", "8000.5"), r"line 3: .*'8000\.5' is no number of samples"),
         (LENGTHS.replace("8000", "nan"), "line 3: .*'nan' is no number of samples"),
+        ("x" * 200_000 + LENGTHS, r"no CSV \(field larger than field limit"),
         (LENGTHS.replace("8000", "1e30"), "line 3: .*'1e30' is no number of samples"),
         (LENGTHS.replace("8000", "inf"), "line 3: .*'inf' is no number of samples"),
         (LENGTHS.replace("9000", ""), "line 2: expected a file_path and its length"),
@@ -149,7 +150,20 @@ def test_everyone_reads_the_same_lengths(corpus, saved):
         (LENGTHS + "2," + 200_000 * "x", "no CSV .field larger than field limit"),
         (LENGTHS.replace("train", "træin").encode("latin-1"), "line 2: not UTF-8"),
     ],
-    ids=["semicolons", "tabs", "no header", "half", "nan", "inf", "no length", "short", "long", "latin-1"],
+    ids=[
+        "semicolons",
+        "tabs",
+        "no header",
+        "half",
+        "nan",
+        "no csv",
+        "absurd",
+        "inf",
+        "no length",
+        "short",
+        "long",
+        "latin-1",
+    ],
 )
 def test_lists_of_lengths_that_cannot_be_used(corpus, data, message):
     (corpus / "train.csv").write_bytes(data if isinstance(data, bytes) else data.encode())

@@ -67,7 +67,9 @@ def _is_sound(cut: Cut) -> bool:
         and all(isinstance(time, int | float) and 0 <= time < _LONGEST for time in (cut.start, cut.duration))
         and isinstance(channels, list | tuple)
         and all(
-            isinstance(source.source, str) and isinstance(source.channels, list | tuple)
+            isinstance(source.source, str)
+            and isinstance(source.type, str)
+            and isinstance(source.channels, list | tuple)
             for source in cut.recording.sources
         )
     )

@@ -104,13 +104,13 @@ def read_lengths(path: str | Path) -> list[tuple[str, int]]:
         return []
     numbers, texts = zip(*lines, strict=True)
     rows = csv.DictReader(texts)
-    columns = rows.fieldnames or []
-    if not {"file_path", "length"} <= set(columns):
-        for name, mark in (("semicolons", ";"), ("tabs", "\t")):
-            if mark in texts[0]:
-                raise UserError(f"{path}: its columns are separated by {name}; save it with commas")
-        raise UserError(f"{path}: expected the columns file_path and length (samples), found {', '.join(columns)}")
     try:
+        columns = rows.fieldnames or []
+        if not {"file_path", "length"} <= set(columns):
+            for name, mark in (("semicolons", ";"), ("tabs", "\t")):
+                if mark in texts[0]:
+                    raise UserError(f"{path}: its columns are separated by {name}; save it with commas")
+            raise UserError(f"{path}: expected the columns file_path and length (samples), found {', '.join(columns)}")
         return [(row["file_path"], _samples(row["length"])) for row in rows]
     except csv.Error as error:
         raise UserError(f"{path}: no CSV ({error})") from error
