@@ -1,4 +1,4 @@
-# Every target sets up what it needs in .venv and reuses it. PYTHON chooses the interpreter (3.11 or 3.12).
+# Every target sets up what it needs in .venv and reuses it. PYTHON chooses the interpreter (3.11 to 3.13).
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
