@@ -48,6 +48,6 @@ EXIT_USER_ERROR = 2
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint such as ``did you mean 'layers'? valid: layers, name`` for an unknown ``name``."""
     choices = sorted(str(item) for item in valid)
-    close = difflib.get_close_matches(name[:100], choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:100], choices, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}valid: {shorten(', '.join(choices), 350)}"

@@ -307,7 +307,12 @@ def test_a_checkpoint_with_half_of_what_belongs_in_it(here):
         torch.save(states, "states-1.ckpt")
         with pytest.raises(UserError, match="a damaged checkpoint"):
             downstream_runner.run(["-m", "evaluate", "-e", "states-1.ckpt"])
-    for states in ({"Step": "1", "Args": argparse.Namespace()}, {"Step": 1, "Args": 3}):
+    for name in ("upstream", "downstream"):
+        args = argparse.Namespace(upstream="fbank", downstream="ctc")
+        torch.save({"Step": 1, "Args": args, "Downstream": {}, "Config": {}}, "states-1.ckpt")
+        with pytest.raises(UserError, match=f"-o args.{name}: expected a name, found 7"):
+            downstream_runner.run(["-m", "evaluate", "-e", "states-1.ckpt", "-o", f"args.{name}=7"])
+    for states in ({"Step": "1", "Args": argparse.Namespace()}, {"Step": 1, "Args": 3}, {"Step": 1, "Args": {}}):
         torch.save(states, "states-1.ckpt")
         with pytest.raises(UserError, match="not a checkpoint that training can go on from"):
             pretrain_runner.run(["-e", "states-1.ckpt"])

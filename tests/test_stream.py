@@ -607,6 +607,17 @@ def test_a_pass_goes_on_from_the_one_before():
         recordings.note(0, [("new", "new: bad")])
 
 
+def test_a_pass_that_an_earlier_process_has_begun():
+    """What it found to be good counts with what is read now: 80 of 4960 are more than 1 %, of 9960 they are not."""
+    recordings = BadRecordings()
+    recordings.skip(5000)
+    recordings.begin_pass()
+    recordings.note(4960, [(f"{i}", "bad") for i in range(80)])
+    assert recordings.counts[:2] == (9960, 80)
+    recordings.begin_pass()
+    assert recordings.counts[0] == 9960
+
+
 # --- workers that do not go on ----------------------------------------------------------------------------------------
 
 

@@ -365,7 +365,7 @@ def test_printed_score_must_be_that_of_the_answers(tmp_path):
         (["--steps", "pr=0"], "expected TASK=N"),
         (["--set", "optimizer.lr"], "expected [TASK:]KEY=VALUE"),
         (["--set", "sid:optimizer.momentum=1"], "no key 'optimizer.momentum'"),
-        (["--jobs", "0"], "--jobs: expected 1 or more"),
+        (["--jobs", "0"], "--jobs: 0: expected a whole number"),
         (["--data", "/nowhere"], "no mini corpus (corpus.json)"),
         (["--ckpt", "./nowhere"], "--ckpt nowhere: there is no such file"),
         (["--upstream", "fbanc"], "--upstream fbanc: s3prl has no such upstream; did you mean 'fbank'?"),
@@ -458,6 +458,18 @@ def test_only_what_cost_time_keeps_its_folder(corpus, tmp_path):
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_weights_are_known_whatever_file_they_are_in(tmp_path, name):
+    """Other weights under the same configuration are other weights; a card is none."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(b"one")
+    before = child.fingerprint(str(tmp_path))
+    (tmp_path / "README.md").write_text("a card")
+    assert child.fingerprint(str(tmp_path)) == before
+    (tmp_path / name).write_bytes(b"two")
+    assert child.fingerprint(str(tmp_path)) != before
 
 
 def job(tmp_path: Path, name: str, code: str, **options) -> Job:

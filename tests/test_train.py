@@ -98,7 +98,9 @@ def test_a_step_of_so_many_seconds_whatever_the_devices(tmp_path, caplog):
     assert "a step is up to 6 s of audio: data.global_batch_seconds, 2 s for each of 1 device(s) x acc" in caplog.text
     assert h.checkpoint(tmp_path / "run")["EKD_Run"]["recipe"]["data"]["global_batch_seconds"] == 6.0
     assert config.of_processes(2).data.batch_seconds == 1.0
-    with pytest.raises(UserError, match=r"data\.batch_seconds: 0\.25 s hold no utterance of max_crop_samples"):
+    with pytest.raises(
+        UserError, match=r"data\.global_batch_seconds: .* are 0\.25 s each and hold no utterance of max_"
+    ):
         h.recipe("x", data=data | {"global_batch_seconds": 1.0}).of_processes(4)
     with pytest.raises(UserError, match=r"give batch_seconds \(of each device\) or global_batch_seconds"):
         h.recipe("x", data={"global_batch_seconds": 6.0})

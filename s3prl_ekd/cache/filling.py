@@ -297,7 +297,7 @@ class Caching:
             )
             stream.plan = _Missing(data, key, wanted)
             # A run that goes on meets all the bad ones of before again: judge them among those that were good.
-            stream.bad_recordings.note(len(work.keys) - len(left.keys), [])
+            stream.bad_recordings.skip(len(work.keys) - len(left.keys))
             for batch in stream.loader(0):
                 if batch.lengths.numel():
                     seen += batch.targets[:, 0].tolist()

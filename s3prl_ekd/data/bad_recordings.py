@@ -63,6 +63,7 @@ class BadRecordings:
         self.read = 0
         self.bad = 0
         self._pass = self._pass_before = (0, 0)  # read and bad
+        self._skipped = 0
         self._recent: deque[tuple[bool, bool]] = deque(maxlen=RECENT)  # whether it was bad, whether that was new
         self._recent_new = self._recent_bad = 0
         self._listed: set[str] = set()
@@ -71,7 +72,12 @@ class BadRecordings:
     def begin_pass(self) -> None:
         """From here on recordings come that have come before."""
         if self._pass[0]:
-            self._pass_before, self._pass = self._pass, (0, 0)
+            self._pass_before = self._pass
+        self._pass, self._skipped = (self._skipped, 0), 0
+
+    def skip(self, read: int) -> None:
+        """So many recordings of the coming pass need not be read again: an earlier process did, and they were good."""
+        self._skipped = read
 
     def note(self, read: int, bad: Iterable[tuple[str, str]]) -> None:
         """Count ``read`` recordings, of which ``bad`` (name, problem) could not be used.

@@ -107,7 +107,14 @@ class DataConfig(Config):
         """
         if self.global_batch_seconds is None:
             return self
-        return dataclasses.replace(self, batch_seconds=self.global_batch_seconds / batches, global_batch_seconds=None)
+        each = self.global_batch_seconds / batches
+        if self.max_crop_samples is not None and self.max_crop_samples > round(each * SAMPLE_RATE):
+            raise UserError(
+                f"data.global_batch_seconds: {self.global_batch_seconds:g} s among {batches} batches (devices x nodes x"
+                f" accumulate) are {each:g} s each and hold no utterance of max_crop_samples {self.max_crop_samples}"
+                f" ({self.max_crop_samples / SAMPLE_RATE:.1f} s); raise it, or lower max_crop_samples or accumulate"
+            )
+        return dataclasses.replace(self, batch_seconds=each, global_batch_seconds=None)
 
     @property
     def batch_samples(self) -> int:

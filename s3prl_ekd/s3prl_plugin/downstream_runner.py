@@ -187,6 +187,9 @@ def _check_checkpoint_to_go_on_from(options: Options) -> dict[str, Any]:
     if stored.get("push_to_hf_hub") and "push_to_hf_hub" not in options:
         _log.info("nothing will be uploaded: --push_to_hf_hub has to be given again")
     args = stored | changes | override.arguments(options.get("override"))
+    for name in ("upstream", "downstream"):
+        if not isinstance(args[name], str):
+            raise UserError(f"-o args.{name}: expected a name, found {args[name]!r}")
     _check_task(args["downstream"], f"-e {path}: -d")
     trust.check_downstream(path, args, config, options)
     if "config" in options:

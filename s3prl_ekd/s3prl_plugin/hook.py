@@ -111,11 +111,11 @@ def report_user_errors() -> None:
 
     def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         from s3prl_ekd.errors import UserError
-        from s3prl_ekd.s3prl_plugin.stock import close_event_files, one_line
+        from s3prl_ekd.s3prl_plugin.stock import close_event_files
 
         if isinstance(error, UserError):
             close_event_files(traceback)
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
         else:
             previous(kind, error, traceback)
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from s3prl_ekd.command_line import check_integer
-from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
+from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, printable_line
 from s3prl_ekd.files import atomic_path
 from s3prl_ekd.s3prl_plugin import compat, override
 from s3prl_ekd.s3prl_plugin.options import Options, Syntax
@@ -33,23 +33,17 @@ def main(run: Callable[[Sequence[str]], None], prog: str, argv: Sequence[str] | 
         run(sys.argv[1:] if argv is None else argv)
         return 0
     except UserError as error:
-        message, status = f"error: {one_line(error)}", EXIT_USER_ERROR
+        message, status = f"error: {error}", EXIT_USER_ERROR
     except OSError as error:
         if error.filename is None:
             raise
         _log.debug("where it happened", exc_info=True)
-        message, status = f"error: {error.filename}: {error.strerror or error}", EXIT_USER_ERROR
+        message, status = f"error: {printable_line(f'{error.filename}: {error.strerror or error}')}", EXIT_USER_ERROR
     except KeyboardInterrupt:
         message, status = "interrupted; training goes on from its last checkpoint with the same command and -a", 130
     if os.environ.get("RANK", "0") == "0":  # under torchrun all processes fail alike
         print(f"{prog}: {message}", file=sys.stderr)
     return status
-
-
-def one_line(error: UserError) -> str:
-    """The message, also of an error that a data loader's worker sent with its whole traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"^(\w+\.)*\w*Error: ", "", lines[-1]) if len(lines) > 1 else str(error)
 
 
 def default_device() -> str:
@@ -202,7 +196,8 @@ def read_states(path: str | Path) -> dict[str, Any]:
 
     states = load_pickle_safely(path)
     keys = {"Step": int, "Args": (argparse.Namespace, dict)}  # a dict with attributes: see checkout.py
-    if not isinstance(states, dict) or not all(isinstance(states.get(key), kind) for key, kind in keys.items()):
+    fits = isinstance(states, dict) and all(isinstance(states.get(key), kind) for key, kind in keys.items())
+    if not fits or not hasattr(states["Args"], "__dict__"):
         raise UserError(f"{path}: not a checkpoint that training can go on from, but {kind_of(states)}")
     return states
 

@@ -32,6 +32,7 @@ TRAINED = "trained.json"
 RESULT = "result.json"
 TRAIN = Path("train")
 TESTS = Path("tests")
+_WEIGHTS_SUFFIXES = frozenset({".safetensors", ".bin", ".json"})  # of a student's folder, also as transformers has it
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,7 +92,7 @@ def fingerprint(ckpt: str | None) -> str:
     path = Path(ckpt) if ckpt else None
     if path is None or not path.exists():
         return ""
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in {".safetensors", ".json"})
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in _WEIGHTS_SUFFIXES)
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.command_line import SEEDS, whole_number
 from s3prl_ekd.errors import UserError, nearest, shorten
 from s3prl_ekd.files import parse_yaml
 from s3prl_ekd.s3prl_plugin import hub
@@ -67,7 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hidden test sets, laid out as in the mini corpus or as the originals",
     )
     training = parser.add_argument_group("training")
-    training.add_argument("--seed", type=int, default=1337, help="seed of s3prl's runner (default: %(default)s)")
+    training.add_argument(
+        "--seed", type=whole_number(*SEEDS), default=1337, help="seed of s3prl's runner (default: %(default)s)"
+    )
     training.add_argument("--steps", action="append", default=[], metavar="TASK=N", help="optimizer steps of a task")
     training.add_argument("--set", action="append", default=[], dest="options", metavar="[TASK:]KEY=VALUE",
                           help="a key of the downstream configuration, such as sid:optimizer.lr=0.1")  # fmt: skip
@@ -78,15 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compute an utterance's features once and keep them (default: on the mini corpus, unless --fine-tune)",
     )
     training.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
-    training.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: %(default)s)")
-    training.add_argument("--threads", type=int, default=1, help="threads of each (default: %(default)s)")
+    training.add_argument("--jobs", type=whole_number(1), default=1, help="trainings at a time (default: %(default)s)")
+    training.add_argument("--threads", type=whole_number(1), default=1, help="threads of each (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train and evaluate what is not there yet, write ``OUT/summary.json``, print the table; or only prepare that."""
-    for name in ("jobs", "threads"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name}: expected 1 or more, found {getattr(args, name)}")
     if args.upstream is None and not args.prepare:
         raise UserError("--upstream is missing: an s3prl upstream, such as ekd_student, fbank")
     if args.upstream is not None:
