@@ -48,10 +48,25 @@ def test_python_runs(tmp_path):
 
 def test_files_are_there():
     named = {word for words in commands() for word in words if word.startswith("recipes/")}
-    linked = {target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target and target[0] != "#"}
     assert named
-    for name in named | linked:
+    for name in named:
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_links_lead_somewhere(path):
+    """To files that are there, and to headings that are in them."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        name, _, heading = target.partition("#")
+        if "://" in target:
+            continue
+        file = path.parent / name if name else path
+        assert file.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
 
 
 def test_recipes_are_not_copied_over_anything(tmp_path, capsys):
