@@ -52,7 +52,9 @@ COMMANDS: dict[str, Command] = {
             "distill my_recipe/distill.yaml --resume output=runs/ekd",
         ),
     ),
-    "curve": Command("s3prl_ekd.training.curve", "draw the losses of a run of distill or run_pretrain", ("curve runs/ekd curve.png",)),
+    "curve": Command(
+        "s3prl_ekd.training.curve", "draw the losses of a run of distill or run_pretrain", ("curve runs/ekd curve.png",)
+    ),
     "recipes": Command(
         "s3prl_ekd.recipe_files",
         "list the recipes that come with the package, or copy one to edit it",

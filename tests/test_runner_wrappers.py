@@ -163,7 +163,7 @@ def test_bad_audio_is_one_line(place, here, damage, workers, message):
     damage(corpus / "train/1/2/1-2-0002.flac")
     with pytest.raises(UserError) as caught:
         train_on(corpus, place, here, workers)
-    line = stock.one_line(caught.value)
+    line = str(caught.value)
     assert line.startswith(f"{corpus}/train/1/2/1-2-0002.flac: ")
     assert message in line
 
