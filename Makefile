@@ -9,10 +9,10 @@ DEMO ?= demo
 .PHONY: demo demo-full test test-all fuzz lint bench bench-all bench-gpu clean
 
 demo: $(READY)
-	$(BIN)/python recipes/mini/demo.py --out $(DEMO)
+	$(BIN)/python examples/mini/demo.py --out $(DEMO)
 
 demo-full: $(READY)
-	$(BIN)/python recipes/mini/demo.py --out $(DEMO) --hidden
+	$(BIN)/python examples/mini/demo.py --out $(DEMO) --hidden
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile

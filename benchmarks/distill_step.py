@@ -29,7 +29,7 @@ from models import Ensemble, batch_of, our_cached_step, our_step, their_step, wi
 from peers import BASE, TINY
 from torch import Tensor
 
-from s3prl_ekd.student.keys import from_distiller
+from s3prl_ekd.weights.names import from_distiller
 
 SECONDS = {"cpu": (10.0, 9.0, 7.5, 6.0), "cuda": (12.0,) * 24}
 QUICK_SECONDS = (1.0, 0.9, 0.75, 0.6)

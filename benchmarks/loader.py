@@ -17,10 +17,10 @@ from pathlib import Path
 import common
 import soundfile
 
-from s3prl_ekd.config import DistortionConfig
-from s3prl_ekd.data.config import DataConfig
-from s3prl_ekd.data.manifests import folder_recordings, write_manifest
-from s3prl_ekd.data.stream import BatchStream
+from s3prl_ekd.config.data import DataConfig
+from s3prl_ekd.config.recipe import DistortionConfig
+from s3prl_ekd.cuts.manifests import folder_recordings, write_manifest
+from s3prl_ekd.cuts.stream import BatchStream
 
 UTTERANCE_SECONDS = 12.0
 

@@ -9,8 +9,8 @@ import common
 import torch
 
 from s3prl_ekd import assets
-from s3prl_ekd.config import DistillConfig
-from s3prl_ekd.data.batch import collate
+from s3prl_ekd.audio.batch import collate
+from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.teachers import load_teachers
 

@@ -22,14 +22,14 @@ from peers import (
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ekd.config import DistillConfig, TeacherConfig
-from s3prl_ekd.data.batch import Batch
+from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
 from s3prl_ekd.distiller import Distiller, pack_states
-from s3prl_ekd.student.keys import from_distiller
 from s3prl_ekd.student.s3prl_distiller import student_config
 from s3prl_ekd.teachers import load_teacher
 from s3prl_ekd.teachers.base import Teacher
 from s3prl_ekd.training.optim import parameter_groups
+from s3prl_ekd.weights.names import from_distiller
 
 
 class Ensemble:

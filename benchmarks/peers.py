@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ekd.s3prl_plugin import compat
+from s3prl_ekd.s3prl_compat import patches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ UPSTREAMS = {"hubert": "hubert_local", "wavlm": "wavlm_local"}
 @contextlib.contextmanager
 def quiet():
     """Without what s3prl prints."""
-    with contextlib.redirect_stdout(io.StringIO()), compat.quiet():
+    with contextlib.redirect_stdout(io.StringIO()), patches.quiet():
         yield
 
 
@@ -81,7 +81,7 @@ def _encoder_settings(sizes: Sizes) -> dict[str, Any]:
 
 def write_teacher(path: Path, kind: str, sizes: Sizes, seed: int) -> Path:
     """A checkpoint that s3prl's ``hubert_local`` or ``wavlm_local`` loads."""
-    compat.apply()
+    patches.apply()
     torch.manual_seed(seed)
     settings = _encoder_settings(sizes)
     with quiet():
@@ -108,7 +108,7 @@ def write_teacher(path: Path, kind: str, sizes: Sizes, seed: int) -> Path:
 
 def load_upstream(name: str, path: Path) -> nn.Module:
     """An upstream of s3prl's hub in eval mode."""
-    compat.apply()
+    patches.apply()
     with quiet():
         import s3prl.hub
 
@@ -130,7 +130,7 @@ def distiller_settings(sizes: Sizes) -> dict[str, Any]:
 
 def distiller_model(sizes: Sizes) -> nn.Module:
     """s3prl's student."""
-    compat.apply()
+    patches.apply()
     with quiet():
         from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
 
@@ -217,7 +217,7 @@ class RecipeStep:
         self.recipe.train()
         self.recipe.teachers.train(self.teachers_train)
         padded, mask = (tensor.to(self.device) for tensor in self.data)
-        with compat.quiet():
+        with patches.quiet():
             with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
                 loss = self.recipe(padded, self.waveforms, mask)
             self.scaler.scale(loss).backward()

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import common
 
-    from s3prl_ekd.config import StudentConfig
+    from s3prl_ekd.config.recipe import StudentConfig
     from s3prl_ekd.student.folder import save_student
     from s3prl_ekd.student.model import Student
 

@@ -83,9 +83,9 @@ class Memory(threading.Thread):
 def measure(manifest: str, consumed: int | None, workers: int, started: float) -> dict:
     """In a fresh process: the first two batches after ``consumed`` ones; None: plan the whole epoch."""
     memory = Memory()
-    from s3prl_ekd.config import DistortionConfig
-    from s3prl_ekd.data.config import DataConfig
-    from s3prl_ekd.data.stream import BatchStream
+    from s3prl_ekd.config.data import DataConfig
+    from s3prl_ekd.config.recipe import DistortionConfig
+    from s3prl_ekd.cuts.stream import BatchStream
 
     imported = time.time()
     stream = BatchStream(DataConfig(cuts=(manifest,), num_workers=workers), DistortionConfig(), seed=0)

@@ -11,10 +11,10 @@ import argparse
 import torch
 
 from s3prl_ekd import load_student
-from s3prl_ekd.config import DistillConfig
-from s3prl_ekd.data.audio import audio_files, load_audio
-from s3prl_ekd.data.batch import collate
-from s3prl_ekd.data.distortion import Distorter
+from s3prl_ekd.audio.batch import collate
+from s3prl_ekd.audio.distortion import Distorter
+from s3prl_ekd.audio.read import audio_files, load_audio
+from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.teachers import load_teachers

@@ -32,12 +32,12 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "mini-corpus": Command(
-        "s3prl_ekd.data.mini_corpus",
+        "s3prl_ekd.commands.mini_corpus",
         "synthesize the small speech corpus that the demo and the tests use",
         ("mini-corpus mini-corpus",),
     ),
     "data": Command(
-        "s3prl_ekd.data.command",
+        "s3prl_ekd.commands.data",
         "make manifests of speech, noise and impulse responses for distill",
         (
             "data librispeech /data/LibriSpeech cuts --parts train-clean-100 dev-clean",
@@ -45,7 +45,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "distill": Command(
-        "s3prl_ekd.distill",
+        "s3prl_ekd.commands.distill",
         "train a student from one YAML recipe: many devices, exact resume",
         (
             "distill mini/ekd.yaml output=runs/mini trainer.max_steps=100",
@@ -53,15 +53,15 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "curve": Command(
-        "s3prl_ekd.training.curve", "draw the losses of a run of distill or run_pretrain", ("curve runs/ekd curve.png",)
+        "s3prl_ekd.commands.curve", "draw the losses of a run of distill or run_pretrain", ("curve runs/ekd curve.png",)
     ),
     "recipes": Command(
-        "s3prl_ekd.recipe_files",
+        "s3prl_ekd.commands.recipes",
         "list the recipes that come with the package, or copy one to edit it",
         ("recipes", "recipes ls960_ekd_average my_recipe"),
     ),
     "cache-targets": Command(
-        "s3prl_ekd.cache.command",
+        "s3prl_ekd.commands.cache_targets",
         "run a recipe's teachers once and store the targets for distill",
         (
             "cache-targets ls960_ekd/distill.yaml targets --estimate",
@@ -69,7 +69,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "superb": Command(
-        "s3prl_ekd.superb.command",
+        "s3prl_ekd.commands.superb",
         "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner",
         (
             "superb --upstream ekd_student --ckpt demo/student --corpus mini --data mini-corpus --out results/student",
@@ -78,23 +78,23 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "report": Command(
-        "s3prl_ekd.superb.report",
+        "s3prl_ekd.commands.report",
         "print one table from several summary.json files",
         ("report results/student results/fbank --plot results.png",),
     ),
     "plug": Command(
-        "s3prl_ekd.s3prl_plugin.plug",
+        "s3prl_ekd.commands.plug",
         "let the unmodified s3prl of this environment (or of a checkout) find ekd_student",
         ("plug", "plug --s3prl ~/s3prl --recipe ls960_ekd_average"),
     ),
-    "unplug": Command("s3prl_ekd.s3prl_plugin.unplug", "take back what plug did", ("unplug", "unplug --s3prl ~/s3prl")),
+    "unplug": Command("s3prl_ekd.commands.unplug", "take back what plug did", ("unplug", "unplug --s3prl ~/s3prl")),
     "init-student": Command(
-        "s3prl_ekd.export.initial",
+        "s3prl_ekd.commands.init_student",
         "save the student that a recipe starts from: the undistilled control",
         ("init-student mini/config_model.yaml undistilled",),
     ),
     "export-checkpoint": Command(
-        "s3prl_ekd.export.checkpoint",
+        "s3prl_ekd.commands.export_checkpoint",
         "make a student folder from a checkpoint of run_pretrain or distill",
         ("export-checkpoint result/pretrain/ekd ekd_student",),
     ),

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ekd.cache.teachers import CachedTeacher
-from s3prl_ekd.config import DistillConfig, TeacherInput
-from s3prl_ekd.data.batch import Batch
+from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.config.recipe import DistillConfig, TeacherInput
 from s3prl_ekd.loss import head_loss
 from s3prl_ekd.network.frames import Packing
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.targets import RULES, Source, Target
 from s3prl_ekd.teachers.base import Teacher
+from s3prl_ekd.teachers.cached import CachedTeacher
 
 logger = logging.getLogger(__name__)
 

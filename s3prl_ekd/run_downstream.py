@@ -2,7 +2,7 @@
 
 import sys
 
-from s3prl_ekd.s3prl_plugin.downstream_runner import main
+from s3prl_ekd.s3prl_plugin.runners.downstream import main
 
 if __name__ == "__main__":
     sys.exit(main())

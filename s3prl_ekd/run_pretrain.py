@@ -2,7 +2,7 @@
 
 import sys
 
-from s3prl_ekd.s3prl_plugin.pretrain_runner import main
+from s3prl_ekd.s3prl_plugin.runners.pretrain import main
 
 if __name__ == "__main__":
     sys.exit(main())

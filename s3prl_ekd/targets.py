@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s3prl_ekd.config import Aggregation
+from s3prl_ekd.config.recipe import Aggregation
 from s3prl_ekd.errors import UserError
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ekd import FRAME_SHIFT, assets
-from s3prl_ekd.config import Config
+from s3prl_ekd.config.base import Config
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.bypass import in_graph
 from s3prl_ekd.student.folder import load_student_and_heads

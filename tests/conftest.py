@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s3prl_ekd.config import StudentConfig
+from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.student.model import Student
 
 TINY = {

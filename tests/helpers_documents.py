@@ -48,8 +48,8 @@ _STAND_INS = {
 
 _SMALL_MINI_CORPUS = """
 import sys
-from s3prl_ekd.data.mini_corpus.build import build
-from s3prl_ekd.data.mini_corpus.config import MiniCorpusConfig
+from s3prl_ekd.mini_corpus.build import build
+from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
 build(sys.argv[1], MiniCorpusConfig.tiny())
 """
 

@@ -15,7 +15,7 @@ from conftest import TINY, speech_like
 from helpers_teachers import tiny_model
 
 from s3prl_ekd import assets
-from s3prl_ekd.config import StudentConfig
+from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.model import Student
 

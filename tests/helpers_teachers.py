@@ -16,7 +16,7 @@ from transformers import (
     WavLMModel,
 )
 
-from s3prl_ekd.student import keys
+from s3prl_ekd.weights import names
 
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 
@@ -36,12 +36,12 @@ MODELS = {
     "wavlm": (WavLMConfig, WavLMModel),
 }
 TABLES = {
-    ("hubert", False): keys.HUBERT,
-    ("hubert", True): keys.HUBERT_LARGE,
-    ("wav2vec2", False): keys.HUBERT,
-    ("wav2vec2", True): keys.HUBERT_LARGE,
-    ("wavlm", False): keys.WAVLM,
-    ("wavlm", True): keys.WAVLM_LARGE,
+    ("hubert", False): names.HUBERT,
+    ("hubert", True): names.HUBERT_LARGE,
+    ("wav2vec2", False): names.HUBERT,
+    ("wav2vec2", True): names.HUBERT_LARGE,
+    ("wavlm", False): names.WAVLM,
+    ("wavlm", True): names.WAVLM_LARGE,
 }
 
 
@@ -60,7 +60,7 @@ def tiny_model(kind: str, *, large: bool = False, seed: int = 0, **overrides: An
 def s3prl_checkpoint(model: PreTrainedModel, kind: str, path: Path, *, large: bool = False) -> Path:
     """The same weights in the file that s3prl's ``hubert_local``, ``wav2vec2_custom`` or ``wavlm_local`` loads."""
     config = model.config
-    weights = keys.from_transformers_keys(model.state_dict(), TABLES[kind, large])
+    weights = names.from_transformers_keys(model.state_dict(), TABLES[kind, large])
     settings = {
         "extractor_mode": "layer_norm" if large else "default",
         "encoder_layers": config.num_hidden_layers,

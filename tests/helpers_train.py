@@ -21,14 +21,14 @@ from conftest import TINY, speech_like
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from test_distiller import FakeTeacher, batch_of
 
-from s3prl_ekd.data.bad_recordings import BadRecordings
-from s3prl_ekd.data.batch import Batch
-from s3prl_ekd.data.stream import empty_batch
+from s3prl_ekd.audio.bad_recordings import BadRecordings
+from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.config.training import RunConfig
+from s3prl_ekd.cuts.stream import empty_batch
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.train import train
-from s3prl_ekd.train_config import RunConfig
 from s3prl_ekd.training import checkpoints
+from s3prl_ekd.training.run import train
 
 BATCHES = 5  # of an epoch, of all processes together
 NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
@@ -115,7 +115,7 @@ def build(config: RunConfig, kind: type[Distiller] = Distiller) -> Distiller:
 
 
 def open_data(config: RunConfig, rank: int, world_size: int, **options):
-    """As s3prl_ekd.train.open_data; four dev batches for all processes together."""
+    """As s3prl_ekd.training.run.open_data; four dev batches for all processes together."""
     stream = SyntheticStream(config, rank, world_size, **options)
     return stream, DevBatches(stream, world_size) if config.data.dev_cuts else None
 

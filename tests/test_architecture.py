@@ -57,7 +57,7 @@ def test_rooms(room):
 
 
 def test_settings_and_the_command_line_load_nothing_heavy():
-    modules = "s3prl_ekd, s3prl_ekd.cli, s3prl_ekd.config, s3prl_ekd.data.config, s3prl_ekd.train_config"
+    modules = "s3prl_ekd, s3prl_ekd.cli, s3prl_ekd.config.recipe, s3prl_ekd.config.data, s3prl_ekd.config.training"
     code = f"import sys, {modules}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "numpy", "s3prl", "transformers", "lhotse", "lightning"} & set(loaded)

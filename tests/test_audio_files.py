@@ -14,8 +14,8 @@ import torch
 import torchaudio.functional
 from conftest import speech_like
 
-from s3prl_ekd.data import audio
-from s3prl_ekd.data.audio import audio_files, audio_length, decode_channels, load_audio, read_header
+from s3prl_ekd.audio import read as audio
+from s3prl_ekd.audio.read import audio_files, audio_length, decode_channels, load_audio, read_header
 from s3prl_ekd.errors import UserError
 
 WAVE = speech_like(8000)

@@ -23,24 +23,24 @@ from helpers_teachers import SIZES, tiny_model
 from safetensors import safe_open
 from test_train_resume import assert_same_run
 
-from s3prl_ekd.cache import files, filling, settings
-from s3prl_ekd.cache.filling import Caching, entry_key, survey
-from s3prl_ekd.cache.reading import TargetCache
-from s3prl_ekd.cache.shards import Shard, cut_key
-from s3prl_ekd.cache.teachers import cached_teachers
 from s3prl_ekd.cli import main
-from s3prl_ekd.config import DistillConfig, ObjectiveConfig, TeacherConfig
-from s3prl_ekd.data.manifests import folder_recordings, write_manifest
-from s3prl_ekd.data.sources import SourceError, read_entries
-from s3prl_ekd.data.stream import BatchStream
+from s3prl_ekd.config.recipe import DistillConfig, ObjectiveConfig, TeacherConfig
+from s3prl_ekd.config.training import RunConfig, TargetsConfig
+from s3prl_ekd.cuts.manifests import folder_recordings, write_manifest
+from s3prl_ekd.cuts.sources import SourceError, read_entries
+from s3prl_ekd.cuts.stream import BatchStream
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.folder import load_student
 from s3prl_ekd.student.model import Student
+from s3prl_ekd.target_cache import files, filling, settings
+from s3prl_ekd.target_cache.filling import Caching, entry_key, survey
+from s3prl_ekd.target_cache.reading import TargetCache
+from s3prl_ekd.target_cache.shards import Shard, cut_key
 from s3prl_ekd.teachers import base, load_teachers
-from s3prl_ekd.train import build_distiller, open_data, train
-from s3prl_ekd.train_config import RunConfig, TargetsConfig
+from s3prl_ekd.teachers.cached import cached_teachers
 from s3prl_ekd.training.module import DistillModule
+from s3prl_ekd.training.run import build_distiller, open_data, train
 
 AGGREGATIONS = ("layerwise-average", "layerwise-concatenation", "separate-heads")
 

@@ -24,16 +24,17 @@ from helpers_teachers import KERNELS, STRIDES, s3prl_checkpoint, tiny_model
 
 from s3prl_ekd import load_student
 from s3prl_ekd.cli import main
-from s3prl_ekd.config import DistillConfig, TeacherConfig
+from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.s3prl_plugin import compat
+from s3prl_ekd.s3prl_compat import patches
 from s3prl_ekd.s3prl_plugin import hub as plugin
-from s3prl_ekd.student import keys
-from s3prl_ekd.student.checkpoint import CHECKPOINT_KEY, RECIPE_KEY
+from s3prl_ekd.student.checkpoint import RECIPE_KEY
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.teachers import load_teacher
+from s3prl_ekd.weights import names
+from s3prl_ekd.weights.kinds import CHECKPOINT_KEY
 
 ROOT = Path(__file__).resolve().parent.parent
 DOC = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
@@ -92,7 +93,7 @@ def distiller_checkpoint(place: Path) -> Path:
         "n_tasks": 2,
         "pred_layer_id": [1, 2],
     }
-    torch.save({"Distiller": keys.to_distiller(state), "Config": {"distiller": settings}}, place / "distiller.ckpt")
+    torch.save({"Distiller": names.to_distiller(state), "Config": {"distiller": settings}}, place / "distiller.ckpt")
     return place / "distiller.ckpt"
 
 
@@ -163,7 +164,7 @@ def test_what_loads(tmp_path, row, caplog):
 
 
 def check_student(where: Path, answer: str) -> None:
-    compat.apply()
+    patches.apply()
     import s3prl.hub
 
     plugin.register()
@@ -264,7 +265,7 @@ def test_what_leaves(tmp_path, capsys):
 
 def test_stock_s3prl_opens_the_folder(tmp_path):
     """By its own upstream for transformers' folders; for one utterance alone the layers are ours."""
-    compat.apply()
+    patches.apply()
     import s3prl.hub as hub
 
     folder = student_folder(tmp_path)

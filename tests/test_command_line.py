@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from s3prl_ekd import assets, cli, recipe_files
-from s3prl_ekd.cache import command as cache_command
-from s3prl_ekd.data import manifests
+from s3prl_ekd.commands import cache_targets as cache_command
+from s3prl_ekd.cuts import manifests
 from s3prl_ekd.errors import UserError
 
 

@@ -17,9 +17,9 @@ from helpers_s3prl import LEXICON, SENTENCES, python, write_corpus
 
 from s3prl_ekd import assets
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.s3prl_plugin import compat
-from s3prl_ekd.s3prl_plugin.ctc_corpus.libriphone import LibriPhoneDataset
-from s3prl_ekd.s3prl_plugin.ctc_corpus.librispeech import LibriDataset
+from s3prl_ekd.s3prl_compat import patches
+from s3prl_ekd.s3prl_compat.ctc_corpus.libriphone import LibriPhoneDataset
+from s3prl_ekd.s3prl_compat.ctc_corpus.librispeech import LibriDataset
 
 # For each patch, in order: do what s3prl does, patch, patch again, do it again.
 TRIAL = """
@@ -42,7 +42,7 @@ refs.mkdir()
 (refs / "main").write_text("0123")
 
 import huggingface_hub, torch, torchaudio
-from s3prl_ekd.s3prl_plugin import compat
+from s3prl_ekd.s3prl_compat import patches
 
 def load(module):
     return lambda: importlib.import_module(module)
@@ -60,7 +60,7 @@ def resume():
     optimizer = get_AdamW_with_schedule([torch.nn.Linear(2, 2)])
     torch.save({"Args": argparse.Namespace(seed=1), "Optimizer": optimizer.state_dict()}, folder / "states-1.ckpt")
     # Our own reader needs no patch, and must not undo this one.
-    from s3prl_ekd.student.checkpoint import load_pickle_safely
+    from s3prl_ekd.weights.pickles import load_pickle_safely
     if load_pickle_safely(folder / "states-1.ckpt")["Args"].seed != 1:
         sys.exit("not read")
     states = torch.load(folder / "states-1.ckpt", map_location="cpu")
@@ -101,15 +101,15 @@ ACTIONS = {
     "new_processes": start_process,
 }
 result = {}
-for name in compat.PATCHES:
+for name in patches.PATCHES:
     outcome = result[name] = {}
     try:
         ACTIONS[name]()
     except Exception as error:
         outcome["without"] = f"{type(error).__name__}: {error}"
-    outcome["applied"], outcome["again"] = compat.apply(name), compat.apply(name)
+    outcome["applied"], outcome["again"] = patches.apply(name), patches.apply(name)
     ACTIONS[name]()
-result["all again"] = compat.apply()
+result["all again"] = patches.apply()
 import s3prl.hub
 print("RESULT" + json.dumps(result))
 """
@@ -140,12 +140,12 @@ WITHOUT = {
 }
 
 
-@pytest.mark.parametrize("name", compat.PATCHES)
+@pytest.mark.parametrize("name", patches.PATCHES)
 def test_each_patch_is_needed_works_and_is_applied_once(trial, name):
     assert trial[name].get("without", "nothing").startswith(WITHOUT[name])
     assert trial[name]["applied"] == [name]
     assert trial[name]["again"] == []
-    assert compat.PATCHES[name].broken_by
+    assert patches.PATCHES[name].broken_by
     assert trial["all again"] == []
 
 
@@ -155,8 +155,8 @@ def test_what_is_there_is_left_alone(monkeypatch):
 
     monkeypatch.setattr(torchaudio, "set_audio_backend", own, raising=False)
     monkeypatch.setattr(torchaudio, "load", own)
-    monkeypatch.setattr(compat, "_torchcodec_works", lambda: True)
-    assert compat.apply("torchaudio_set_audio_backend", "torchaudio_load") == []
+    monkeypatch.setattr(patches, "_torchcodec_works", lambda: True)
+    assert patches.apply("torchaudio_set_audio_backend", "torchaudio_load") == []
     assert torchaudio.set_audio_backend is own
     assert torchaudio.load is own
 
@@ -164,7 +164,7 @@ def test_what_is_there_is_left_alone(monkeypatch):
 def test_only_the_missing_espnet_is_not_mentioned(caplog):
     expert = importlib.import_module("s3prl.upstream.espnet_hubert.expert")
     caplog.clear()
-    with compat.quiet():
+    with patches.quiet():
         importlib.reload(expert)
         expert.logger.warning("something else")
     assert [record.message for record in caplog.records] == ["something else"]
@@ -173,9 +173,11 @@ def test_only_the_missing_espnet_is_not_mentioned(caplog):
 
 
 def test_strtobool_is_that_of_distutils():
-    assert [compat._strtobool(word) for word in ("y", "True", "ON", "1", "n", "off", "FALSE", "0")] == [1] * 4 + [0] * 4
+    assert [patches._strtobool(word) for word in ("y", "True", "ON", "1", "n", "off", "FALSE", "0")] == [1] * 4 + [
+        0
+    ] * 4
     with pytest.raises(ValueError, match="maybe"):
-        compat._strtobool("maybe")
+        patches._strtobool("maybe")
 
 
 # --- torchaudio.load --------------------------------------------------------------------------------------------------
@@ -191,23 +193,23 @@ def stereo(tmp_path) -> tuple[Path, np.ndarray]:
 
 def test_load_audio_gives_floats_channels_first(stereo):
     path, samples = stereo
-    wave, rate = compat.load_audio(path)
+    wave, rate = patches.load_audio(path)
     assert rate == 8000
     assert wave.dtype == torch.float32
     assert torch.equal(wave, torch.from_numpy(samples.T / 32768.0).float())
-    assert torch.equal(compat.load_audio(str(path), channels_first=False)[0], wave.T)
-    assert torch.equal(compat.load_audio(io.BytesIO(path.read_bytes()))[0], wave)
+    assert torch.equal(patches.load_audio(str(path), channels_first=False)[0], wave.T)
+    assert torch.equal(patches.load_audio(io.BytesIO(path.read_bytes()))[0], wave)
 
 
 def test_load_audio_reads_a_part(stereo):
     path, samples = stereo
-    part, _ = compat.load_audio(path, frame_offset=100, num_frames=50, normalize=False)
+    part, _ = patches.load_audio(path, frame_offset=100, num_frames=50, normalize=False)
     assert np.array_equal(part.numpy(), samples[100:150].T)
-    assert compat.load_audio(path, frame_offset=990, num_frames=50)[0].shape == (2, 10)
-    assert compat.load_audio(path, frame_offset=5000)[0].shape == (2, 0)
+    assert patches.load_audio(path, frame_offset=990, num_frames=50)[0].shape == (2, 10)
+    assert patches.load_audio(path, frame_offset=5000)[0].shape == (2, 0)
     for wrong in ({"num_frames": 0}, {"num_frames": -2}, {"frame_offset": -1}):
         with pytest.raises(ValueError, match="expected"):
-            compat.load_audio(path, **wrong)
+            patches.load_audio(path, **wrong)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,7 @@ def test_load_audio_reads_a_part(stereo):
 )
 def test_load_audio_keeps_the_integers_of_a_wav_if_asked(tmp_path, subtype, dtype, expected):
     soundfile.write(tmp_path / "a.wav", np.array([-1.0, 0.0, 0.5]), 16000, subtype)
-    wave, _ = compat.load_audio(tmp_path / "a.wav", normalize=False)
+    wave, _ = patches.load_audio(tmp_path / "a.wav", normalize=False)
     assert wave.dtype == dtype
     assert wave[0].tolist() == expected
 
@@ -232,16 +234,16 @@ def test_load_audio_says_in_one_line_what_cannot_be_read(tmp_path):
     (tmp_path / "text.wav").write_text("not audio")
     for name in ("text.wav", "missing.wav"):
         with pytest.raises(UserError, match=f"{name}: cannot be read as audio") as caught:
-            compat.load_audio(tmp_path / name)
+            patches.load_audio(tmp_path / name)
         assert isinstance(caught.value, RuntimeError)  # what torchaudio's own callers catch
         assert "\n" not in str(caught.value)
 
 
 def test_calls_of_sox_effects_say_what_to_do():
     with pytest.raises(UserError, match=r"below 2\.9"):
-        compat._no_sox_effects()
+        patches._no_sox_effects()
     with pytest.raises(UserError, match="hf upload"):
-        compat._Repository("folder")
+        patches._Repository("folder")
 
 
 # --- s3prl.downstream.ctc.corpus --------------------------------------------------------------------------------------

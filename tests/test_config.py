@@ -12,14 +12,15 @@ import torch
 from conftest import TINY
 
 import s3prl_ekd
-from s3prl_ekd.config import Aggregation, Config, DistillConfig, StudentConfig
-from s3prl_ekd.data.config import DataConfig
-from s3prl_ekd.data.pretrain import PretrainDataConfig
+from s3prl_ekd.config.base import Config
+from s3prl_ekd.config.data import DataConfig
+from s3prl_ekd.config.recipe import Aggregation, DistillConfig, StudentConfig
+from s3prl_ekd.config.training import RunConfig, apply_override
 from s3prl_ekd.errors import LONGEST_MESSAGE, UserError
 from s3prl_ekd.files import atomic_path, parse_yaml, read_yaml, write_yaml
 from s3prl_ekd.network.config import EncoderConfig
+from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import PretrainDataConfig
 from s3prl_ekd.student.model import Student
-from s3prl_ekd.train_config import RunConfig, apply_override
 
 TEACHER = {"name": "hubert", "mini": "hubert", "layers": [1, 2]}
 
@@ -268,7 +269,7 @@ def test_strategies_and_accelerators_are_lightnings():
     from lightning.pytorch.accelerators import AcceleratorRegistry
     from lightning.pytorch.strategies import StrategyRegistry
 
-    hints = typing.get_type_hints(s3prl_ekd.train_config.TrainerConfig, include_extras=True)
+    hints = typing.get_type_hints(s3prl_ekd.config.training.TrainerConfig, include_extras=True)
     names = {key: set(hints[key].__metadata__[0].names) for key in ("strategy", "accelerator")}
     assert names["strategy"] == {"auto", *StrategyRegistry.available_strategies()}
     assert names["accelerator"] == {"auto", "gpu", *AcceleratorRegistry.available_accelerators()}

@@ -13,11 +13,17 @@ import soundfile
 import torch
 from conftest import speech_like
 
-from s3prl_ekd.config import DistortionConfig
-from s3prl_ekd.data import audio, bad_recordings
-from s3prl_ekd.data.audio import audio_files, audio_length, load_audio
-from s3prl_ekd.data.pretrain import PretrainDataConfig, PretrainDataset, PretrainLoader, read_utterances
+from s3prl_ekd.audio import bad_recordings
+from s3prl_ekd.audio import read as audio
+from s3prl_ekd.audio.read import audio_files, audio_length, load_audio
+from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import (
+    PretrainDataConfig,
+    PretrainDataset,
+    PretrainLoader,
+    read_utterances,
+)
 
 RATE = 16000
 CLEAN = DistortionConfig()

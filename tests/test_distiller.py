@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from conftest import TINY, speech_like
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ekd.config import DistillConfig
-from s3prl_ekd.data.batch import Batch
+from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.model import Student

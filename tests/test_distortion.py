@@ -10,14 +10,14 @@ import soundfile
 import torch
 from conftest import speech_like
 
-from s3prl_ekd.config import DistortionConfig
-from s3prl_ekd.data.distortion import (
+from s3prl_ekd.audio.distortion import (
     Distorter,
     add_noise,
     direct_path,
     generated_impulse_response,
 )
-from s3prl_ekd.data.randomness import integer, keyed_generator
+from s3prl_ekd.audio.randomness import integer, keyed_generator
+from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.errors import UserError
 
 RATE = 16000

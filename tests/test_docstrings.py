@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from s3prl_ekd import assets, distiller, teachers, upstream
-from s3prl_ekd.config import DistillConfig
-from s3prl_ekd.data.batch import collate
+from s3prl_ekd.audio.batch import collate
+from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.student import folder
 
 NAMES = {"assets": assets, "torch": torch, "collate": collate, "DistillConfig": DistillConfig}

@@ -10,9 +10,9 @@ from conftest import speech_like
 from helpers_teachers import s3prl_checkpoint, tiny_model
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ekd.config import TeacherConfig
+from s3prl_ekd.config.recipe import TeacherConfig
 from s3prl_ekd.teachers import load_teacher
-from s3prl_ekd.teachers.fast import FastTeacher
+from s3prl_ekd.teachers.own_encoder import FastTeacher
 
 KINDS = [(kind, large) for kind in ("hubert", "wav2vec2", "wavlm") for large in (False, True)]
 UPSTREAMS = {"hubert": "hubert_local", "wav2vec2": "wav2vec2_local", "wavlm": "wavlm_local"}
@@ -70,7 +70,7 @@ def test_a_model_that_only_looks_alike_keeps_its_own_forward(shelf, tmp_path, ca
     config = TeacherConfig(name="relu", transformers=str(tmp_path / "relu"), layers=(1,))
     assert not isinstance(load_teacher(config), FastTeacher)
 
-    from s3prl_ekd.teachers.fast import accelerate
+    from s3prl_ekd.teachers.own_encoder import accelerate
 
     own = load_teacher(dataclasses.replace(entry(shelf, "transformers", "hubert", False), own_forward=True))
     own.module.feature_projection.register_forward_hook(lambda module, inputs, output: output + 1)
@@ -99,9 +99,9 @@ def padded_batch(lengths: list[int]) -> tuple[list[torch.Tensor], torch.Tensor, 
 @pytest.mark.parametrize(("kind", "large"), KINDS)
 def test_padded_pass_is_that_of_s3prls_upstream(shelf, kind, large, own_forward):
     """On padded batches of awkward lengths, padding included: the targets of ``loss_on_padding``."""
-    from s3prl_ekd.s3prl_plugin import compat
+    from s3prl_ekd.s3prl_compat import patches
 
-    compat.apply()
+    patches.apply()
     import s3prl.hub as hub
 
     config = entry(shelf, "s3prl", kind, large, own_forward=own_forward)
@@ -132,11 +132,11 @@ def test_padded_pass_of_transformers_keeps_its_own_rule(shelf, kind):
 
 
 def test_a_teacher_that_treats_padding_otherwise_is_admitted_only_where_nothing_is_padded(shelf, monkeypatch, caplog):
-    from s3prl_ekd.teachers import fast
+    from s3prl_ekd.teachers import own_encoder
 
     config = entry(shelf, "s3prl", "hubert", False)
     monkeypatch.setattr(
-        fast.FastTeacher, "_frames_of_chunks", lambda self, lengths, samples: self.frame_lengths(lengths)
+        own_encoder.FastTeacher, "_frames_of_chunks", lambda self, lengths, samples: self.frame_lengths(lengths)
     )
     assert isinstance(load_teacher(config), FastTeacher)
     assert not isinstance(load_teacher(config, padded=True), FastTeacher)
@@ -193,12 +193,12 @@ def test_s3prls_upstreams_of_transformers_models(shelf, tmp_path, kind, upstream
 
 
 def test_whatever_surprises_our_encoder_leaves_the_teacher_as_it_is(shelf, monkeypatch, caplog):
-    from s3prl_ekd.teachers import fast
+    from s3prl_ekd.teachers import own_encoder
 
     config = entry(shelf, "s3prl", "hubert", False)
     for name in ("layout", "SpeechEncoder", "_difference"):
         with monkeypatch.context() as patch, caplog.at_level("INFO"):
-            patch.setattr(fast, name, lambda *args, **options: {}["surprise"])
+            patch.setattr(own_encoder, name, lambda *args, **options: {}["surprise"])
             assert not isinstance(load_teacher(config), FastTeacher)
         assert "keeps its own forward: KeyError ('surprise')" in caplog.text
         caplog.clear()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from s3prl_ekd import load_student
 from s3prl_ekd.cli import main
-from s3prl_ekd.config import StudentConfig, TeacherConfig
+from s3prl_ekd.config.recipe import StudentConfig, TeacherConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.folder import save_student, tensor_shapes
 from s3prl_ekd.student.model import Student
@@ -177,9 +177,9 @@ def test_damage_anywhere_is_one_line(folder, name):
 def test_a_broken_download_of_s3prl_names_the_file_to_delete(tmp_path, monkeypatch):
     import hashlib
 
-    from s3prl_ekd.s3prl_plugin import compat
+    from s3prl_ekd.s3prl_compat import patches
 
-    compat.apply()
+    patches.apply()
     import s3prl.util.download as download
 
     monkeypatch.setattr(download, "_download_dir", tmp_path)

@@ -12,11 +12,12 @@ from conftest import speech_like
 from safetensors.torch import save_file
 
 from s3prl_ekd import load_student
-from s3prl_ekd.config import DistillConfig
+from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.student.checkpoint import CHECKPOINT_KEY, RECIPE_KEY
+from s3prl_ekd.student.checkpoint import RECIPE_KEY
 from s3prl_ekd.student.folder import load_student_and_heads, save_student
 from s3prl_ekd.student.heads import PredictionHeads
+from s3prl_ekd.weights.kinds import CHECKPOINT_KEY
 
 RECIPE = DistillConfig.from_mapping({"teachers": [{"name": "hubert", "mini": "hubert", "layers": [1, 2]}]})
 

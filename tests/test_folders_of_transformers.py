@@ -13,7 +13,7 @@ from helpers_files import as_pickle, as_pickled_parts, save_again, save_classifi
 from safetensors.torch import load_file
 
 from s3prl_ekd import assets, load_student
-from s3prl_ekd.config import StudentConfig, TeacherConfig
+from s3prl_ekd.config.recipe import StudentConfig, TeacherConfig
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.teachers import load_teacher

@@ -6,11 +6,11 @@ import pytest
 import torch
 from helpers_teachers import KERNELS, STRIDES, TABLES, tiny_model
 
-from s3prl_ekd.config import StudentConfig
+from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.student import keys
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
+from s3prl_ekd.weights import names
 
 TINY = StudentConfig(
     conv_dim=(16,) * 7,
@@ -39,12 +39,12 @@ def student_state(heads: int, size: int = 12) -> tuple[dict[str, torch.Tensor], 
 @pytest.mark.parametrize(("kind", "large"), TABLES)
 def test_conversion_is_invertible_and_recognized(kind, large):
     state, table = tiny_model(kind, large=large).state_dict(), TABLES[kind, large]
-    theirs = keys.from_transformers_keys(state, table)
+    theirs = names.from_transformers_keys(state, table)
     assert len(theirs) == len(state)
-    assert keys.recognize(theirs) is table
-    assert_equal(keys.to_transformers_keys(theirs, table), state)
-    assert keys.recognize(state) is keys.TRANSFORMERS
-    assert_equal(keys.to_transformers_keys(state, keys.TRANSFORMERS), state)
+    assert names.recognize(theirs) is table
+    assert_equal(names.to_transformers_keys(theirs, table), state)
+    assert names.recognize(state) is names.TRANSFORMERS
+    assert_equal(names.to_transformers_keys(state, names.TRANSFORMERS), state)
 
 
 def test_old_weight_norm_names_are_read():
@@ -56,46 +56,46 @@ def test_old_weight_norm_names_are_read():
         for key, value in state.items()
     }
     assert set(old) != set(state)
-    assert keys.recognize(old) is keys.TRANSFORMERS_OLD
-    assert_equal(keys.to_transformers_keys(old, keys.TRANSFORMERS_OLD), state)
+    assert names.recognize(old) is names.TRANSFORMERS_OLD
+    assert_equal(names.to_transformers_keys(old, names.TRANSFORMERS_OLD), state)
 
 
 def test_unknown_names_are_refused_in_both_directions():
     state = tiny_model("hubert").state_dict()
-    theirs = keys.from_transformers_keys(state, keys.HUBERT)
+    theirs = names.from_transformers_keys(state, names.HUBERT)
     with pytest.raises(UserError, match=r"fairseq HuBERT.*unknown encoder\.surprise"):
-        keys.to_transformers_keys(theirs | {"encoder.surprise": torch.zeros(1)}, keys.HUBERT)
+        names.to_transformers_keys(theirs | {"encoder.surprise": torch.zeros(1)}, names.HUBERT)
     with pytest.raises(UserError, match=r"unknown encoder\.surprise"):
-        keys.from_transformers_keys(state | {"encoder.surprise": torch.zeros(1)}, keys.HUBERT)
+        names.from_transformers_keys(state | {"encoder.surprise": torch.zeros(1)}, names.HUBERT)
     with pytest.raises(UserError, match=r"unknown .*(rel_attn_embed|gru_rel_pos)"):
-        keys.from_transformers_keys(tiny_model("wavlm").state_dict(), keys.HUBERT)
+        names.from_transformers_keys(tiny_model("wavlm").state_dict(), names.HUBERT)
     with pytest.raises(UserError, match=r"nearest is fairseq HuBERT, but for encoder\.surprise"):
-        keys.recognize(theirs | {"encoder.surprise": torch.zeros(1)})
+        names.recognize(theirs | {"encoder.surprise": torch.zeros(1)})
     pretraining = {"final_proj.weight": torch.zeros(1), "label_embs_concat": torch.zeros(1)}
-    assert_equal(keys.to_transformers_keys(theirs | pretraining, keys.HUBERT), state)
+    assert_equal(names.to_transformers_keys(theirs | pretraining, names.HUBERT), state)
 
 
 def test_a_projection_that_fairseq_does_without_is_the_identity():
     state = tiny_model("hubert", conv_dim=(24,) * 7).state_dict()
     with pytest.raises(UserError, match="no feature projection"):
-        keys.from_transformers_keys(state, keys.HUBERT)
+        names.from_transformers_keys(state, names.HUBERT)
     state["feature_projection.projection.weight"] = torch.eye(24)
     state["feature_projection.projection.bias"] = torch.zeros(24)
-    theirs = keys.from_transformers_keys(state, keys.HUBERT)
+    theirs = names.from_transformers_keys(state, names.HUBERT)
     assert not any(key.startswith("post_extract_proj") for key in theirs)
-    assert_equal(keys.to_transformers_keys(theirs, keys.HUBERT), state)
+    assert_equal(names.to_transformers_keys(theirs, names.HUBERT), state)
 
 
 @pytest.mark.parametrize("heads", [0, 1, 3])
 def test_distiller_conversion_equals_s3prls_model(heads):
-    from s3prl_ekd.s3prl_plugin import compat
+    from s3prl_ekd.s3prl_compat import patches
 
-    compat.apply()
+    patches.apply()
     from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
 
     state, student, predictions = student_state(heads)
-    theirs = keys.to_distiller(state)
-    assert_equal(keys.from_distiller(theirs), state)
+    theirs = names.to_distiller(state)
+    assert_equal(names.from_distiller(theirs), state)
 
     config = DistillerConfig(
         {
@@ -131,13 +131,13 @@ def test_what_a_distiller_cannot_hold_is_refused():
     state, _, _ = student_state(2)
     state["heads.1.2.weight"], state["heads.1.2.bias"] = torch.zeros(9, 24), torch.zeros(9)
     with pytest.raises(UserError, match="heads of one size"):
-        keys.to_distiller(state)
+        names.to_distiller(state)
     del state["heads.1.2.weight"]
     with pytest.raises(UserError, match=r"missing heads\.1\.2\.weight"):
-        keys.to_distiller(state)
-    theirs = keys.to_distiller(student_state(2)[0])
+        names.to_distiller(state)
+    theirs = names.to_distiller(student_state(2)[0])
     del theirs["output_layer.0.bias"]
     with pytest.raises(UserError, match=r"missing output_layer\.0\.bias"):
-        keys.from_distiller(theirs)
+        names.from_distiller(theirs)
     with pytest.raises(UserError, match="unknown task_embedding"):
-        keys.from_distiller({"task_embedding.weight": torch.zeros(1)})
+        names.from_distiller({"task_embedding.weight": torch.zeros(1)})

@@ -15,27 +15,25 @@ from conftest import TINY, speech_like
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from s3prl_ekd.cache.reading import TargetCache
-from s3prl_ekd.cache.settings import write_description
-from s3prl_ekd.cache.shards import ShardWriter, cut_key, write_index
-from s3prl_ekd.config import (
+from s3prl_ekd.config.base import Config, OneOf, Range
+from s3prl_ekd.config.data import DataConfig
+from s3prl_ekd.config.recipe import (
     Aggregation,
-    Config,
     DistillConfig,
     DistortionConfig,
     ObjectiveConfig,
-    OneOf,
-    Range,
     StudentConfig,
     TeacherConfig,
 )
-from s3prl_ekd.data.config import DataConfig
+from s3prl_ekd.config.training import OptimizerConfig, RunConfig, ScheduleConfig, TrainerConfig, apply_override
 from s3prl_ekd.errors import LONGEST_MESSAGE, UserError, printable_line
 from s3prl_ekd.files import parse_yaml, read_yaml
 from s3prl_ekd.network.frames import Packing, conv_frames, receptive_field
 from s3prl_ekd.student.model import Student
+from s3prl_ekd.target_cache.reading import TargetCache
+from s3prl_ekd.target_cache.settings import write_description
+from s3prl_ekd.target_cache.shards import ShardWriter, cut_key, write_index
 from s3prl_ekd.targets import RULES, Source
-from s3prl_ekd.train_config import OptimizerConfig, RunConfig, ScheduleConfig, TrainerConfig, apply_override
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=40)
 settings.load_profile("repeatable")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from s3prl_ekd.config import Aggregation
+from s3prl_ekd.config.recipe import Aggregation
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.loss import head_loss
 from s3prl_ekd.network.frames import Packing

@@ -9,13 +9,13 @@ from conftest import speech_like
 from helpers_teachers import KERNELS, STRIDES, s3prl_checkpoint, tiny_model
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ekd.config import DistillConfig
-from s3prl_ekd.data.batch import Batch
+from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.distiller import Distiller
-from s3prl_ekd.s3prl_plugin import compat
-from s3prl_ekd.student import keys
+from s3prl_ekd.s3prl_compat import patches
 from s3prl_ekd.teachers import load_teachers
-from s3prl_ekd.teachers.fast import FastTeacher
+from s3prl_ekd.teachers.own_encoder import FastTeacher
+from s3prl_ekd.weights import names
 
 LAYERS = (1, 3)
 SIZES = {
@@ -34,7 +34,7 @@ SIZES = {
 
 def s3prls_distiller(state: dict[str, torch.Tensor]) -> torch.nn.Module:
     """s3prl's own network with the weights of our student and heads."""
-    compat.apply()
+    patches.apply()
     from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
 
     config = {
@@ -56,7 +56,7 @@ def s3prls_distiller(state: dict[str, torch.Tensor]) -> torch.nn.Module:
     }
     model = DistillerModel(DistillerConfig(config))
     ours = {name.removeprefix("student."): tensor for name, tensor in state.items()}
-    model.load_state_dict(keys.to_distiller(ours))
+    model.load_state_dict(names.to_distiller(ours))
     return model
 
 

@@ -16,11 +16,11 @@ from lhotse.recipes.musan import prepare_musan
 from lhotse.recipes.rir_noise import prepare_rir_noise
 
 from s3prl_ekd import cli
-from s3prl_ekd.config import DistortionConfig
-from s3prl_ekd.data import manifests
-from s3prl_ekd.data.distortion import Distorter
-from s3prl_ekd.data.pretrain import PretrainDataConfig, read_utterances
+from s3prl_ekd.audio.distortion import Distorter
+from s3prl_ekd.config.recipe import DistortionConfig
+from s3prl_ekd.cuts import manifests
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import PretrainDataConfig, read_utterances
 
 LIBRISPEECH = ("dev-clean/84/1/84-1-0000.flac", "dev-clean/84/1/84-1-0001.flac", "dev-clean/85/2/85-2-0000.flac")
 MUSAN = ("noise/free/noise-1.wav", "noise/free/noise-2.wav", "music/fma/music-1.wav", "speech/us/speech-1.wav")

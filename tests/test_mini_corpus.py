@@ -15,16 +15,16 @@ import soundfile
 import torch
 
 from s3prl_ekd import assets, cli
-from s3prl_ekd.config import DistortionConfig
-from s3prl_ekd.data.distortion import Distorter
-from s3prl_ekd.data.mini_corpus import plan
-from s3prl_ekd.data.mini_corpus.build import build
-from s3prl_ekd.data.mini_corpus.config import MiniCorpusConfig
-from s3prl_ekd.data.mini_corpus.espeak import Espeak
-from s3prl_ekd.data.mini_corpus.phones import to_arpabet
-from s3prl_ekd.data.mini_corpus.recording import MispronouncedError, Studio, make_lexicon, pronounce
-from s3prl_ekd.data.mini_corpus.sentences import Pool, pool, vocabulary
+from s3prl_ekd.audio.distortion import Distorter
+from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.espeak import Espeak
+from s3prl_ekd.mini_corpus import plan
+from s3prl_ekd.mini_corpus.build import build
+from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
+from s3prl_ekd.mini_corpus.phones import to_arpabet
+from s3prl_ekd.mini_corpus.recording import MispronouncedError, Studio, make_lexicon, pronounce
+from s3prl_ekd.mini_corpus.sentences import Pool, pool, vocabulary
 
 SPLITS = ("distil-train", "train-clean", "dev-clean", "test-clean", "test-noisy", "hidden-clean", "hidden-noisy")
 
@@ -111,9 +111,7 @@ def test_damaged_corpus_is_replaced_only_by_force(tmp_path, monkeypatch):
     (tmp_path / "out" / "corpus.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="1 files instead of 9"):
         build(tmp_path / "out", MiniCorpusConfig.tiny())
-    monkeypatch.setattr(
-        "s3prl_ekd.data.mini_corpus.build._write", lambda root, *_: (root.mkdir(), (root / "new").touch())
-    )
+    monkeypatch.setattr("s3prl_ekd.mini_corpus.build._write", lambda root, *_: (root.mkdir(), (root / "new").touch()))
     build(tmp_path / "out", MiniCorpusConfig.tiny(), force=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
 
@@ -318,9 +316,9 @@ def test_noisy_speech_is_the_clean_one_distorted_in_place(corpus, clean, noisy):
 @pytest.fixture(scope="module")
 def s3prl_tasks():
     """s3prl's task packages, patched to import."""
-    from s3prl_ekd.s3prl_plugin import compat
+    from s3prl_ekd.s3prl_compat import patches
 
-    compat.apply()
+    patches.apply()
     return pytest.importorskip("s3prl.downstream")
 
 
@@ -377,7 +375,7 @@ def test_asr_as_s3prl_reads_it(corpus, s3prl_tasks):
 def test_pr_as_the_ctc_task_reads_it(corpus, s3prl_tasks):
     from s3prl.downstream.ctc.text import load_text_encoder
 
-    from s3prl_ekd.s3prl_plugin.ctc_corpus.libriphone import LibriPhoneDataset
+    from s3prl_ekd.s3prl_compat.ctc_corpus.libriphone import LibriPhoneDataset
 
     tokenizer = load_text_encoder("word", str(assets.folder("vocab/phoneme.txt")))
     words = lexicon(corpus)

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -16,13 +17,14 @@ from s3prl_ekd import assets
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import write_yaml
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples/mini"
 NAMES = ("hubert", "robust_hubert", "wavlm")
 
 
 @pytest.fixture(scope="module")
 def recipe_modules():
-    """The scripts of recipes/mini, imported as they import each other."""
-    folder = str(assets.recipe("mini"))
+    """The scripts of examples/mini, imported as they import each other."""
+    folder = str(EXAMPLES)
     sys.path.insert(0, folder)
     try:
         yield {name: importlib.import_module(name) for name in ("teacher_data", "train_teachers", "probe_teachers")}
@@ -54,7 +56,7 @@ def test_folder_is_small_and_complete(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_config_is_what_the_recipe_states(name, recipe_modules):
     config = json.loads((assets.folder(f"teachers/{name}") / "config.json").read_text())
-    recipe = recipe_modules["train_teachers"].RecipeConfig.from_yaml(assets.recipe("mini/teachers.yaml"))
+    recipe = recipe_modules["train_teachers"].RecipeConfig.from_yaml(EXAMPLES / "teachers.yaml")
     for key, value in recipe.model.to_mapping().items():
         assert config[key] == value, key
     assert config["model_type"] == next(t.architecture for t in recipe.teachers if t.name == name)
@@ -93,7 +95,7 @@ def test_train_mode_changes_nothing(teachers, wave):
 
 def test_span_mask_covers_whole_spans(recipe_modules):
     train = recipe_modules["train_teachers"]
-    recipe = train.RecipeConfig.from_yaml(assets.recipe("mini/teachers.yaml"))
+    recipe = train.RecipeConfig.from_yaml(EXAMPLES / "teachers.yaml")
     mask = train.span_mask(64, 200, recipe, torch.Generator().manual_seed(0))
     assert mask.shape == (64, 200)
     assert 0.3 < mask.float().mean() < 0.5
@@ -135,7 +137,7 @@ def test_training_says_what_is_wrong(recipe_modules, tmp_path, caplog):
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="train it first"):
         train.load_body(
-            train.build_model("hubert", train.RecipeConfig.from_yaml(assets.recipe("mini/teachers.yaml")).model),
+            train.build_model("hubert", train.RecipeConfig.from_yaml(EXAMPLES / "teachers.yaml").model),
             tmp_path / "hubert",
         )
 

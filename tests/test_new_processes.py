@@ -15,7 +15,8 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from s3prl_ekd import assets
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import hub, task_patches
+from s3prl_ekd.s3prl_compat import task_patches
+from s3prl_ekd.s3prl_plugin import hub
 from s3prl_ekd.superb import librispeech as lengths
 from s3prl_ekd.superb.iemocap import write_folds
 
@@ -59,7 +60,7 @@ def _voxceleb1(root: Path) -> tuple[Path, str]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_workers_read_as_the_process_itself(datasets, method):
-    from s3prl_ekd.s3prl_plugin.speech_files import read_as_speech
+    from s3prl_ekd.s3prl_compat.speech_files import read_as_speech
 
     everything = ConcatDataset(datasets)
     with read_as_speech():
@@ -92,7 +93,7 @@ def _plain(item):
 # Where the method is chosen only, as Python does on macOS: all else is s3prl's.
 MAIN = """
 import multiprocessing, sys
-from s3prl_ekd.s3prl_plugin import downstream_runner
+from s3prl_ekd.s3prl_plugin.runners import downstream as downstream_runner
 
 if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")

@@ -22,10 +22,10 @@ from conftest import speech_like
 from helpers_teachers import SIZES, tiny_model
 
 from s3prl_ekd import assets, cli
-from s3prl_ekd.config import Aggregation, DistillConfig
-from s3prl_ekd.data.pretrain import PretrainDataConfig, PretrainDataset, PretrainLoader
+from s3prl_ekd.config.recipe import Aggregation, DistillConfig
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import PretrainDataConfig, PretrainDataset, PretrainLoader
 from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.pretrain_expert import UpstreamPretrainExpert
 from s3prl_ekd.student.folder import load_student
 from s3prl_ekd.teachers import load_teachers
@@ -34,7 +34,7 @@ from s3prl_ekd.teachers import load_teachers
 DRIVER = """
 import json, sys, torch
 from s3prl_ekd.distiller import Distiller
-from s3prl_ekd.s3prl_plugin import pretrain_runner
+from s3prl_ekd.s3prl_plugin.runners import pretrain as pretrain_runner
 
 forward, trace = Distiller.forward, open(sys.argv[1], "a", buffering=1)
 def noting(self, batch, **options):

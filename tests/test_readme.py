@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from s3prl_ekd import assets, cli
-from s3prl_ekd.config import DistillConfig
+from s3prl_ekd.config.recipe import DistillConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

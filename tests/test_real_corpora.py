@@ -14,7 +14,7 @@ from helpers_s3prl import python
 from s3prl_ekd import cli
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_lines, read_yaml
-from s3prl_ekd.s3prl_plugin import downstream_config
+from s3prl_ekd.s3prl_plugin.runners import downstream_config
 from s3prl_ekd.superb import iemocap as labels
 from s3prl_ekd.superb import voxceleb
 from s3prl_ekd.superb.corpora import Corpora, HiddenSets, Split

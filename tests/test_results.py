@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from s3prl_ekd import cli, pictures
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.superb import child, picture
+from s3prl_ekd.superb import picture, run_experiment
 from s3prl_ekd.superb.corpora import Corpora, HiddenSets, Split
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.experiments import data_identity
@@ -99,11 +99,13 @@ def evaluate(tmp_path):
         evaluation = Evaluation(corpora=corpora, out=tmp_path / out, **given)
         assert len(evaluation.jobs()) == 1
         folder = tmp_path / out / "er"
-        child.check_weights(folder, evaluation.ckpt)
-        (folder / child.TRAINED).write_text('{"checkpoint": "dev-best.ckpt", "seconds": 1}')
+        run_experiment.check_weights(folder, evaluation.ckpt)
+        (folder / run_experiment.TRAINED).write_text('{"checkpoint": "dev-best.ckpt", "seconds": 1}')
         result = {"value": score, "value_error": 5.0, "chance": 25.0, "chance_error": 4.0, "utterances": 96}
-        (folder / child.TESTS / "test").mkdir(parents=True)
-        (folder / child.TESTS / "test" / child.RESULT).write_text(json.dumps({**result, "changes": {}, "seconds": 1}))
+        (folder / run_experiment.TESTS / "test").mkdir(parents=True)
+        (folder / run_experiment.TESTS / "test" / run_experiment.RESULT).write_text(
+            json.dumps({**result, "changes": {}, "seconds": 1})
+        )
         write_summary(tmp_path / out / "summary.json", evaluation.rows())
         return tmp_path / out
 

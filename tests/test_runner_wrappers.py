@@ -20,16 +20,19 @@ from conftest import TINY
 from helpers_s3prl import python, write_corpus, write_phone_recognition, write_recipe, write_student
 
 from s3prl_ekd import assets
-from s3prl_ekd.config import StudentConfig
-from s3prl_ekd.data import audio
+from s3prl_ekd.audio import read as audio
+from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import downstream_config, downstream_runner, hub, override, pretrain_runner, stock
-from s3prl_ekd.s3prl_plugin.optimizer_config import check_training
-from s3prl_ekd.s3prl_plugin.options import Syntax
-from s3prl_ekd.student.checkpoint import load_pickle_safely
+from s3prl_ekd.s3prl_plugin import hub
+from s3prl_ekd.s3prl_plugin.runners import downstream as downstream_runner
+from s3prl_ekd.s3prl_plugin.runners import downstream_config, override, support
+from s3prl_ekd.s3prl_plugin.runners import pretrain as pretrain_runner
+from s3prl_ekd.s3prl_plugin.runners.optimizer_config import check_training
+from s3prl_ekd.s3prl_plugin.runners.options import Syntax
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.model import Student
+from s3prl_ekd.weights.pickles import load_pickle_safely
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +366,7 @@ def test_help_says_what_the_wrapper_adds(runner, capsys):
 
 
 def test_each_process_of_torchrun_gets_its_gpu(monkeypatch):
-    monkeypatch.setattr(stock, "default_device", lambda: "cuda")
+    monkeypatch.setattr(support, "default_device", lambda: "cuda")
     monkeypatch.setenv("LOCAL_RANK", "1")
     options = downstream_runner.SYNTAX.parse([])
     downstream_runner._choose_device(options)
@@ -550,7 +553,7 @@ def test_pretraining_resumes_the_furthest_checkpoint_with_new_options(place, her
 
     cut(here / "copy" / last.name)
     with caplog.at_level(logging.WARNING):
-        assert stock.newest_checkpoint(str(here / "copy"), "-e") == str(here / "copy/states-3.ckpt")
+        assert support.newest_checkpoint(str(here / "copy"), "-e") == str(here / "copy/states-3.ckpt")
     assert f"{last.name}: not a checkpoint, or a damaged one" in caplog.text
     assert "going on from states-3.ckpt (step 2)" in caplog.text
 
@@ -607,16 +610,16 @@ def test_pretraining_in_several_processes_is_refused(monkeypatch):
 def test_a_checkpoint_of_another_kind_is_no_start(here):
     torch.save({"Downstream": {}, "Args": argparse.Namespace()}, here / "states-1.ckpt")
     with pytest.raises(UserError, match="a downstream checkpoint"):
-        stock.newest_checkpoint("states-1.ckpt", "-e")
+        support.newest_checkpoint("states-1.ckpt", "-e")
     with pytest.raises(UserError, match=r"no readable checkpoint: .*a downstream checkpoint"):
-        stock.newest_checkpoint(str(here), "-e")
+        support.newest_checkpoint(str(here), "-e")
 
 
 def test_a_folder_with_something_of_worth_is_kept(here):
     settings, result = ("config_2026.yaml", "events.out.tfevents.1"), ("states-1.ckpt",)
 
     def fail_with(*files: str) -> None:
-        with stock.forget_new_folder("result/run"):
+        with support.forget_new_folder("result/run"):
             Path("result/run").mkdir(parents=True, exist_ok=True)
             for name in files:
                 Path("result/run", name).touch()
@@ -649,12 +652,12 @@ def test_commands_say_in_one_line_how_they_ended(place, here, capsys):
         raise argv[0]
 
     no_space = OSError(28, "No space left on device", "states-9.ckpt")
-    assert stock.main(run, "prog", [no_space]) == 2
+    assert support.main(run, "prog", [no_space]) == 2
     assert capsys.readouterr().err == "prog: error: states-9.ckpt: No space left on device\n"
-    assert stock.main(run, "prog", [KeyboardInterrupt()]) == 130
+    assert support.main(run, "prog", [KeyboardInterrupt()]) == 130
     assert capsys.readouterr().err.startswith("prog: interrupted; training goes on")
     with pytest.raises(OSError, match="other"):
-        stock.main(run, "prog", [OSError("other")])
+        support.main(run, "prog", [OSError("other")])
 
     folder = f"{place}/pr.yaml/run"  # below a file
     for runner, options in ((downstream_runner, DOWNSTREAM), (pretrain_runner, PRETRAIN)):

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from s3prl_ekd import assets
-from s3prl_ekd.train import EXIT_PREEMPTED
+from s3prl_ekd.training.run import EXIT_PREEMPTED
 
 SCRIPT = assets.recipe("slurm") / "distill.sbatch"
 

@@ -24,15 +24,15 @@ import torch
 from conftest import speech_like
 
 from s3prl_ekd import cli
-from s3prl_ekd.config import DistortionConfig
-from s3prl_ekd.data.audio import audio_files, load_audio
-from s3prl_ekd.data.bad_recordings import BadRecordings, Counts
-from s3prl_ekd.data.bucketing import draw_batches, duration_bounds
-from s3prl_ekd.data.config import DataConfig
-from s3prl_ekd.data.manifests import folder_recordings, write_manifest, write_shar
-from s3prl_ekd.data.shar import TarCache, TarReader
-from s3prl_ekd.data.sources import SourceError, mix_sources, read_entries, resolve_sources
-from s3prl_ekd.data.stream import BatchReader, BatchStream, Loaded, dev_loader
+from s3prl_ekd.audio.bad_recordings import BadRecordings, Counts
+from s3prl_ekd.audio.read import audio_files, load_audio
+from s3prl_ekd.config.data import DataConfig
+from s3prl_ekd.config.recipe import DistortionConfig
+from s3prl_ekd.cuts.bucketing import draw_batches, duration_bounds
+from s3prl_ekd.cuts.manifests import folder_recordings, write_manifest, write_shar
+from s3prl_ekd.cuts.shar import TarCache, TarReader
+from s3prl_ekd.cuts.sources import SourceError, mix_sources, read_entries, resolve_sources
+from s3prl_ekd.cuts.stream import BatchReader, BatchStream, Loaded, dev_loader
 from s3prl_ekd.errors import UserError
 
 RATE = 16000
@@ -641,7 +641,7 @@ def test_a_batch_that_cannot_be_handed_over_is_named(corpus, monkeypatch):
         def __reduce__(self):
             raise RuntimeError("unable to write to file </torch_1>:\nNo space left on device (28)")
 
-    monkeypatch.setattr("s3prl_ekd.data.stream.Loaded", NoRoom)
+    monkeypatch.setattr("s3prl_ekd.cuts.stream.Loaded", NoRoom)
     loader = stream(corpus / "speech.jsonl.gz", num_workers=2).loader(0)
     with pytest.raises(UserError, match=r"hand over a batch \(unable to .*: No space .*/dev/shm \(\d+ MiB in all\)"):
         list(loader)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import TINY, speech_like
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ekd.config import StudentConfig
+from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.conv import masked_group_norm
 from s3prl_ekd.network.encoder import normalize_waveforms
@@ -110,9 +110,9 @@ def test_initialization_copies_and_reports(tiny_config):
 
 def test_single_utterance_equals_s3prls_distiller(tmp_path):
     """Same weights, one utterance: hidden states and predictions within 1e-5 of s3prl's DistillerModel."""
-    from s3prl_ekd.s3prl_plugin import compat
+    from s3prl_ekd.s3prl_compat import patches
 
-    compat.apply()
+    patches.apply()
     from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
 
     mapping = {

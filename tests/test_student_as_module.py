@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd import assets
-from s3prl_ekd.config import StudentConfig
+from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.network import fast_conv, overlap_save
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.encoder import SpeechEncoder

@@ -20,21 +20,24 @@ from helpers_processes import another_at_work, runs
 from helpers_s3prl import python
 
 from s3prl_ekd import assets, cli
-from s3prl_ekd.config import StudentConfig
-from s3prl_ekd.data.mini_corpus.build import build
-from s3prl_ekd.data.mini_corpus.config import MiniCorpusConfig
+from s3prl_ekd.commands import superb as command
+from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, read_yaml
+from s3prl_ekd.mini_corpus.build import build
+from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.s3prl_plugin import hub
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.model import Student
-from s3prl_ekd.superb import child, command, iemocap, lexicon, librispeech, voxceleb
+from s3prl_ekd.superb import iemocap, lexicon, librispeech, run_experiment, voxceleb
 from s3prl_ekd.superb.corpora import mini_corpora
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.experiments import load_template, set_option, with_steps
 from s3prl_ekd.superb.jobs import _FROM_THE_START, Job, JobError, run_jobs, steps_done
 from s3prl_ekd.superb.outcome import METRICS, accuracy, error_rate, read_outcome
 from s3prl_ekd.superb.summary import read_summary
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples/mini"
 
 HERE = str(Path(__file__).parent)
 TASKS = ("pr", "sid", "er", "asr")
@@ -63,7 +66,7 @@ def in_process(monkeypatch) -> list[str]:
     def run(jobs, **_):
         for job in jobs:
             names.append(job.name)
-            child.run(Path(job.arguments[-1]))
+            run_experiment.run(Path(job.arguments[-1]))
 
     monkeypatch.setattr(command, "run_jobs", run)
     return names
@@ -140,7 +143,7 @@ def test_four_tasks_are_trained_judged_reused_and_resumed(corpus, student, tmp_p
 
 @pytest.fixture
 def s3prl_tasks():
-    from s3prl_ekd.s3prl_plugin import task_patches
+    from s3prl_ekd.s3prl_compat import task_patches
 
     hub.register()
     task_patches.apply()
@@ -166,8 +169,6 @@ def test_every_ctc_loader_has_the_workers_of_the_configuration(corpus):
     from s3prl.downstream.ctc import expert
     from s3prl.downstream.ctc.text import load_text_encoder
 
-    from s3prl_ekd import assets
-
     settings = load_template("pr", "mini")["downstream_expert"]["corpus"]
     settings |= {"path": str(corpus / "LibriSpeech"), "lexicon": [str(corpus / "lexicon.txt")]}
     tokenizer = load_text_encoder("word", str(assets.folder("vocab/phoneme.txt")))
@@ -177,7 +178,7 @@ def test_every_ctc_loader_has_the_workers_of_the_configuration(corpus):
 
 @pytest.mark.usefixtures("s3prl_tasks")
 def test_remembered_features_are_those_of_the_upstream(student):
-    from s3prl_ekd.s3prl_plugin.remembered import RememberedFeatures
+    from s3prl_ekd.superb.cached_features import RememberedFeatures
     from s3prl_ekd.upstream import ekd_student
 
     upstream = ekd_student(str(student)).eval()
@@ -444,10 +445,10 @@ def test_only_what_cost_time_keeps_its_folder(corpus, tmp_path):
 
     folder = tmp_path / "er"
     mistaken = asked("fbanc")
-    child.check_weights(folder, None)
+    run_experiment.check_weights(folder, None)
     asked("fbank")
-    assert json.loads((folder / child.EXPERIMENT).read_text())["settings"]["upstream"] == "fbank"
-    assert not (folder / child.WEIGHTS).exists()
+    assert json.loads((folder / run_experiment.EXPERIMENT).read_text())["settings"]["upstream"] == "fbank"
+    assert not (folder / run_experiment.WEIGHTS).exists()
     with pytest.raises(UserError, match="with other settings meanwhile"):
         mistaken.rows()
     (folder / "train").mkdir()
@@ -465,11 +466,11 @@ def test_weights_are_known_whatever_file_they_are_in(tmp_path, name):
     """Other weights under the same configuration are other weights; a card is none."""
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).write_bytes(b"one")
-    before = child.fingerprint(str(tmp_path))
+    before = run_experiment.fingerprint(str(tmp_path))
     (tmp_path / "README.md").write_text("a card")
-    assert child.fingerprint(str(tmp_path)) == before
+    assert run_experiment.fingerprint(str(tmp_path)) == before
     (tmp_path / name).write_bytes(b"two")
-    assert child.fingerprint(str(tmp_path)) != before
+    assert run_experiment.fingerprint(str(tmp_path)) != before
 
 
 def job(tmp_path: Path, name: str, code: str, **options) -> Job:
@@ -533,7 +534,7 @@ def test_what_jobs_are_forked_off_leaves_cuda_alone():
         "torch._C._cuda_getDeviceCount = torch._C._cuda_init = torch.cuda._lazy_init = refuse\n"
         "torch.cuda._device_count_nvml = lambda: 1\n"
         "assert torch.cuda.is_available()\n"
-        "import s3prl_ekd.s3prl_plugin.preload\n"
+        "import s3prl_ekd.superb.preload\n"
         "sys.exit('s3prl.downstream.runner' not in sys.modules)"
     )
     environment = {**os.environ, **_FROM_THE_START}
@@ -618,7 +619,7 @@ def test_superb_leaves_a_folder_alone_that_another_process_writes(corpus, tmp_pa
         assert cli.main(["superb", *arguments, "--out", str(tmp_path)]) == 2
         assert f"another process is at work in {tmp_path / 'er'}" in capsys.readouterr().err
         with pytest.raises(UserError, match="another process is at work"):
-            child.run(tmp_path / "er")
+            run_experiment.run(tmp_path / "er")
     assert list(tmp_path.rglob("*.json")) == []
 
 
@@ -645,7 +646,7 @@ def test_a_child_says_bad_input_in_one_line(corpus, tmp_path, capfd):
 
 def test_demo(tmp_path, capsys):
     out = tmp_path / "demo"
-    script = [sys.executable, assets.recipe("mini/demo.py"), "--tiny", "--jobs", "1", "--out", out]
+    script = [sys.executable, EXAMPLES / "demo.py", "--tiny", "--jobs", "1", "--out", out]
     done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
     assert "ekd_student is at chance on" in done.stderr  # as it must be after four steps
     assert done.returncode == 1
@@ -664,7 +665,7 @@ def test_demo(tmp_path, capsys):
 
 
 def load_demo() -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("demo", assets.recipe("mini/demo.py"))
+    spec = importlib.util.spec_from_file_location("demo", EXAMPLES / "demo.py")
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
     return demo

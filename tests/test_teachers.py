@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from s3prl_ekd import assets
-from s3prl_ekd.config import TeacherConfig
+from s3prl_ekd.config.recipe import TeacherConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.student import keys
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.teachers import Teacher, load_teacher, load_teachers
 from s3prl_ekd.teachers.base import ModelTeacher
-from s3prl_ekd.teachers.fast import FastTeacher
+from s3prl_ekd.teachers.own_encoder import FastTeacher
+from s3prl_ekd.weights import names
 
 KINDS = [(kind, large) for kind in ("hubert", "wav2vec2", "wavlm") for large in (False, True)]
 UPSTREAMS = {"hubert": "hubert_local", "wav2vec2": "wav2vec2_custom", "wavlm": "wavlm_local"}
@@ -145,7 +145,7 @@ def test_distilled_students_teach_and_initialise_through_s3prl(tiny_config, tmp_
         "pred_layer_id": [1, 2],
         "task_emb_type": "expand-last",
     }
-    torch.save({"Distiller": keys.to_distiller(state), "Config": {"distiller": settings}}, tmp_path / "states.ckpt")
+    torch.save({"Distiller": names.to_distiller(state), "Config": {"distiller": settings}}, tmp_path / "states.ckpt")
     with caplog.at_level(logging.WARNING):
         teacher = from_s3prl("distiller_local", tmp_path / "states.ckpt", layers=(0, 1, 2))
     assert "unpickles" in caplog.text
@@ -483,9 +483,9 @@ def test_hub_failures_are_one_quick_line(monkeypatch, failure, message):
 
 
 def test_s3prl_download_failures_name_the_local_way(shelf, monkeypatch):
-    from s3prl_ekd.s3prl_plugin import compat
+    from s3prl_ekd.s3prl_compat import patches
 
-    compat.apply()
+    patches.apply()
     import s3prl.upstream.hubert.hubconf as hubconf
 
     def unreachable(*args, **kwargs):

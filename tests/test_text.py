@@ -9,12 +9,12 @@ import soundfile
 from conftest import speech_like
 
 from s3prl_ekd import assets
-from s3prl_ekd.data.pretrain import PretrainDataConfig, read_utterances
-from s3prl_ekd.data.text import read_lengths, read_lexicon, read_transcripts
+from s3prl_ekd.audio.text import read_lengths, read_lexicon, read_transcripts
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.s3prl_plugin import compat, task_patches
-from s3prl_ekd.s3prl_plugin.ctc_corpus.libriphone import LibriPhoneDataset
-from s3prl_ekd.s3prl_plugin.ctc_corpus.librispeech import LibriDataset
+from s3prl_ekd.s3prl_compat import patches, task_patches
+from s3prl_ekd.s3prl_compat.ctc_corpus.libriphone import LibriPhoneDataset
+from s3prl_ekd.s3prl_compat.ctc_corpus.librispeech import LibriDataset
+from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import PretrainDataConfig, read_utterances
 from s3prl_ekd.superb import lexicon, librispeech
 
 TRANSCRIPT = "1-2-0000 CAT SUN\n1-2-0001 SUN\n"
@@ -48,7 +48,7 @@ def corpus(tmp_path):
 
 
 def _tokenizer(kind, name):
-    compat.apply()
+    patches.apply()
     from s3prl.downstream.ctc.text import load_text_encoder
 
     return load_text_encoder(kind, str(assets.folder(f"vocab/{name}.txt")))
@@ -69,7 +69,7 @@ def test_everyone_reads_the_same_transcripts(corpus, saved):
 
 @pytest.mark.parametrize("saved", SAVED)
 def test_s3prl_s_asr_reads_them_too(corpus, saved):
-    compat.apply()
+    patches.apply()
     from s3prl.downstream.asr.dataset import SequenceDataset
     from s3prl.downstream.asr.dictionary import Dictionary
 

@@ -16,14 +16,14 @@ import yaml
 from helpers_processes import another_at_work
 from test_distiller import FakeTeacher
 
-import s3prl_ekd.train
+import s3prl_ekd.training.run
+from s3prl_ekd.audio.bad_recordings import BadRecordings
 from s3prl_ekd.cli import main
-from s3prl_ekd.config import DistillConfig, ObjectiveConfig
-from s3prl_ekd.data.bad_recordings import BadRecordings
+from s3prl_ekd.config.recipe import DistillConfig, ObjectiveConfig
+from s3prl_ekd.config.training import RunConfig, ScheduleConfig, apply_override, check_resumable
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.folder import load_student, load_student_and_heads
-from s3prl_ekd.train_config import RunConfig, ScheduleConfig, apply_override, check_resumable
 from s3prl_ekd.training import random_state
 from s3prl_ekd.training.batches import EndlessBatches, Position
 from s3prl_ekd.training.checkpoints import step_files
@@ -93,7 +93,7 @@ def test_a_step_of_so_many_seconds_whatever_the_devices(tmp_path, caplog):
 
     data = {"batch_seconds": None, "global_batch_seconds": 6.0, "dev_cuts": []}
     config = h.recipe(tmp_path / "run", data=data, max_steps=1, accumulate=3)
-    assert s3prl_ekd.train.train(config, open_data=open_data, build=h.build) == 0
+    assert s3prl_ekd.training.run.train(config, open_data=open_data, build=h.build) == 0
     assert heard == [2.0]
     assert "a step is up to 6 s of audio: data.global_batch_seconds, 2 s for each of 1 device(s) x acc" in caplog.text
     assert h.checkpoint(tmp_path / "run")["EKD_Run"]["recipe"]["data"]["global_batch_seconds"] == 6.0
@@ -548,7 +548,7 @@ def broken(*_, **__):
 def test_a_failed_start_leaves_nothing(what, tmp_path):
     parts = {"open_data": h.open_data, "build": h.build, what: broken}
     with pytest.raises(UserError, match="of mine"):
-        s3prl_ekd.train.train(h.recipe(tmp_path / "new" / "run"), **parts)
+        s3prl_ekd.training.run.train(h.recipe(tmp_path / "new" / "run"), **parts)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -560,7 +560,7 @@ def test_a_failed_start_leaves_what_was_there_and_the_bad_recordings(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="of mine"):
-        s3prl_ekd.train.train(h.recipe(tmp_path), open_data=note_and_break, build=h.build)
+        s3prl_ekd.training.run.train(h.recipe(tmp_path), open_data=note_and_break, build=h.build)
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert found == {"logs", "logs/mine.txt", "bad_recordings.tsv"}
 
@@ -582,7 +582,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
     def fit(*_, **__):
         raise SystemExit(1)  # as Lightning does
 
-    monkeypatch.setattr(s3prl_ekd.train.Trainer, "fit", fit)
+    monkeypatch.setattr(s3prl_ekd.training.run.Trainer, "fit", fit)
     with pytest.raises(KeyboardInterrupt, match="go on with --resume"):
         h.run(h.recipe(tmp_path / "run"))
 
@@ -652,13 +652,13 @@ def test_override_makes_missing_sections():
 def trackers(monkeypatch):
     """Says which modules are installed; gives what Weights & Biases was asked for."""
     made = []
-    monkeypatch.setattr(s3prl_ekd.train, "WandbLogger", lambda **kwargs: made.append(kwargs))
+    monkeypatch.setattr(s3prl_ekd.training.run, "WandbLogger", lambda **kwargs: made.append(kwargs))
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
 
     def installed(*names):
         find = lambda name: types.SimpleNamespace() if name in names else None  # noqa: E731
-        monkeypatch.setattr(s3prl_ekd.train.importlib.util, "find_spec", find)
+        monkeypatch.setattr(s3prl_ekd.training.run.importlib.util, "find_spec", find)
 
     return installed, made
 
@@ -666,7 +666,7 @@ def trackers(monkeypatch):
 def test_a_tracker_is_asked_for_and_said_if_missing(tmp_path, trackers, caplog, monkeypatch):
     """Nothing is uploaded that nobody asked for; what is asked for and not there is said in one line each."""
     installed, made = trackers
-    loggers = functools.partial(s3prl_ekd.train._loggers, folder=tmp_path, start=None)
+    loggers = functools.partial(s3prl_ekd.training.run._loggers, folder=tmp_path, start=None)
     unasked = RunConfig.from_mapping(
         {"teachers": [{"name": "a", "mini": "hubert"}], "data": {"cuts": ["a"]}, "output": "x"}
     )

@@ -14,10 +14,10 @@ import torch
 
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.train import EXIT_PREEMPTED
 from s3prl_ekd.training import batches as waiting
 from s3prl_ekd.training import module
 from s3prl_ekd.training.checkpoints import newest_readable, step_files
+from s3prl_ekd.training.run import EXIT_PREEMPTED
 
 # Two epochs and a half; dropout, dev losses, a log and a checkpoint that do not fall together.
 PLAIN = {"checkpoint_every": 1}

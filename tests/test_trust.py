@@ -15,10 +15,12 @@ import yaml
 from conftest import TINY
 
 from s3prl_ekd import assets
-from s3prl_ekd.config import DistillConfig
+from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import downstream_runner, hub, pretrain_runner, trust
+from s3prl_ekd.s3prl_plugin import hub, trust
+from s3prl_ekd.s3prl_plugin.runners import downstream as downstream_runner
+from s3prl_ekd.s3prl_plugin.runners import pretrain as pretrain_runner
 
 CODE = "could run code; if you trust it, give "
 

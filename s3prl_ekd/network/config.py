@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from s3prl_ekd.config import Config, Depth, Dropout, Range, Size
+from s3prl_ekd.config.base import Config, Depth, Dropout, Range, Size
 
 
 @dataclass(frozen=True, kw_only=True)

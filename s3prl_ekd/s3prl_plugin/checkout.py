@@ -9,9 +9,10 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from s3prl_ekd.s3prl_plugin import compat, hook, trust
+from s3prl_ekd.s3prl_compat import patches
+from s3prl_ekd.s3prl_plugin import hook, trust
 
-compat.apply()
+patches.apply()
 hook.report_user_errors()
 
 from s3prl_ekd.s3prl_plugin.pretrain.ekd_student import pretrain_expert  # noqa: E402

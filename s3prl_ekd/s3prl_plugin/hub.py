@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import UserError, nearest
-from s3prl_ekd.s3prl_plugin import compat
+from s3prl_ekd.s3prl_compat import import_hook, patches
 
 NAMES = ("ekd_student", "ekd_student_mini")
+_HOOK = "s3prl_ekd.s3prl_plugin.hook:install"
 
 
 def register() -> None:
     """Let ``s3prl.hub``, and with it s3prl's runners and ``s3prl.nn.S3PRLUpstream``, find :data:`NAMES`."""
-    compat.apply()
-    with compat.quiet():
+    patches.apply()
+    if _HOOK not in import_hook.first:
+        import_hook.first.append(_HOOK)  # a process started from here has its hub
+    with patches.quiet():
         # Not `import s3prl.hub`: in the middle of its own import the package does not have the attribute yet.
         s3prl_hub = importlib.import_module("s3prl.hub")
     for name in NAMES:

@@ -1,10 +1,10 @@
-"""``s3prl-ekd plug``: lets the unmodified s3prl of this environment, or of a checkout, find ``ekd_student``."""
+"""Puts our line into an environment, or our files into a checkout of s3prl, and takes them back."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
+import shutil
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,38 +30,6 @@ FILES = (*CODE, *YAML)
 _MARK = "# Written by s3prl-ekd plug; taken out by s3prl-ekd unplug --s3prl DIR unless edited. sha256 "
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    add_target(parser)
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME",
-        help="with --s3prl: the packaged recipe whose YAML become the checkout's defaults (default: mini)",
-    )
-
-
-def add_target(parser: argparse.ArgumentParser) -> None:
-    """The option that plug and unplug share."""
-    parser.add_argument(
-        "--s3prl",
-        metavar="DIR",
-        type=Path,
-        help="a checkout of s3prl, for its run_pretrain.py; without it: the s3prl of this Python environment, for"
-        " python -m s3prl.run_downstream and s3prl.nn.S3PRLUpstream",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Plug one of the two."""
-    if args.s3prl is None:
-        if args.recipe is not None:
-            raise UserError("--recipe goes with --s3prl DIR")
-        plug_environment()
-    else:
-        plug_checkout(args.s3prl, args.recipe or "mini")
-    return 0
-
-
 # --- the environment --------------------------------------------------------------------------------------------------
 
 
@@ -84,6 +52,16 @@ def plug_environment() -> None:
         raise UserError(f"{reason}; use python -m s3prl_ekd.run_downstream, which needs no plugging") from error
     print(f"plugged: {path}")
     print("python -m s3prl.run_downstream -u ekd_student -k WHERE ... works now (without a GPU add --device cpu)")
+
+
+def unplug_environment() -> None:
+    """Remove the line from site-packages."""
+    path = pth_file()
+    if not path.is_file():
+        print("not plugged: nothing to do")
+        return
+    path.unlink()
+    print(f"unplugged: {path} removed")
 
 
 # --- a checkout -------------------------------------------------------------------------------------------------------
@@ -120,6 +98,30 @@ def plug_checkout(folder: Path, recipe: str) -> None:
         print(f"kept, since it was edited: {target / name}")
     print(f"say where the data are in {target / YAML[1]}, under pretrain_expert.datarc")
     print(f"in {target.parent.parent}: python run_pretrain.py -u {RECIPE} -n NAME (without a GPU add --device cpu)")
+
+
+def unplug_checkout(folder: Path) -> None:
+    """Remove ``pretrain/ekd_student/``; what was edited or added there stays, and is named.
+
+    Raises:
+        UserError: no checkout, or an ``ekd_student`` that plug did not write.
+    """
+    target = recipe_folder(folder)
+    if not target.exists():
+        print("not plugged: nothing to do")
+        return
+    if not any(is_ours(target / name) for name in FILES):
+        raise UserError(f"{target} is not from s3prl-ekd plug; it stays")
+    for name in FILES:
+        if is_untouched(target / name):
+            (target / name).unlink()
+    shutil.rmtree(target / "__pycache__", ignore_errors=True)
+    left = sorted(path.name for path in target.iterdir())
+    if left:
+        print(f"unplugged; in {target} these stay, since they were edited or added: {', '.join(left)}")
+    else:
+        target.rmdir()
+        print(f"unplugged: {target} removed")
 
 
 def recipe_folder(folder: Path) -> Path:

@@ -21,11 +21,12 @@ from types import ModuleType
 from typing import Any
 
 from s3prl_ekd import recipe_files
-from s3prl_ekd.config import DistillConfig
+from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import downstream_config, hub
-from s3prl_ekd.s3prl_plugin.options import Options
+from s3prl_ekd.s3prl_plugin import hub
+from s3prl_ekd.s3prl_plugin.runners import downstream_config
+from s3prl_ekd.s3prl_plugin.runners.options import Options
 
 SWITCH = "trust_checkpoint"
 HELP = "accept upstreams, teachers and settings that a checkpoint names and that could run code"
@@ -65,7 +66,7 @@ def check_downstream(file: str, args: Settings, config: Settings, options: Optio
 
 def _unnamed_upstream(args: Settings, options: Options) -> dict[str, str]:
     """The options that the user would have to give, with their values; none if the upstream is harmless or named."""
-    from s3prl_ekd.teachers.s3prl_source import CKPT_SUFFIXES
+    from s3prl_ekd.teachers.from_s3prl import CKPT_SUFFIXES
 
     files = {name: args.get(name) for name in ("upstream_ckpt", "upstream_model_config") if args.get(name) is not None}
     if args.get("hub") == "huggingface" or args.get("from_hf_hub"):
@@ -116,7 +117,7 @@ def check_teachers(file: str, recipe: Settings, options: Options) -> None:
     Raises:
         UserError: one that loads a file through s3prl, and the command line does not name the recipe.
     """
-    from s3prl_ekd.teachers.s3prl_source import CKPT_SUFFIXES
+    from s3prl_ekd.teachers.from_s3prl import CKPT_SUFFIXES
 
     if SWITCH in options:
         return
@@ -216,29 +217,29 @@ def guard(module: ModuleType, check: Callable[[Any, Settings], None]) -> None:
 
 def check_stock_downstream(args: Any, config: Settings) -> None:
     """For :func:`guard`: s3prl's ``run_downstream`` as started with ``sys.argv``, which ignores ``-k`` there."""
-    from s3prl_ekd.s3prl_plugin import stock
-    from s3prl_ekd.s3prl_plugin.downstream_runner import KEPT, PROG, SYNTAX
+    from s3prl_ekd.s3prl_plugin.runners import support
+    from s3prl_ekd.s3prl_plugin.runners.downstream import KEPT, PROG, SYNTAX
 
     options = SYNTAX.parse(sys.argv[1:])
     with _switch_of(PROG):
         check_downstream(args.init_ckpt, vars(args), config, options)
-    stock.check_unchanged(options, SYNTAX, vars(args), (*KEPT, "upstream_ckpt", "upstream_model_config"))
+    support.check_unchanged(options, SYNTAX, vars(args), (*KEPT, "upstream_ckpt", "upstream_model_config"))
 
 
 def check_stock_pretraining(args: Any, config: Settings) -> None:
     """For :func:`guard`: s3prl's ``run_pretrain.py`` as started with ``sys.argv``."""
-    from s3prl_ekd.s3prl_plugin import stock
-    from s3prl_ekd.s3prl_plugin.pretrain_runner import KEPT, PROG, SYNTAX
+    from s3prl_ekd.s3prl_plugin.runners import support
+    from s3prl_ekd.s3prl_plugin.runners.pretrain import KEPT, PROG, SYNTAX
 
-    options, states = SYNTAX.parse(sys.argv[1:]), stock.read_states(args.init_ckpt)
+    options, states = SYNTAX.parse(sys.argv[1:]), support.read_states(args.init_ckpt)
     with _switch_of(PROG):
         check_pretraining(args.init_ckpt, vars(args), states, config, options)
-    stock.check_unchanged(options, SYNTAX, vars(args), KEPT)
+    support.check_unchanged(options, SYNTAX, vars(args), KEPT)
 
 
 def check_stock_teachers(recipe: Settings) -> None:
     """The teachers alone, for the expert in a checkout's ``pretrain/``, which learns nothing else in time."""
-    from s3prl_ekd.s3prl_plugin.pretrain_runner import PROG, SYNTAX
+    from s3prl_ekd.s3prl_plugin.runners.pretrain import PROG, SYNTAX
 
     options = SYNTAX.parse(sys.argv[1:])
     with _switch_of(PROG):

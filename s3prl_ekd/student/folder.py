@@ -18,14 +18,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from s3prl_ekd.config import DistillConfig, StudentConfig
+from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, write_json, write_yaml
 from s3prl_ekd.student.checkpoint import read_checkpoint
 from s3prl_ekd.student.heads import PredictionHeads
-from s3prl_ekd.student.keys import base_model, recognize, to_transformers_keys
 from s3prl_ekd.student.model import Student
-from s3prl_ekd.student.weights import (
+from s3prl_ekd.targets import RULES, Source
+from s3prl_ekd.weights.folders import (
     WEIGHTS,
     check_finite,
     read_json,
@@ -34,7 +34,7 @@ from s3prl_ekd.student.weights import (
     stated_normalization,
     weight_files,
 )
-from s3prl_ekd.targets import RULES, Source
+from s3prl_ekd.weights.names import base_model, recognize, to_transformers_keys
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from s3prl_ekd.config import StudentConfig
+from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.bypass import in_graph
 from s3prl_ekd.network.config import EncoderConfig

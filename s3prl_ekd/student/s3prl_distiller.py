@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from s3prl_ekd.config import StudentConfig
+from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.errors import UserError
 
 # s3prl's key -> ours (s3prl's defaults are in its upstream/distiller/model.py)

@@ -12,7 +12,7 @@ from typing import Any
 
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, write_json, write_yaml
-from s3prl_ekd.superb import child
+from s3prl_ekd.superb import run_experiment
 from s3prl_ekd.superb.corpora import Corpora, Split
 from s3prl_ekd.superb.experiments import (
     Experiment,
@@ -115,7 +115,7 @@ class Evaluation:
             jobs.append(
                 Job(
                     name=prefix + experiment.name,
-                    module="s3prl_ekd.superb.child",
+                    module="s3prl_ekd.superb.run_experiment",
                     arguments=(str(folder),),
                     log=folder / "log.txt",
                     steps=experiment.steps,
@@ -131,7 +131,7 @@ class Evaluation:
             folder = self.out / experiment.name
             if self._differing(experiment):
                 raise UserError(f"{folder} was begun with other settings meanwhile: start again with another --out")
-            trained = _read(folder / child.TRAINED)
+            trained = _read(folder / run_experiment.TRAINED)
             for test in experiment.tests:
                 result = _read(self._result(experiment, test.name))
                 seconds = trained["seconds"] + result["seconds"]
@@ -140,7 +140,7 @@ class Evaluation:
                     "steps": experiment.steps,
                     "seconds": seconds,
                     "checkpoint": trained["checkpoint"],
-                    "weights": _read(folder / child.WEIGHTS)["sha256"],
+                    "weights": _read(folder / run_experiment.WEIGHTS)["sha256"],
                 }
                 found.setdefault((experiment.task, Split(test.split), test.name), []).append(entry)
         return [
@@ -177,18 +177,18 @@ class Evaluation:
         """Write the experiment into its folder, unless other results, or what may become some, are there."""
         folder = self.out / experiment.name
         with only_writer(folder):
-            if child.begun(folder):
+            if run_experiment.begun(folder):
                 differing = self._differing(experiment)
                 if differing:
                     raise UserError(
                         f"{folder} holds results of other settings ({', '.join(differing)}): give another --out, or"
                         " delete that folder"
                     )
-                child.check_weights(folder, self.ckpt)
+                run_experiment.check_weights(folder, self.ckpt)
             else:
-                (folder / child.WEIGHTS).unlink(missing_ok=True)
+                (folder / run_experiment.WEIGHTS).unlink(missing_ok=True)
             now = {"settings": self._settings, "experiment": experiment.to_mapping()}
-            write_json(folder / child.EXPERIMENT, now)
+            write_json(folder / run_experiment.EXPERIMENT, now)
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class Evaluation:
 
     def _differing(self, experiment: Experiment) -> list[str]:
         """Settings that are others in the experiment's folder."""
-        path = self.out / experiment.name / child.EXPERIMENT
+        path = self.out / experiment.name / run_experiment.EXPERIMENT
         if not path.is_file():
             return []
         before = _read(path)
@@ -225,7 +225,7 @@ class Evaluation:
         return missing
 
     def _result(self, experiment: Experiment, test: str) -> Path:
-        return self.out / experiment.name / child.TESTS / test / child.RESULT
+        return self.out / experiment.name / run_experiment.TESTS / test / run_experiment.RESULT
 
 
 def default_label(upstream: str, ckpt: str | None) -> str:

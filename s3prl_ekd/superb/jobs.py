@@ -120,7 +120,7 @@ def _start(job: Job, threads: int) -> BaseProcess:
         blank = "\n" if stream.tell() else ""
         stream.write(f"{blank}=== started at {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["s3prl_ekd.s3prl_plugin.preload"])
+    context.set_forkserver_preload(["s3prl_ekd.superb.preload"])
     with _environment_variables(_FROM_THE_START):
         multiprocessing.forkserver.ensure_running()
     environment = {**os.environ, **_FROM_THE_START, **dict.fromkeys(_THREADS, str(threads))}

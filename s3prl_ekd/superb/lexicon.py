@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from s3prl_ekd import assets
-from s3prl_ekd.data.text import Pronunciation, read_lexicon
+from s3prl_ekd.audio.text import Pronunciation, read_lexicon
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path
 
@@ -72,8 +72,8 @@ def _by_rule(words: Sequence[str]) -> Mapping[str, Pronunciation]:
     """Pronunciations by espeak-ng's spelling rules; a word that leads outside the vocabulary is left out."""
     from tqdm import tqdm
 
-    from s3prl_ekd.data.mini_corpus.espeak import Espeak
-    from s3prl_ekd.data.mini_corpus.recording import MispronouncedError, pronounce
+    from s3prl_ekd.espeak import Espeak
+    from s3prl_ekd.mini_corpus.recording import MispronouncedError, pronounce
 
     found: dict[str, Pronunciation] = {}
     with Espeak() as espeak:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from s3prl_ekd.data.text import read_lengths, read_transcripts, write_lengths
+from s3prl_ekd.audio.text import read_lengths, read_transcripts, write_lengths
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import files_below
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 
 from tqdm import tqdm
 
-from s3prl_ekd.config import TeacherConfig, TeacherSource
+from s3prl_ekd.config.recipe import TeacherConfig, TeacherSource
 from s3prl_ekd.teachers.base import Teacher
-from s3prl_ekd.teachers.fast import accelerate
-from s3prl_ekd.teachers.s3prl_source import load_s3prl_teacher
-from s3prl_ekd.teachers.transformers_source import load_mini_teacher, load_transformers_teacher
+from s3prl_ekd.teachers.from_s3prl import load_s3prl_teacher
+from s3prl_ekd.teachers.from_transformers import load_mini_teacher, load_transformers_teacher
+from s3prl_ekd.teachers.own_encoder import accelerate
 
 __all__ = ["Teacher", "load_teacher", "load_teachers"]
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
-from s3prl_ekd.config import TeacherConfig
+from s3prl_ekd.config.recipe import TeacherConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.student.keys import recognize, to_transformers_keys
-from s3prl_ekd.student.weights import check_finite
+from s3prl_ekd.weights.folders import check_finite
+from s3prl_ekd.weights.names import recognize, to_transformers_keys
 
 WAVEFORM_EPSILON = 1e-5  # added to the waveform's variance, as fairseq and s3prl do (layer_norm's default)
 _INITIALIZES = ("feature_extractor.", "feature_projection.", "encoder.")
@@ -153,7 +153,7 @@ class ModelTeacher(Teacher):
 
     @abstractmethod
     def _weights(self) -> Mapping[str, Tensor]:
-        """The encoder's state dict as it is now, in any format that :func:`s3prl_ekd.student.keys.recognize` knows."""
+        """The encoder's state dict as it is now, in any format that :func:`s3prl_ekd.weights.names.recognize` knows."""
 
     def _try(self) -> list[Tensor]:
         """All hidden states of a second of noise."""

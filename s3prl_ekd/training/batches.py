@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from s3prl_ekd.data.bad_recordings import BadRecordings
-from s3prl_ekd.data.batch import Batch, empty_batch
+from s3prl_ekd.audio.bad_recordings import BadRecordings
+from s3prl_ekd.audio.batch import Batch, empty_batch
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.training.random_state import preserved
 from s3prl_ekd.training.stopping import GRACE_SECONDS, Interrupted, StopSignals
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stream(Protocol):
-    """Where batches come from, see :class:`s3prl_ekd.data.stream.BatchStream`."""
+    """Where batches come from, see :class:`s3prl_ekd.cuts.stream.BatchStream`."""
 
     bad_recordings: BadRecordings
 

@@ -20,9 +20,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path
-from s3prl_ekd.student.checkpoint import load_pickle_safely
 from s3prl_ekd.training.batches import DataError
 from s3prl_ekd.training.stopping import Interrupted, Preempted
+from s3prl_ekd.weights.pickles import load_pickle_safely
 
 logger = logging.getLogger(__name__)
 

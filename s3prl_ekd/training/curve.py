@@ -1,8 +1,7 @@
-"""``s3prl-ekd curve``: a distillation as a picture: its losses, and how well every target is matched."""
+"""A distillation as a picture: its losses, and how well every target is matched."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import re
@@ -21,21 +20,6 @@ if TYPE_CHECKING:
 
 Series = Mapping[str, Sequence[tuple[int, float]]]
 """Name in the log -> (step, value), by step."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Define the command line."""
-    parser.add_argument(
-        "run", type=Path, help="folder of a run of distill or of s3prl's run_pretrain, which may still be going on"
-    )
-    parser.add_argument("picture", type=Path, metavar="FILE.png", help="picture to write (also .svg, .pdf)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Draw the picture and print where it is."""
-    plot(args.run, args.picture)
-    print(args.picture)
-    return 0
 
 
 def plot(run: Path, path: Path) -> None:

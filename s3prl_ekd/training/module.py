@@ -13,14 +13,14 @@ from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor
 
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
-from s3prl_ekd.data.bad_recordings import BadRecordings, Counts
-from s3prl_ekd.data.batch import Batch, empty_batch
+from s3prl_ekd.audio.bad_recordings import BadRecordings, Counts
+from s3prl_ekd.audio.batch import Batch, empty_batch
+from s3prl_ekd.config.training import Precision, RunConfig
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.encoder import FeedForward
-from s3prl_ekd.student.checkpoint import CHECKPOINT_KEY, RECIPE_KEY
+from s3prl_ekd.student.checkpoint import RECIPE_KEY
 from s3prl_ekd.student.heads import PredictionHead
-from s3prl_ekd.train_config import Precision, RunConfig
 from s3prl_ekd.training import random_state
 from s3prl_ekd.training.batches import EndlessBatches, Placed, Position, Stream, quiet
 from s3prl_ekd.training.checkpoints import RUN_KEY
@@ -28,6 +28,7 @@ from s3prl_ekd.training.meter import Meter
 from s3prl_ekd.training.optim import learning_rate_factor, parameter_groups
 from s3prl_ekd.training.stopping import GRACE_SECONDS, Agreement, Interrupted, StopSignals
 from s3prl_ekd.training.uncounted import uncount
+from s3prl_ekd.weights.kinds import CHECKPOINT_KEY
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from s3prl_ekd.train_config import Decay, ScheduleConfig
+from s3prl_ekd.config.training import Decay, ScheduleConfig
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm)
 

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from s3prl_ekd.data.bad_recordings import Counts
+from s3prl_ekd.audio.bad_recordings import Counts
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from conftest import speech_like
 
 from fuzz.change import Change
-from s3prl_ekd.data.audio import audio_length, load_audio
+from s3prl_ekd.audio.read import audio_length, load_audio
 
 ABOUT = "recordings (WAV, FLAC, MP3, Ogg, AIFF, AU, W64, NIST): bits of header and data flipped, cut short"
 

@@ -10,9 +10,10 @@ import torch
 
 from fuzz.change import Change
 from fuzz.kinds.good import MODEL_KEYS, RECIPE, student, use
-from s3prl_ekd.student.checkpoint import CHECKPOINT_KEY, RECIPE_KEY
+from s3prl_ekd.student.checkpoint import RECIPE_KEY
 from s3prl_ekd.student.folder import load_student_and_heads
 from s3prl_ekd.training.checkpoints import RUN_KEY, newest_readable
+from s3prl_ekd.weights.kinds import CHECKPOINT_KEY
 
 ABOUT = "checkpoints of run_pretrain and distill: bytes flipped, cut short, entries replaced"
 

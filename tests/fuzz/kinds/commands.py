@@ -51,9 +51,9 @@ def prepare(good: Path) -> None:
     own = [command.module for command in cli.COMMANDS.values()]
     for module in (
         *own,
-        "s3prl_ekd.train",
-        "s3prl_ekd.cache.filling",
-        "s3prl_ekd.data.manifests",
+        "s3prl_ekd.training.run",
+        "s3prl_ekd.target_cache.filling",
+        "s3prl_ekd.cuts.manifests",
         "torch._dynamo",
     ):
         importlib.import_module(module)  # here, so that no case has to wait for it

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from conftest import TINY
 
-from s3prl_ekd.config import StudentConfig
+from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
 

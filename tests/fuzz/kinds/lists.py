@@ -9,9 +9,9 @@ import soundfile
 from conftest import speech_like
 
 from fuzz.change import Change
-from s3prl_ekd.config import DistortionConfig
-from s3prl_ekd.data.pretrain import PretrainDataConfig, PretrainDataset
+from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import PretrainDataConfig, PretrainDataset
 
 ABOUT = "len_for_bucket lists: bytes flipped, columns and numbers replaced; every batch is read"
 

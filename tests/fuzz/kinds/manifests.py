@@ -12,9 +12,9 @@ from conftest import speech_like
 from lhotse import Recording
 
 from fuzz.change import Change
-from s3prl_ekd.data.cuts import CutReader, draw_crop, read_cut
-from s3prl_ekd.data.shar import TarCache, TarReader
-from s3prl_ekd.data.sources import SourceError, read_entries, resolve_sources
+from s3prl_ekd.cuts.read import CutReader, draw_crop, read_cut
+from s3prl_ekd.cuts.shar import TarCache, TarReader
+from s3prl_ekd.cuts.sources import SourceError, read_entries, resolve_sources
 from s3prl_ekd.errors import UserError
 
 ABOUT = "cut manifests, plain and gzipped: bytes flipped, cut short, values of a line replaced; every cut is read"

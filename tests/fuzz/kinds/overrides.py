@@ -9,8 +9,8 @@ from pathlib import Path
 from fuzz.change import VALUES, Change, places
 from fuzz.kinds.good import RECIPE
 from fuzz.kinds.yaml_files import FRAGMENTS
+from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.files import write_yaml
-from s3prl_ekd.train_config import RunConfig
 
 ABOUT = "settings on the command line: paths to nowhere, values of other kinds, fragments of YAML"
 

@@ -10,9 +10,9 @@ import yaml
 
 from fuzz.change import Change
 from fuzz.kinds.good import RECIPE, use
-from s3prl_ekd.data.distortion import Distorter
+from s3prl_ekd.audio.distortion import Distorter
+from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.student.model import Student
-from s3prl_ekd.train_config import RunConfig
 from s3prl_ekd.training.optim import learning_rate_factor
 
 ABOUT = "recipes: values of other kinds and sizes, keys removed, renamed and added; what is accepted is built and used"

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s3prl_ekd.config import DistillConfig
-from s3prl_ekd.data.batch import Batch
-from s3prl_ekd.data.pretrain import PretrainDataConfig, PretrainDataset, PretrainLoader
+from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.student.checkpoint import CHECKPOINT_KEY, RECIPE_KEY, kind_of
+from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import PretrainDataConfig, PretrainDataset, PretrainLoader
+from s3prl_ekd.student.checkpoint import RECIPE_KEY
 from s3prl_ekd.teachers import load_teachers
+from s3prl_ekd.weights.kinds import CHECKPOINT_KEY, kind_of
 
 # The runner calls its TensorBoard writer `logger`, and this module `pretrain.ekd_student.pretrain_expert`.
 log = logging.getLogger("s3prl_ekd.pretrain")
@@ -49,7 +50,7 @@ class UpstreamPretrainExpert(nn.Module):
 
         Args:
             datarc: ``pretrain_expert.datarc`` of the runner's YAML, see
-                :class:`~s3prl_ekd.data.pretrain.PretrainDataConfig`.
+                :class:`~s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data.PretrainDataConfig`.
             upstream_config: path of a config_model.yaml, or on resume the mapping saved by :meth:`add_state_to_save`.
             device: a torch device.
             multi_gpu: refused.

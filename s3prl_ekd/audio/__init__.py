@@ -1,0 +1,1 @@
+"""Recordings: reading, distorting, the text beside them, and the batches made of them."""

@@ -1,0 +1,1 @@
+"""One module per ``s3prl-ekd COMMAND``: its arguments, and one call."""

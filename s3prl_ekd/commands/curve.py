@@ -1,0 +1,23 @@
+"""``s3prl-ekd curve``: a distillation as a picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command line."""
+    parser.add_argument(
+        "run", type=Path, help="folder of a run of distill or of s3prl's run_pretrain, which may still be going on"
+    )
+    parser.add_argument("picture", type=Path, metavar="FILE.png", help="picture to write (also .svg, .pdf)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw the picture and print where it is."""
+    from s3prl_ekd.training.curve import plot
+
+    plot(args.run, args.picture)
+    print(args.picture)
+    return 0

@@ -1,0 +1,272 @@
+"""The recipe of ``s3prl-ekd distill``: the model side, and data, optimizer, schedule and trainer beside it.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from s3prl_ekd.config.base import Config, Count, Name, OneOf, Range, Seed, Size
+from s3prl_ekd.config.data import DataConfig
+from s3prl_ekd.config.recipe import DistillConfig
+from s3prl_ekd.errors import UserError, shorten
+from s3prl_ekd.files import parse_yaml, read_yaml
+
+
+class Precision(enum.StrEnum):
+    """What the networks compute in; weights, losses and the optimizer's state are float32 in every case."""
+
+    FP32 = "32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Precision | None:
+        return cls.FP32 if value == 32 else None  # YAML reads an unquoted 32 as a number
+
+
+class Decay(enum.StrEnum):
+    """How the learning rate falls after the warm-up."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+Beta = Annotated[float, Range(at_least=0, less_than=1)]
+Devices = Annotated[int, Range(at_least=1, at_most=65_536, hint="null means all there are")]
+
+# Lightning's names. They are written down here, and compared by a test, because importing Lightning takes seconds.
+_DDP = ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
+_STRATEGIES = (
+    *_DDP, *(f"{name}_find_unused_parameters_{value}" for name in _DDP for value in ("true", "false")),
+    "deepspeed", *(f"deepspeed_stage_{stage}" for stage in ("1", "2", "2_offload", "3", "3_offload", "3_offload_nvme")),
+    "fsdp", "fsdp_cpu_offload", "single_device", "single_xla", "single_tpu", "xla", "xla_debug",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetsConfig(Config):
+    """Where the targets come from."""
+
+    cache: str | None = None
+    """A folder written by ``s3prl-ekd cache-targets``; null: the teachers run in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Config):
+    """AdamW (arXiv 1711.05101)."""
+
+    lr: Annotated[float, Range(at_least=0, at_most=1)] = 2e-4
+    """Learning rate at the end of the warm-up."""
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    """Decay of the averages of gradient and squared gradient."""
+    eps: Annotated[float, Range(at_least=1e-30, at_most=1)] = 1e-6
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Range(at_least=0, at_most=10)] = 0.01
+    """Decoupled weight decay of matrices and convolutions; biases, norms and weight norm's magnitudes have none."""
+    clip_norm: Annotated[float, Range(at_least=0, at_most=1e30)] | None = 5.0
+    """Largest norm of the gradient of a step; null: no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Config):
+    """Linear warm-up, then decay until ``trainer.max_steps``."""
+
+    warmup: Annotated[float, Range(at_least=0, less_than=1)] = 0.07
+    """Share of the steps during which the learning rate rises to ``optimizer.lr`` (DistilHuBERT: 0.07)."""
+    decay: Decay = Decay.LINEAR
+    """``linear``, ``cosine`` or ``constant``."""
+    final: Annotated[float, Range(at_least=0, at_most=100)] = 0.0
+    """Learning rate after the last step, as a share of ``optimizer.lr``; ``constant`` ignores it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig(Config):
+    """How long, on what, and what is written meanwhile. A step is one update of the weights, on all devices."""
+
+    max_steps: Count = 200_000
+    """Steps of the whole run. A resumed run may have more: from there on its learning rate is that of a run of so many,
+    and so jumps up where it has fallen."""
+    accumulate: Count = 1
+    """Batches of each device that make a step."""
+    precision: Precision = Precision.BF16
+    """``32``, ``bf16`` or ``fp16``."""
+    compile: bool = False
+    """Whether torch.compile optimizes feed-forward blocks and heads; the first step then takes a minute more."""
+    accelerator: Annotated[str, OneOf("auto", "cpu", "gpu", "cuda", "mps", "tpu")] = "auto"
+    """Lightning's: ``auto``, ``gpu``, ``cpu`` ..."""
+    devices: Devices | None = None
+    """Devices of each node; null: all (one, on a CPU)."""
+    num_nodes: Size = 1
+    """Nodes."""
+    strategy: Annotated[str, OneOf("auto", *_STRATEGIES)] = "auto"
+    """Lightning's: ``auto``, ``ddp`` ..."""
+    log_every: Count = 50
+    """Steps between two lines of the log."""
+    dev_every: Count = 5_000
+    """Steps between two dev losses (where ``data`` names a dev set)."""
+    checkpoint_every: Count = 1_000
+    """Steps between two checkpoints."""
+    keep_checkpoints: Count = 2
+    """How many of the newest checkpoints stay, besides the one with the best dev loss."""
+    max_nonfinite: Count = 20
+    """So many steps in a row whose loss or gradient is not finite stop the run."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to (``pip install wandb``); null: no Weights & Biases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DistillConfig):
+    """A whole recipe: student, teachers, objective and distortion as in DistillConfig, and how to train."""
+
+    data: DataConfig
+    """The speech."""
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
+    """Targets computed before."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """The learning rate over time."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Steps, devices, precision, logs, checkpoints."""
+    seed: Seed = 0
+    """Determines the student's random weights, dropout, the order of the data and the crops."""
+    output: Name
+    """Folder of the run."""
+
+    @property
+    def distill(self) -> DistillConfig:
+        """The model side alone."""
+        return DistillConfig(**{item.name: getattr(self, item.name) for item in fields(DistillConfig)})
+
+    def of_processes(self, count: int) -> RunConfig:
+        """The same with ``data.batch_seconds``, where so many processes train together.
+
+        Raises:
+            UserError: ``data.global_batch_seconds`` is too little for so many.
+        """
+        return replace(self, data=self.data.divided(count * self.trainer.accumulate))
+
+    def step_size(self, processes: int | None = None) -> str:
+        """How much audio a step is, in words; ``processes``: how many train together, if that is known."""
+        devices, accumulate = self.trainer.devices, self.trainer.accumulate
+        if processes is None and devices is not None and devices > 0:
+            processes = devices * self.trainer.num_nodes
+        parts = f"{'all devices' if processes is None else f'{processes} device(s)'} x accumulate {accumulate}"
+        each, total = self.data.batch_seconds, self.data.global_batch_seconds
+        if total is not None:
+            each = f", {total / processes / accumulate:g} s" if processes is not None else ""
+            return f"a step is up to {total:g} s of audio: data.global_batch_seconds{each} for each of {parts}"
+        if processes is None:
+            return f"a step is up to {each:g} s of audio (data.batch_seconds) x {parts}"
+        return f"a step is up to {each * processes * accumulate:g} s of audio: data.batch_seconds {each:g} x {parts}"
+
+    @classmethod
+    def from_recipe(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+        """A recipe file with ``key.path=value`` overrides.
+
+        Raises:
+            UserError: an unknown or missing key, a value of a wrong type, an override that is none.
+        """
+        mapping = read_yaml(path)
+        try:
+            for override in overrides:
+                apply_override(mapping, override)
+            return cls.from_mapping(mapping)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+
+def apply_override(mapping: dict[str, Any], override: str) -> None:
+    """Set ``key.path=value`` in nested YAML values, in place.
+
+    Args:
+        mapping: as read from a file.
+        override: the value is YAML (``trainer.devices=4``, ``student.initialize_from=null``); entries of a list go by
+            their number (``teachers.0.layers=[4,8]``).
+
+    Raises:
+        UserError: no ``=``, a path through something that has no keys, or a value that is not YAML.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or "" in path.split("."):
+        raise UserError(f"{shorten(override)!r}: expected key.path=value, such as trainer.devices=4")
+    try:
+        value = parse_yaml(text)
+    except UserError as error:
+        raise UserError(f"{shorten(override)!r}: {error}") from error
+    *parents, last = path.split(".")
+    place: Any = mapping
+    for depth, key in enumerate(parents):
+        place = _descend(place, key, ".".join(parents[: depth + 1]))
+    if isinstance(place, dict):
+        place[last] = value
+    else:
+        place[_index(place, last, path)] = value
+
+
+def _descend(place: Any, key: str, path: str) -> Any:
+    if isinstance(place, dict):
+        if place.get(key) is None:
+            place[key] = {}
+        return place[key]
+    return place[_index(place, key, path)]
+
+
+def _index(place: Any, key: str, path: str) -> int:
+    if not isinstance(place, list):
+        raise UserError(f"{shorten(path)}: {shorten(repr(place))} has no keys below it")
+    if key not in map(str, range(len(place))):
+        raise UserError(f"{shorten(path)}: expected an entry's number below {len(place)}, found {shorten(key)!r}")
+    return int(key)
+
+
+# What a resumed run may do otherwise than its recipe said: nothing of it changes what is computed. The number of
+# processes, the size of their batches and whether a cache elsewhere holds the same targets are checked with the data.
+_FREE_ON_RESUME = frozenset(
+    {"output", "targets.cache"}
+    | {f"data.{key}" for key in ("batch_seconds", "global_batch_seconds", "num_workers", "timeout_seconds")}
+    | {f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "log_every", "dev_every")}
+    | {f"trainer.{key}" for key in ("checkpoint_every", "keep_checkpoints", "max_nonfinite", "wandb_project")}
+)
+
+
+def check_resumable(saved: Mapping[str, Any], config: RunConfig) -> None:
+    """That a run of ``config`` can go on exactly where a run of the recipe ``saved`` stopped, perhaps for more steps.
+
+    Args:
+        saved: plain values; settings that there were not yet when it was saved have their defaults.
+        config: the recipe of now.
+
+    Raises:
+        UserError: settings that matter differ (named, with both values).
+    """
+    before = dict(_flatten(RunConfig.from_mapping(saved, "the checkpoint's recipe").to_mapping()))
+    now = dict(_flatten(config.to_mapping()))
+    free = _FREE_ON_RESUME
+    if now["trainer.max_steps"] > before["trainer.max_steps"]:
+        free = free | {"trainer.max_steps"}
+    changed = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in free
+    ]
+    if changed:
+        raise UserError(
+            f"cannot resume: the checkpoint's recipe differs ({'; '.join(changed)}); give the recipe it was started"
+            " with (recipe.yaml in the run's folder; trainer.max_steps may be raised), or another output for a new run"
+        )
+
+
+def _flatten(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

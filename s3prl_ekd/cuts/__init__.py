@@ -1,0 +1,1 @@
+"""The Lhotse road: manifests, Shar and tars as a stream of batches."""

@@ -1,1 +1,0 @@
-"""Speech for training and judging: recordings, distortions and the synthetic mini corpus."""

@@ -1,1 +1,0 @@
-"""Students out of training checkpoints, and into other formats."""

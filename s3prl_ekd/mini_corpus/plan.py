@@ -1,0 +1,158 @@
+"""Who says what in which file: the whole corpus as lists of recordings, before anything is spoken."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from s3prl_ekd.mini_corpus.config import Count, MiniCorpusConfig
+from s3prl_ekd.mini_corpus.recording import Recording
+from s3prl_ekd.mini_corpus.sentences import Pool, draw
+from s3prl_ekd.mini_corpus.voices import EMOTIONS, Speaker, Style, draw_speaker, draw_style
+
+_VIDEO_UTTERANCES = 4
+_FIRST_SID = 10001  # s3prl numbers VoxCeleb1's speakers from id10001
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One set of recordings and what its metadata needs to know."""
+
+    name: str
+    recordings: tuple[Recording, ...]
+    notes: tuple[Any, ...] = ()
+    """One per recording: the split number (SID), the emotion and the speaker's name (ER)."""
+
+
+def libri_parts(config: MiniCorpusConfig) -> list[Part]:
+    """The sets in LibriSpeech's layout that are spoken (the noisy ones are made from two of them)."""
+    # split -> size, pool of sentences, first speaker number
+    table = {
+        "distil-train": (config.distil_train, Pool.TRAIN, 1001),
+        "train-clean": (config.train_clean, Pool.TRAIN, 2001),
+        "dev-clean": (config.dev_clean, Pool.DEV, 3001),
+        "test-clean": (config.test_clean, Pool.TEST, 4001),
+        "hidden-clean": (config.hidden_clean, Pool.HIDDEN, 5001),
+    }
+    return [_libri(config.seed, split, *row) for split, row in table.items()]
+
+
+def _libri(seed: int, split: str, size: Count, pool: Pool, first: int) -> Part:
+    def recordings() -> Iterator[Recording]:
+        for index in range(size.speakers):
+            person = _Person(seed, split, index)
+            name, chapter = first + index, 100 * first + index
+            for number in range(size.utterances):
+                path = f"LibriSpeech/{split}/{name}/{chapter}/{name}-{chapter}-{number:04d}.flac"
+                yield person.say(path, draw(person.rng, pool), draw_style(person.rng))
+
+    return Part(name=split, recordings=tuple(recordings()))
+
+
+def sid_parts(config: MiniCorpusConfig) -> list[Part]:
+    """Public and hidden speakers in VoxCeleb1's layout; each video has its own microphone and mood."""
+    return [_sid(config, "VoxCeleb1", Pool.TRAIN), _sid(config, "VoxCeleb1-hidden", Pool.HIDDEN)]
+
+
+def _sid(config: MiniCorpusConfig, root: str, pool: Pool) -> Part:
+    recordings, notes = [], []
+    for index in range(config.sid_speakers):
+        person = _Person(config.seed, root, index)
+        # As in VoxCeleb1 every speaker lies in one of two folders, which says nothing about the task's split.
+        folder = "test" if index >= config.sid_speakers * 4 // 5 else "dev"
+        video = 0
+        for split, count in ((1, config.sid_train), (2, config.sid_dev), (3, config.sid_test)):
+            for number in range(count):
+                if number % _VIDEO_UTTERANCES == 0:
+                    video += 1
+                    session = person.session()
+                path = f"{root}/{folder}/wav/id{_FIRST_SID + index}/video{video:02d}/{number + 1:05d}.wav"
+                style = draw_style(person.rng)
+                recordings.append(person.say(path, draw(person.rng, pool, short=True), session.apply(style), session))
+                notes.append(split)
+    return Part(name=root, recordings=tuple(recordings), notes=tuple(notes))
+
+
+def er_parts(config: MiniCorpusConfig) -> list[Part]:
+    """Acted emotions in IEMOCAP's layout: every sentence is said in all four, so that words tell nothing.
+
+    As in s3prl's first fold, Session1 is the test set and the speakers of the others are for training.
+    """
+    return [
+        _er(config.seed, "IEMOCAP", "train", config.er_train, Pool.TRAIN, lambda index: 2 + index // 2 % 4),
+        _er(config.seed, "IEMOCAP", "test", config.er_test, Pool.TEST, lambda index: 1),
+        _er(config.seed, "IEMOCAP-hidden", "test", config.er_test, Pool.HIDDEN, lambda index: 1),
+    ]
+
+
+def _er(seed: int, root: str, split: str, size: Count, pool: Pool, session_of: Callable[[int], int]) -> Part:
+    recordings, notes = [], []
+    for index in range(size.speakers):
+        person = _Person(seed, f"{root}-{split}", index)
+        session = session_of(index)
+        name = f"Ses{session:02d}{'F' if person.speaker.female else 'M'}{index + 1:02d}"
+        for number in range(size.utterances):
+            if number % len(EMOTIONS) == 0:
+                sentence = draw(person.rng, pool, short=True)
+            emotion = EMOTIONS[number % len(EMOTIONS)]
+            path = f"{root}/Session{session}/sentences/wav/{name}_impro01/{name}_impro01_{number:03d}.wav"
+            recordings.append(person.say(path, sentence, draw_style(person.rng, emotion)))
+            notes.append((emotion, name))
+    return Part(name=f"{root}-{split}", recordings=tuple(recordings), notes=tuple(notes))
+
+
+def babble_recordings(config: MiniCorpusConfig) -> list[Recording]:
+    """Sentences of people heard only as babble in noise/; their paths name no files."""
+    people = [_Person(config.seed, "babble", index) for index in range(8)]
+    return [person.say("", draw(person.rng, Pool.TRAIN), draw_style(person.rng)) for person in people]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """One video: microphone and mood."""
+
+    tilt: float
+    pitch: float
+    rate: float
+    brightness: float
+
+    def apply(self, style: Style) -> Style:
+        return Style(
+            pitch=style.pitch * self.pitch,
+            span=style.span,
+            rate=style.rate * self.rate,
+            gain_db=style.gain_db,
+            brightness=style.brightness * self.brightness,
+        )
+
+
+class _Person:
+    """A speaker with a stream of random numbers that depends on seed, set and index alone."""
+
+    def __init__(self, seed: int, group: str, index: int) -> None:
+        self.key = f"{seed}:{group}:{index}"
+        self.rng = random.Random(self.key)
+        self.speaker: Speaker = draw_speaker(self.rng, female=index % 2 == 0)
+        self.tilt = self.rng.uniform(-0.3, 0.3)
+        self.said = 0
+
+    def session(self) -> _Session:
+        return _Session(
+            tilt=self.rng.uniform(-0.5, 0.5),
+            pitch=self.rng.gauss(1.0, 0.08),
+            rate=self.rng.gauss(1.0, 0.06),
+            brightness=self.rng.gauss(1.0, 0.15),
+        )
+
+    def say(self, path: str, text: str, style: Style, session: _Session | None = None) -> Recording:
+        self.said += 1
+        return Recording(
+            path=path,
+            text=text,
+            speaker=self.speaker,
+            style=style,
+            tilt=session.tilt if session else self.tilt,
+            seed=f"{self.key}:{self.said}",
+        )

@@ -1,0 +1,266 @@
+"""The training data of s3prl's run_pretrain: buckets of utterances of like length, read, cropped and distorted.
+
+Everything random is keyed on (seed, epoch, utterance), and the sampler hands the epoch to the workers with the index of
+the batch, so that a run can be repeated with any number of workers and continued at any batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from s3prl_ekd import MIN_SAMPLES
+from s3prl_ekd.audio.bad_recordings import BadRecordings
+from s3prl_ekd.audio.batch import Batch, Loaded, collate, empty_batch
+from s3prl_ekd.audio.distortion import Distorter
+from s3prl_ekd.audio.randomness import integer, keyed_generator
+from s3prl_ekd.audio.read import audio_files, audio_length, load_audio
+from s3prl_ekd.audio.text import read_lengths
+from s3prl_ekd.audio.workers import POLL_SECONDS, patient, prepare_worker
+from s3prl_ekd.config.base import Config, Range, Seconds, Seed, Size, Workers
+from s3prl_ekd.config.recipe import DistortionConfig
+from s3prl_ekd.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_BATCHES_IN_A_ROW = 10  # of nothing but bad recordings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainDataConfig(Config):
+    """``pretrain_expert.datarc`` of a config_runner.yaml; the first six keys are s3prl's own.
+
+    The recordings are either those of s3prl's ``len_for_bucket`` lists (``libri_root``, ``file_path``, ``sets``) or all
+    below ``audio_folder``.
+    """
+
+    train_batch_size: Size
+    """Utterances of a batch B."""
+    num_workers: Workers = 4
+    """Processes that read and distort; 0: the training process does it itself."""
+    max_timestep: Annotated[int, Range(at_most=10**12)] | None = 250_000
+    """Longer utterances are cropped to this many samples, elsewhere in every epoch; null, 0 or less: never."""
+    libri_root: str | None = None
+    """Folder that the lists' ``file_path`` column is relative to."""
+    file_path: str | None = None
+    """Folder of the lists, ``<set>.csv`` with columns file_path and length (samples)."""
+    sets: tuple[str, ...] | None = None
+    """Names of the lists to read."""
+    audio_folder: str | None = None
+    """Instead of lists: a folder whose audio files, however deeply nested, are all used."""
+    timeout_seconds: Seconds = 1800.0
+    """So long the run waits for one batch before it gives up; what a worker's death has cost is noticed at once."""
+    seed: Seed = 0
+    """Determines the order of batches and the crops."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop is not None and self.crop < MIN_SAMPLES:
+            raise UserError(f"max_timestep: a frame needs {MIN_SAMPLES} samples, found {self.crop}; null: no crops")
+        lists = {name: getattr(self, name) for name in ("libri_root", "file_path", "sets")}
+        missing = [name for name, value in lists.items() if not value]
+        if self.audio_folder is not None and len(missing) < len(lists):
+            raise UserError(f"give either audio_folder or {', '.join(lists)}, not both")
+        if self.audio_folder is None and missing:
+            raise UserError(f"no recordings: {', '.join(missing)} missing; give {', '.join(lists)}, or audio_folder")
+
+    @property
+    def crop(self) -> int | None:
+        """Samples that an utterance keeps at most, or None."""
+        return self.max_timestep if self.max_timestep is not None and self.max_timestep > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One recording: its name (the path relative to the corpus, so that no draw depends on where that is)."""
+
+    name: str
+    path: Path
+    samples: int
+
+
+def read_utterances(config: PretrainDataConfig) -> list[Utterance]:
+    """The recordings that ``config`` names, those shorter than a frame left out with a warning.
+
+    Raises:
+        UserError: a list or folder is missing or unusable, or nothing is left.
+    """
+    found = _scan(Path(config.audio_folder)) if config.audio_folder is not None else _read_lists(config)
+    kept = [utterance for utterance in found if utterance.samples >= MIN_SAMPLES]
+    if len(kept) < len(found):
+        first = next(utterance.name for utterance in found if utterance.samples < MIN_SAMPLES)
+        logger.warning(
+            "%d of %d recordings are shorter than a frame (%d samples) and left out, the first: %s",
+            len(found) - len(kept), len(found), MIN_SAMPLES, first,
+        )  # fmt: skip
+    if not kept:
+        raise UserError(f"{config.audio_folder or config.file_path}: no recording of at least {MIN_SAMPLES} samples")
+    logger.info("%d recordings, %.1f h", len(kept), sum(utterance.samples for utterance in kept) / 16000 / 3600)
+    return kept
+
+
+def _scan(folder: Path) -> list[Utterance]:
+    found, bad_recordings = [], BadRecordings()
+    for path in tqdm(audio_files(folder), desc="lengths of recordings", unit="file", delay=2):
+        name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+        try:
+            found.append(Utterance(name, path, audio_length(path)))
+        except UserError as error:
+            bad_recordings.note(1, [(name, str(error))])
+        else:
+            bad_recordings.note(1, [])
+    return found
+
+
+def _read_lists(config: PretrainDataConfig) -> list[Utterance]:
+    root, found = Path(config.libri_root), []
+    if not root.is_dir():
+        raise UserError(f"libri_root: no folder {root}")
+    for name in config.sets:
+        path = Path(config.file_path, f"{name}.csv")
+        rows = read_lengths(path)
+        if not rows:
+            logger.warning("%s: empty, no recording in it", path)
+        found += [Utterance(file, root / file, samples) for file, samples in rows]
+    if found and not any(utterance.path.is_file() for utterance in found[:_BATCHES_IN_A_ROW]):
+        raise UserError(f"{found[0].path}: no such file; libri_root does not fit the lists' file_path column")
+    return found
+
+
+def make_buckets(utterances: Sequence[Utterance], size: int) -> list[list[Utterance]]:
+    """Batches of ``size`` utterances of like length, longest first, as s3prl's WaveDataset; the last may be smaller."""
+    ordered = sorted(utterances, key=lambda utterance: (-utterance.samples, utterance.name))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+class PretrainDataset(Dataset):
+    """Batches by ``(epoch, index)``; its length is the number of batches, from which s3prl's runner counts epochs."""
+
+    def __init__(self, config: PretrainDataConfig, distortion: DistortionConfig) -> None:
+        self.config = config
+        self.buckets = make_buckets(read_utterances(config), config.train_batch_size)
+        self.distorter = Distorter(distortion)
+
+    def __len__(self) -> int:
+        return len(self.buckets)
+
+    def __getitem__(self, key: tuple[int, int]) -> Loaded | UserError:
+        """Batch ``index`` as epoch ``epoch`` hears it, or the next one that has a readable recording.
+
+        Where several batches in a row have none, an empty one. A UserError is returned, not raised: a worker's
+        exception would reach the user wrapped in its traceback.
+        """
+        epoch, index = key
+        read, bad = 0, []
+        try:
+            for step in range(_BATCHES_IN_A_ROW):
+                bucket = self.buckets[(index + step) % len(self.buckets)]
+                batch = self._read(epoch, bucket, bad)
+                read += len(bucket)
+                if batch is not None:
+                    return Loaded(batch, read, tuple(bad))
+        except UserError as error:
+            return error
+        return Loaded(empty_batch(), read, tuple(bad))
+
+    def _read(self, epoch: int, bucket: Sequence[Utterance], bad: list[tuple[str, str]]) -> Batch | None:
+        clean, names = [], []
+        for utterance in bucket:
+            try:
+                clean.append(self._crop(epoch, utterance))
+            except UserError as error:
+                bad.append((utterance.name, str(error)))
+            else:
+                names.append(utterance.name)
+        if not clean:
+            return None
+        distorted = [self.distorter(wave, epoch=epoch, utterance=name) for wave, name in zip(clean, names, strict=True)]
+        return collate(clean, distorted, names)
+
+    def _crop(self, epoch: int, utterance: Utterance) -> torch.Tensor:
+        crop, start = self.config.crop, 0
+        if crop is not None and utterance.samples > crop:
+            generator = keyed_generator(self.config.seed, epoch, utterance.name, "crop")
+            start = integer(generator, utterance.samples - crop + 1)
+        waveform = load_audio(utterance.path, start=start, samples=crop)
+        if waveform.numel() < MIN_SAMPLES:
+            raise UserError(f"{utterance.path}: has {start + waveform.numel()} samples, the list says more")
+        return waveform
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Epoch after epoch of ``(epoch, index)``, each in an order keyed on (seed, epoch); the first may start midway."""
+
+    def __init__(self, batches: int, seed: int, position: int = 0) -> None:
+        """``position`` batches, counted over all epochs, have been consumed already."""
+        self.batches = batches
+        self.seed = seed
+        self.position = position
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        first, start = divmod(self.position, self.batches)
+        for epoch in itertools.count(first):
+            order = torch.randperm(self.batches, generator=keyed_generator(self.seed, epoch, "order"))
+            yield from ((epoch, index) for index in order[start:].tolist())
+            start = 0
+
+
+class PretrainLoader:
+    """Iterates epochs of :class:`~s3prl_ekd.audio.batch.Batch`: a pass gives the rest of an epoch, the next pass the
+    next one. Workers start once and read ahead across epochs.
+
+    Attributes:
+        dataset: of which s3prl's runner asks the length.
+        bad_recordings: counts of recordings read and skipped.
+
+    Raises:
+        UserError: while iterating, when too many recordings are bad or the workers do not go on.
+    """
+
+    def __init__(self, dataset: PretrainDataset, position: int = 0) -> None:
+        """``position``: batches consumed before, over all epochs (a resumed run)."""
+        self.dataset = dataset
+        self.bad_recordings = BadRecordings()
+        self._position = position
+        self._items: Iterator[Loaded | UserError] | None = None
+
+    def __len__(self) -> int:
+        """Batches of the next pass."""
+        return len(self.dataset) - self._position % len(self.dataset)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._items is None or not self.dataset.config.num_workers:
+            self._items = patient(self._loader(), self.dataset.config.timeout_seconds)
+        if self._position % len(self.dataset) == 0:
+            self.bad_recordings.begin_pass()
+        for _ in range(len(self)):
+            item = next(self._items)
+            if isinstance(item, UserError):
+                raise item
+            self._position += 1
+            self.bad_recordings.note(item.read, item.bad)
+            if not item.batch.utterances:
+                raise UserError(
+                    f"{_BATCHES_IN_A_ROW} batches in a row hold no usable recording; see the warnings above"
+                )
+            yield item.batch
+
+    def _loader(self) -> DataLoader:
+        workers = self.dataset.config.num_workers
+        return DataLoader(
+            self.dataset,
+            batch_size=None,  # an item of the dataset is a batch already
+            sampler=EpochSampler(len(self.dataset), self.dataset.config.seed, self._position),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            timeout=POLL_SECONDS if workers else 0,
+            worker_init_fn=prepare_worker if workers else None,
+        )

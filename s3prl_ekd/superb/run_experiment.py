@@ -1,0 +1,183 @@
+"""One experiment in a process of its own: s3prl's stock runner trains, then judges every test set asked for.
+
+``python -m s3prl_ekd.superb.run_experiment FOLDER`` does what ``FOLDER/experiment.json`` says. Training goes to
+``FOLDER/train``, each evaluation to ``FOLDER/tests/NAME``; paths are relative to FOLDER, because s3prl's checkpoints
+remember them. What is already there is not done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
+from s3prl_ekd.files import only_writer, write_json, write_yaml
+from s3prl_ekd.superb.experiments import Experiment, TestSet, changed
+from s3prl_ekd.superb.outcome import METRICS, Outcome, read_outcome
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "experiment.json"
+WEIGHTS = "weights.json"
+TRAINED = "trained.json"
+RESULT = "result.json"
+TRAIN = Path("train")
+TESTS = Path("tests")
+_WEIGHTS_SUFFIXES = frozenset({".safetensors", ".bin", ".json"})  # of a student's folder, also as transformers has it
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the experiment in the folder given; the exit status is 2 for bad input, with its one line last on stderr."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        run(Path(argv[0]))
+    except UserError as error:
+        print(f"s3prl-ekd: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def run(folder: Path) -> None:
+    """Train and evaluate what is not yet there.
+
+    Raises:
+        UserError: bad input, or another process is at work in the folder.
+    """
+    with only_writer(folder):
+        description = json.loads((folder / EXPERIMENT).read_text(encoding="utf-8"))
+        experiment = Experiment.from_mapping(description["experiment"])
+        settings = description["settings"]
+        options = _runner_options(experiment, settings)
+        check_weights(folder, settings["ckpt"])
+        with contextlib.chdir(folder):
+            if not Path(TRAINED).is_file():
+                write_json(TRAINED, _train(experiment, options, remember=settings["remember_features"]))
+            checkpoint = json.loads(Path(TRAINED).read_text(encoding="utf-8"))["checkpoint"]
+            for test in experiment.tests:
+                if not (TESTS / test.name / RESULT).is_file():
+                    _evaluate(experiment, test, checkpoint, options)
+
+
+def begun(folder: Path) -> bool:
+    """Whether there is something in the folder that cost time: a checkpoint or a result."""
+    patterns = (f"{TRAIN}/[!.]*.ckpt", TRAINED, f"{TESTS}/*/{RESULT}")
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
+
+
+def check_weights(folder: Path, ckpt: str | None) -> None:
+    """Note which weights are judged here, or make sure that they are still the same.
+
+    Raises:
+        UserError: the weights have changed since.
+    """
+    path, now = folder / WEIGHTS, fingerprint(ckpt)
+    if not path.is_file():
+        write_json(path, {"sha256": now})
+    elif json.loads(path.read_text(encoding="utf-8"))["sha256"] != now:
+        raise UserError(f"{ckpt} has changed since {folder} was begun: give another --out, or delete that folder")
+
+
+def fingerprint(ckpt: str | None) -> str:
+    """SHA-256 over the weights in a local file or student folder; empty for what is not a local path."""
+    path = Path(ckpt) if ckpt else None
+    if path is None or not path.exists():
+        return ""
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in _WEIGHTS_SUFFIXES)
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _runner_options(experiment: Experiment, settings: dict[str, Any]) -> list[str]:
+    """Options of s3prl's ``run_downstream`` that training and evaluation share."""
+    options = ["-d", METRICS[experiment.task].downstream, "-u", settings["upstream"], "--seed", str(settings["seed"])]
+    options += ["-k", settings["ckpt"]] if settings["ckpt"] else []
+    options += ["-f"] if settings["fine_tune"] else []
+    return options + (["--device", settings["device"]] if settings["device"] else [])
+
+
+def _train(experiment: Experiment, options: list[str], *, remember: bool) -> dict[str, Any]:
+    """Train to the end (going on where an earlier process stopped); returns the checkpoint to judge, and the time."""
+    started = time.monotonic()
+    TRAIN.mkdir(exist_ok=True)
+    write_yaml(TRAIN / "config.yaml", experiment.config)
+    _stock_runner(
+        ["-m", "train", "-p", str(TRAIN), "-c", str(TRAIN / "config.yaml"), "-a", *options], remember=remember
+    )
+    best = METRICS[experiment.task].best
+    if not (TRAIN / best).is_file():
+        # s3prl keeps a best checkpoint only if accuracy rises above 0, or WER falls below 100 %.
+        states = sorted(TRAIN.glob("states-*.ckpt"), key=lambda path: int(path.stem.split("-")[-1]))
+        if not states:
+            raise UserError(
+                f"{experiment.name}: s3prl's runner left no checkpoint; save_step must not exceed the steps"
+            )
+        best = states[-1].name
+        logger.warning(
+            "%s: no evaluation was better than nothing; judging the last checkpoint, %s", experiment.name, best
+        )
+    return {"checkpoint": best, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _evaluate(experiment: Experiment, test: TestSet, checkpoint: str, options: list[str]) -> None:
+    """Judge one test set with ``-i``: with ``-e``, the checkpoint's own options and data would replace the test's."""
+    metric = METRICS[experiment.task]
+    started = time.monotonic()
+    folder = TESTS / test.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_yaml(folder / "config.yaml", changed(experiment.config, test.changes))
+    places = ["-p", str(folder), "-c", str(folder / "config.yaml"), "-i", str(TRAIN / checkpoint)]
+    with _copy_of_stdout() as output:
+        _stock_runner(["-m", "evaluate", "-t", metric.evaluate_split, *places, *options], remember=False)
+    outcome: Outcome = read_outcome(metric, folder, output.getvalue())
+    seconds = round(time.monotonic() - started, 1)
+    write_json(folder / RESULT, {**asdict(outcome), "changes": test.changes, "seconds": seconds})
+
+
+def _stock_runner(argv: list[str], *, remember: bool) -> None:
+    from s3prl_ekd.s3prl_plugin import hub
+    from s3prl_ekd.s3prl_plugin.runners import downstream as downstream_runner
+
+    hub.register()  # s3prl cannot be imported before
+    from s3prl_ekd.superb.cached_features import features_remembered
+
+    with features_remembered() if remember else contextlib.nullcontext():
+        downstream_runner.run(argv)
+
+
+@contextlib.contextmanager
+def _copy_of_stdout() -> Iterator[io.StringIO]:
+    """What is printed in the block, which is printed all the same."""
+    copy = io.StringIO()
+    with contextlib.redirect_stdout(_Tee(sys.stdout, copy)):
+        yield copy
+
+
+class _Tee(io.TextIOBase):
+    def __init__(self, *streams: Any) -> None:
+        self._streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self._streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        for stream in self._streams:
+            stream.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Files of tensors with a checksum, mapped into memory."""
+
+from __future__ import annotations
+
+import functools
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from s3prl_ekd.cuts.sources import SourceError
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import atomic_path
+
+
+def command(folder: Path) -> str:
+    """What to run, for messages."""
+    return f"`s3prl-ekd cache-targets RECIPE {folder}`"
+
+
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """CRC-32 of all of them together."""
+    return functools.reduce(lambda value, tensor: zlib.crc32(tensor.contiguous().numpy(), value), tensors, 0)
+
+
+def save_checked(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file of tensors with a checksum over all of them (for a shard: over all but ``targets``).
+
+    Raises:
+        UserError: the disk is full or fails; nothing is left of the attempt.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
+    value = checksum(tensor for name, tensor in tensors.items() if name != "targets")
+    try:
+        with atomic_path(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what save_file writes is for its owner alone
+            save_file(tensors, temporary, {**(metadata or {}), "checksum": str(value)})
+            temporary.chmod(mode)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot be written ({error}); make room and run the command again, finished files stay"
+        ) from error
+
+
+class CheckedFile:
+    """A file of :func:`save_checked`, mapped.
+
+    Attributes:
+        path: where it is.
+        metadata: as written.
+        tensors: all but ``targets``.
+
+    Raises:
+        SourceError: it is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="pt")
+            self.metadata: Mapping[str, str] = self._file.metadata() or {}
+            names = sorted(set(self._file.keys()) - {"targets"})
+            self.tensors = {name: self._file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError) as error:
+            if not path.exists():
+                raise SourceError(f"{path}: missing; run {command(path.parent)}, which makes it again") from error
+            raise self.damaged(" ".join(str(error).split())) from error
+        self.checksum = checksum(self.tensors.values())
+        if self.metadata.get("checksum") != str(self.checksum):
+            raise self.damaged("its checksum is another")
+
+    def columns(self, *names: str) -> tuple[Tensor, ...]:
+        """Tensors (n,) of int64.
+
+        Raises:
+            SourceError: one is missing or something else.
+        """
+        found = tuple(self.tensors.get(name) for name in names)
+        for name, tensor in zip(names, found, strict=True):
+            if tensor is None or tensor.dim() != 1 or tensor.dtype is not torch.int64:
+                raise self.damaged(f"no column of numbers {name!r}")
+        return found
+
+    def damaged(self, problem: str) -> SourceError:
+        """The error to raise."""
+        remedy = f"delete it and run {command(self.path.parent)}, which makes it again"
+        return SourceError(f"{self.path}: damaged or incomplete ({problem}); {remedy}")

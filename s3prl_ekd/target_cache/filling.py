@@ -1,0 +1,369 @@
+"""Teachers run once over all cuts of a recipe; what they make of each is stored (:mod:`s3prl_ekd.target_cache`).
+
+What is stored is what the heads must predict: combined by the recipe's aggregation, after layer normalisation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import math
+import sys
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lhotse.serialization import decode_json_line
+from torch import Tensor
+from tqdm import tqdm
+
+from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
+from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.config.data import DataConfig
+from s3prl_ekd.config.recipe import DistortionConfig
+from s3prl_ekd.config.training import Precision, RunConfig
+from s3prl_ekd.cuts.read import Cut
+from s3prl_ekd.cuts.sources import Entry, mix_sources, resolve_sources, tar_beside
+from s3prl_ekd.cuts.stream import BatchStream, Plan
+from s3prl_ekd.distiller import pack_states, sources_of, teacher_states
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.target_cache.files import command
+from s3prl_ekd.target_cache.initial_weights import read_start, write_start
+from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same, write_description
+from s3prl_ekd.target_cache.shards import BAD_RECORDINGS, HALF_MAX, ShardWriter, cut_key, shards, write_index
+from s3prl_ekd.targets import RULES, Target
+from s3prl_ekd.teachers import Teacher, load_teacher, load_teachers
+
+logger = logging.getLogger(__name__)
+
+_MEASURED_BATCHES = 8
+_MEASURED_SECONDS = 30.0
+_AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+
+# ---- what there is to do
+
+
+def entry_key(entry: Entry) -> int:
+    """What finds a line's cut in the index."""
+    item = decode_json_line(entry.line)
+    return cut_key(item["id"], item.get("start", 0.0), entry.samples)
+
+
+def _lists(data: DataConfig) -> list[tuple[str, DataConfig]]:
+    """Whole utterances of training and dev data."""
+    whole = dataclasses.replace(data, max_crop_samples=None, dev_cuts=())
+    lists = [("data.cuts", whole)]
+    if data.dev_cuts:
+        lists.append(("data.dev_cuts", dataclasses.replace(whole, cuts=data.dev_cuts)))
+    return lists
+
+
+def _entries(lists: Sequence[tuple[str, DataConfig]]) -> Iterator[Entry]:
+    for key, data in lists:
+        yield from mix_sources(resolve_sources(data.cuts, key), None, None)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Cuts: their keys (n,) and samples (n,), each cut once."""
+
+    keys: np.ndarray
+    samples: np.ndarray
+
+    @property
+    def hours(self) -> float:
+        """Of speech."""
+        return int(self.samples.sum()) / SAMPLE_RATE / 3600
+
+    @property
+    def frames(self) -> int:
+        """Of targets."""
+        return int(((self.samples - MIN_SAMPLES) // FRAME_SHIFT + 1).sum())
+
+    def only(self, chosen: np.ndarray) -> Work:
+        """Those where ``chosen`` (n,) is True."""
+        return Work(self.keys[chosen], self.samples[chosen])
+
+
+def survey(data: DataConfig) -> Work:
+    """All cuts of training and dev data, from their manifests.
+
+    Raises:
+        UserError: two recordings cannot be told apart by name, start and length.
+    """
+    keys, samples = array("q"), array("q")
+    for entry in tqdm(_entries(_lists(data)), desc="reading manifests", unit="cut", delay=2, leave=False):
+        keys.append(entry_key(entry))
+        samples.append(entry.samples)
+    unique, first, counts = np.unique(np.array(keys, dtype=np.int64), return_index=True, return_counts=True)
+    if (counts > 1).any():
+        _require_same_audio(_lists(data), set(unique[counts > 1].tolist()))
+    return Work(unique, np.array(samples, dtype=np.int64)[first])
+
+
+def _require_same_audio(lists: Sequence[tuple[str, DataConfig]], repeated: set[int]) -> None:
+    found: dict[int, tuple[Any, str]] = {}
+    for entry in _entries(lists):
+        key = entry_key(entry)
+        if key not in repeated:
+            continue
+        item = decode_json_line(entry.line)
+        audio = [
+            tar_beside(entry.manifest) if source["type"] == "shar" else source["source"]
+            for source in item.get("recording", item)["sources"]
+        ]
+        other, manifest = found.setdefault(key, (audio, entry.manifest))
+        if other != audio:
+            raise UserError(
+                f"cut {item['id']} of {entry.manifest} and that of {manifest} have one name and length, so that their"
+                " targets would be confused; give the recordings of one of them other names"
+            )
+
+
+class _Missing(Plan):
+    """Batches of the cuts that are to be computed, in the manifests' order."""
+
+    def __init__(self, config: DataConfig, key: str, wanted: np.ndarray) -> None:
+        """``wanted``: their keys, sorted."""
+        super().__init__(config, 0, key)
+        self.wanted = wanted
+
+    def entries(self, epoch: int) -> Iterator[Entry]:
+        return (entry for entry in mix_sources(self.sources, None, None) if self._is_wanted(entry_key(entry)))
+
+    def _is_wanted(self, key: int) -> bool:
+        at = int(np.searchsorted(self.wanted, np.int64(key)))
+        return at < len(self.wanted) and int(self.wanted[at]) == key
+
+
+# ---- doing it
+
+
+class Caching:
+    """The computation of one cache.
+
+    Args:
+        config: the recipe of ``s3prl-ekd distill``.
+        folder: of the cache.
+        part: (k, n): of n processes that share the work this is the k-th, from 0.
+        device: where the teachers run; None: as the recipe's ``trainer.accelerator``.
+
+    Raises:
+        UserError: the targets cannot be cached, or the folder holds another recipe's.
+    """
+
+    def __init__(
+        self, config: RunConfig, folder: str | Path, *, part: tuple[int, int] = (0, 1), device: str | None = None
+    ) -> None:
+        check_cacheable(config)
+        self.config = config = config.of_processes(max(config.trainer.devices or 1, 1) * config.trainer.num_nodes)
+        self.folder = Path(folder)
+        self.part = part
+        self.device = _device(config, device)
+        stored = read_description(self.folder)
+        if stored is not None:
+            require_same(self.folder, stored, config)
+        self._teachers: list[Teacher] = []
+        self._warned: set[str] = set()
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """Loaded when first needed."""
+        if not self._teachers:
+            self._teachers = [teacher.to(self.device) for teacher in load_teachers(self.config.teachers)]
+        return self._teachers
+
+    def _work(self) -> tuple[Work, Work]:
+        """All cuts of this part, and those that are still to be computed."""
+        everything = survey(self.config.data)
+        number, parts = self.part
+        own = everything.only(everything.keys % parts == number)
+        done = np.concatenate([np.empty(0, np.int64), *(shard.keys.numpy() for shard in shards(self.folder))])
+        return own, own.only(~np.isin(own.keys, done))
+
+    def estimate(self) -> str:
+        """How much and how long, measured on a few utterances; nothing is written."""
+        work, left = self._work()
+        widths = [target.size for target in self._plan()]
+        gigabytes = 2e-9 * sum(widths)
+        speed = self._speed(work, left)
+        duration = f"{left.hours / speed:,.2g} h ({speed:,.0f} h of speech an hour, {self.device})" if speed else "-"
+        lines = [
+            ("cuts", f"{len(work.keys):,} ({work.hours:,.3f} h of speech)"),
+            ("to compute", f"{len(left.keys):,} ({left.hours:,.3f} h of speech)"),
+            ("targets", f"{' + '.join(map(str, widths))} values a frame, 2 bytes each"),
+            ("size", f"{gigabytes * left.frames:,.4g} GB ({gigabytes * work.frames:,.4g} GB with what is there)"),
+            ("time", duration),
+        ]
+        return "\n".join(f"{name:12s}{value}" for name, value in lines)
+
+    def _speed(self, work: Work, left: Work) -> float:
+        """Hours of speech an hour; 0 where there is nothing to measure."""
+        hours, start = 0.0, time.monotonic()
+        batches = self._batches(work, left, list_bad=False) if len(left.keys) else ()
+        for number, (_, batch) in enumerate(itertools.islice(batches, _MEASURED_BATCHES + 1)):
+            self._compute(batch)
+            if number == 0 and len(left.keys) > len(batch.utterances):  # it starts the loader and warms up the device
+                start = time.monotonic()
+                continue
+            hours += int(batch.lengths.sum()) / SAMPLE_RATE / 3600
+            if time.monotonic() - start > _MEASURED_SECONDS:
+                break
+        return hours * 3600 / (time.monotonic() - start)
+
+    def _plan(self) -> list[Target]:
+        return RULES[self.config.objective.aggregation].plan(sources_of(self.teachers))
+
+    def run(self, *, shard_bytes: float = 1e9, verify: bool = False) -> None:
+        """Compute what is missing; the index is written when nothing is.
+
+        Args:
+            shard_bytes: size of a file of targets.
+            verify: read all finished files first.
+
+        Raises:
+            UserError: the recipe or its data are wrong, a file is damaged, memory or disk are full.
+        """
+        if verify:
+            self._verify()
+        work, left = self._work()
+        logger.info("%s: %d cuts to compute, %.2f h of speech", self.folder, len(left.keys), left.hours)
+        self._describe()
+        self._keep_start()
+        if len(left.keys):
+            _ = self.teachers  # loaded before the clock starts
+        writer = ShardWriter(self.folder, self.part[0], shard_bytes)
+        with tqdm(
+            total=left.hours + 1e-6,  # sums round
+            desc="caching targets",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of speech [{elapsed}<{remaining}]",
+            disable=not len(left.keys),
+            mininterval=1 if sys.stderr.isatty() else 60,
+        ) as bar:
+            for stream, batch in self._batches(work, left) if len(left.keys) else ():
+                self._store(stream, batch, writer)
+                bar.update(int(batch.lengths.sum()) / SAMPLE_RATE / 3600)
+        writer.flush()
+        if self.part[1] > 1:
+            logger.info("part %d of %d is done; after all parts, run %s", *self.part, command(self.folder))
+            return
+        logger.info("%s: targets of %d cuts", self.folder, write_index(self.folder))
+
+    def _verify(self) -> None:
+        damaged = []
+        for shard in tqdm(list(shards(self.folder)), desc="checking files", unit="file", delay=2):
+            try:
+                shard.verify()
+            except UserError as error:
+                logger.error("%s", error)
+                damaged.append(shard.path.name)
+        if damaged:
+            raise UserError(
+                f"{self.folder}: damaged: {', '.join(damaged)}; delete them and run {command(self.folder)}, which makes"
+                " them again"
+            )
+
+    def _describe(self) -> None:
+        if read_description(self.folder) is None:
+            self._plan()  # refuses teachers that do not fit together
+            write_description(self.folder, self.config, {one.name: one.hidden_size for one in self.teachers})
+
+    def _keep_start(self) -> None:
+        name, layers = self.config.student.initialize_from, self.config.student.num_hidden_layers
+        if name is None or read_start(self.folder, name, layers) is not None:
+            return
+        number = next(i for i, teacher in enumerate(self.config.teachers) if teacher.name == name)
+        teacher = self._teachers[number] if self._teachers else load_teacher(self.config.teachers[number])
+        write_start(self.folder, name, layers, teacher.encoder_state())
+
+    def _batches(self, work: Work, left: Work, *, list_bad: bool = True) -> Iterator[tuple[BatchStream, Batch]]:
+        """Whole utterances of training and dev data, each once; their keys ride where targets else do."""
+        wanted, seen = left.keys, []
+        for key, data in _lists(self.config.data):
+            stream = BatchStream(
+                data,
+                DistortionConfig(),
+                seed=0,
+                targets_cache=_Keys(),
+                bad_recordings=self.folder / BAD_RECORDINGS if list_bad else None,
+                key=key,
+            )
+            stream.plan = _Missing(data, key, wanted)
+            # A run that goes on meets all the bad ones of before again: judge them among those that were good.
+            stream.bad_recordings.skip(len(work.keys) - len(left.keys))
+            for batch in stream.loader(0):
+                if batch.lengths.numel():
+                    seen += batch.targets[:, 0].tolist()
+                    yield stream, batch
+            wanted = wanted[~np.isin(wanted, seen)]
+
+    def _compute(self, batch: Batch) -> tuple[Tensor, list[int]]:
+        """Targets (N, D') in float32 on the device, and the frames of each utterance."""
+        precision = self.config.trainer.precision
+        try:
+            with (
+                torch.no_grad(),
+                torch.autocast(self.device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST),
+            ):
+                states, frames = teacher_states(self.config, self.teachers, batch.to(self.device))
+                packed = pack_states(states, frames, self.device)
+                combined = RULES[self.config.objective.aggregation].combine(sources_of(self.teachers), packed)
+                return torch.cat([value.float() for value in combined], dim=-1), frames.tolist()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory with a batch of {int(batch.lengths.sum()) / SAMPLE_RATE:.1f} s of speech (the longest"
+                f" {int(batch.lengths.max()) / SAMPLE_RATE:.1f} s); lower data.batch_seconds (now"
+                f" {self.config.data.batch_seconds:g}), or cut long recordings: teachers hear whole cuts here"
+            ) from error
+
+    def _store(self, stream: BatchStream, batch: Batch, writer: ShardWriter) -> None:
+        targets, frames = self._compute(batch)
+        largest = targets.abs().amax(dim=-1).cpu()  # (N,), NaN and infinity included
+        peaks = [float(part.max()) for part in largest.split(frames)]
+        if any(HALF_MAX < peak < math.inf for peak in peaks):
+            self._warn_of_large(targets)
+        keys = batch.targets[:, 0].tolist()
+        stored = targets.clamp(-HALF_MAX, HALF_MAX).half().cpu().split(frames)
+        for name, key, peak, value in zip(batch.utterances, keys, peaks, stored, strict=True):
+            if math.isfinite(peak):
+                writer.add(key, value)
+            else:
+                stream.bad_recordings.note(0, [(name, f"{name}: the teachers give values that are not finite")])
+
+    def _warn_of_large(self, targets: Tensor) -> None:
+        plan = self._plan()
+        for target, values in zip(plan, targets.split([target.size for target in plan], dim=-1), strict=True):
+            largest = float(values[values.isfinite()].abs().max())
+            if largest > HALF_MAX and target.name not in self._warned:
+                self._warned.add(target.name)
+                logger.warning(
+                    "target %s: values up to %.4g are stored as %.0f, where float16 ends. Use layer_norm_targets: true"
+                    " for the teachers, or let them run in training (targets.cache: null)",
+                    target.name, largest, HALF_MAX,
+                )  # fmt: skip
+
+
+class _Keys:
+    """Gives a cut's key instead of its targets, which are not there yet."""
+
+    identity = "none"
+
+    def read(self, cut: Cut, start: int, samples: int) -> Tensor:
+        return torch.tensor([[cut_key(cut.id, cut.start, round(cut.duration * SAMPLE_RATE))]])
+
+
+def _device(config: RunConfig, name: str | None) -> torch.device:
+    if name is None:
+        gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        name = "cuda" if gpu else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UserError(f"--device: {name!r} cannot be used ({' '.join(str(error).split())[:200]})") from error

@@ -1,0 +1,288 @@
+"""Training as a recipe says: the Distiller in Lightning's Trainer, from an empty folder or from where it stopped.
+
+The adapters are in :mod:`s3prl_ekd.training`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from s3prl_ekd import SAMPLE_RATE
+from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.config.training import Precision, RunConfig, TrainerConfig, check_resumable
+from s3prl_ekd.distiller import Distiller
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import write_yaml
+from s3prl_ekd.student.folder import save_student
+from s3prl_ekd.target_cache.reading import TargetCache
+from s3prl_ekd.teachers import load_teachers
+from s3prl_ekd.teachers.cached import cached_teachers
+from s3prl_ekd.training.batches import DataError, Stream
+from s3prl_ekd.training.checkpoints import (
+    Checkpoints,
+    SyncedCheckpointIO,
+    newest_readable,
+    remove_leftovers,
+    step_files,
+)
+from s3prl_ekd.training.module import DistillModule, OpenData
+from s3prl_ekd.training.report import Report
+from s3prl_ekd.training.run_folder import BAD_RECORDINGS, run_folder
+from s3prl_ekd.training.stopping import Preempted, StopSignals
+
+logger = logging.getLogger(__name__)
+
+EXIT_PREEMPTED = 75
+"""Exit status of a run that SIGTERM or SIGUSR1 stopped after saving (sysexits' EX_TEMPFAIL): start it with --resume."""
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def open_cache(config: RunConfig) -> TargetCache | None:
+    """The recipe's cache of targets, if it names one.
+
+    Raises:
+        UserError: it is incomplete, or another recipe's.
+    """
+    return TargetCache(config.targets.cache).require(config) if config.targets.cache is not None else None
+
+
+def open_data(config: RunConfig, rank: int, world_size: int) -> tuple[Stream, Iterable[Batch] | None]:
+    """The recipe's training and dev speech for one process."""
+    from s3prl_ekd.cuts.stream import BatchStream, dev_loader
+
+    options = {
+        "seed": config.seed,
+        "rank": rank,
+        "world_size": world_size,
+        "targets_cache": open_cache(config),
+        "bad_recordings": Path(config.output, BAD_RECORDINGS),
+    }
+    stream = BatchStream(config.data, config.distortion, **options)
+    return stream, dev_loader(config.data, config.distortion, **options)
+
+
+def build_distiller(config: RunConfig) -> Distiller:
+    """Teachers (or what a cache knows of them), student and heads, the student with weights that depend on the seed
+    alone."""
+    cache = open_cache(config)
+    if cache is None:
+        teachers = load_teachers(config.teachers, padded=config.objective.loss_on_padding)
+    else:
+        teachers = cached_teachers(config, cache)
+    seed_everything(config.seed, verbose=False)
+    return Distiller(config.distill, teachers)
+
+
+def train(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    open_data: OpenData = open_data,
+    build: Callable[[RunConfig], Distiller] = build_distiller,
+) -> int:
+    """Train, and export the student at the end.
+
+    Args:
+        config: the recipe.
+        resume: go on from the newest readable checkpoint of ``config.output``, from the start if there is none.
+        open_data: opens the data.
+        build: makes the Distiller.
+
+    Returns:
+        0, or :data:`EXIT_PREEMPTED` where a signal stopped the run after a checkpoint.
+
+    Raises:
+        UserError: recipe or data are wrong; the folder holds a run already and ``resume`` is False; another process
+            is at work there; the resumed recipe differs; memory or disk are full; the loss stays infinite.
+        KeyboardInterrupt: from Ctrl-C.
+    """
+    signals = StopSignals()
+    module = DistillModule(config, build, open_data, signals)
+    alone = contextlib.nullcontext()
+    if rank_zero_only.rank == 0:
+        alone = run_folder(Path(config.output), trained=lambda: not math.isnan(module.learning_rate))
+    with alone:
+        return _train(config, module, signals, resume)
+
+
+def _train(config: RunConfig, module: DistillModule, signals: StopSignals, resume: bool) -> int:
+    folder = Path(config.output)
+    start = _prepare(folder, config, resume)
+    signals.listen()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        trainer = _trainer(config, folder, start, signals)
+        trainer.fit(module, ckpt_path=start, weights_only=True)
+    except (Preempted, SIGTERMException) as stop:
+        saved = trainer.checkpoint_callback.saved
+        logger.warning("%s%s; go on with --resume (exit status %d)", stop or "stopped", saved, EXIT_PREEMPTED)
+        return EXIT_PREEMPTED
+    except DataError as error:
+        raise UserError(f"{error}{trainer.checkpoint_callback.saved}") from error
+    except SystemExit as stop:  # what Lightning makes of a KeyboardInterrupt
+        raise KeyboardInterrupt("go on with --resume") from stop
+    except torch.OutOfMemoryError as error:
+        raise UserError(_out_of_memory(module.batch, config)) from error
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise UserError(f"{folder}: {error.strerror}; make room and go on with --resume") from error
+        raise
+    finally:
+        signals.unlisten()
+    if not module.learnt():
+        raise UserError(
+            f"{folder}: no step has learnt anything, loss or gradient were not finite in all {trainer.global_step}; no"
+            " student is exported. Look at the recordings; lower optimizer.lr, or use trainer.precision: bf16"
+        )
+    if trainer.is_global_zero:
+        student, heads = module.distiller.student, module.distiller.heads
+        save_student(folder / "student", student, heads, config.distill)
+    return 0
+
+
+def _prepare(folder: Path, config: RunConfig, resume: bool) -> Path | None:
+    """The checkpoint to start from, if any; the recipe is saved beside the run."""
+    checkpoints = folder / "checkpoints"
+    found = newest_readable(checkpoints) if resume else None
+    if found is not None:
+        check_resumable(found[1]["recipe"], config)
+        logger.info("resuming from %s", found[0])
+    elif resume:
+        logger.info("%s: no checkpoint to resume from, starting anew", checkpoints)
+    if rank_zero_only.rank == 0:
+        if not resume and step_files(checkpoints):
+            raise UserError(
+                f"{folder}: holds a run already ({step_files(checkpoints)[-1].name}); add --resume to go on with it,"
+                " or name another output"
+            )
+        try:
+            remove_leftovers(checkpoints)
+            write_yaml(folder / "recipe.yaml", config.to_mapping())
+        except OSError as error:
+            raise UserError(f"output: {folder} cannot be written ({error.strerror or error})") from error
+    return found[0] if found is not None else None
+
+
+def _trainer(config: RunConfig, folder: Path, start: Path | None, signals: StopSignals) -> Trainer:
+    settings = config.trainer
+    plugins: list[Any] = [SyncedCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # the job script does it, on our exit status
+    # Not Trainer(precision="16-mixed"): on a CPU that silently is bf16.
+    if settings.precision is Precision.FP16:
+        plugins.append(MixedPrecision("16-mixed", _device_type(settings)))
+    elif settings.precision is Precision.BF16:
+        plugins.append(MixedPrecision("bf16-mixed", _device_type(settings)))
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*`lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`.*")  # skipped steps
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
+    try:
+        trainer = Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices if settings.devices is not None else "auto",
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            plugins=plugins,
+            logger=_loggers(config, folder, start),
+            callbacks=[
+                signals,
+                Report(log_every=settings.log_every, max_nonfinite=settings.max_nonfinite),
+                Checkpoints(
+                    folder / "checkpoints",
+                    every=settings.checkpoint_every,
+                    dev_every=settings.dev_every,
+                    keep=settings.keep_checkpoints,
+                ),
+            ],
+            max_steps=settings.max_steps,
+            max_epochs=-1,
+            accumulate_grad_batches=settings.accumulate,
+            val_check_interval=settings.dev_every * settings.accumulate,
+            check_val_every_n_epoch=None,
+            limit_val_batches=None if config.data.dev_cuts else 0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        no_gpu = settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
+        hint = "; torch sees no GPU here: give trainer.accelerator=auto, which takes what there is" if no_gpu else ""
+        raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
+    _check_processes(trainer)
+    return trainer
+
+
+def _check_processes(trainer: Trainer) -> None:
+    """That a launcher has started as many processes as the recipe asks for; else each might train a run of its own."""
+    launcher = next((kind() for kind in (SLURMEnvironment, TorchElasticEnvironment) if kind.detect()), None)
+    wanted = trainer.num_devices * trainer.num_nodes
+    if launcher is not None and launcher.world_size() != wanted:
+        raise UserError(
+            f"trainer: devices x num_nodes is {trainer.num_devices} x {trainer.num_nodes}, but"
+            f" {launcher.world_size()} processes were started; start one for each device (srun, torchrun"
+            " --nproc-per-node) or correct the recipe"
+        )
+
+
+def _device_type(settings: TrainerConfig) -> str:
+    if settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    return "cpu"
+
+
+def _loggers(config: RunConfig, folder: Path, start: Path | None) -> list[Logger]:
+    # A resumed run writes its own CSV file (Lightning's logger would delete one that is there); TensorBoard joins them.
+    first = int(start.stem.removeprefix("step-")) if start is not None else 0
+    logs = folder / "logs"
+    loggers: list[Logger] = [CSVLogger(logs, name="csv", version=f"from-step-{first:08d}", flush_logs_every_n_steps=1)]
+    said = logger.warning if rank_zero_only.rank == 0 else logger.debug
+    if any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        loggers.append(TensorBoardLogger(logs, name="tensorboard", version="", purge_step=first + 1 if first else None))
+    else:
+        said(
+            "no TensorBoard log is written, since neither tensorboard nor tensorboardX is installed; %s/csv has it all",
+            logs,
+        )
+    project = config.trainer.wandb_project
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        said(
+            "trainer.wandb_project: nothing is logged to %r, since wandb is not installed (pip install wandb)", project
+        )
+    elif project is not None:
+        offline = "WANDB_API_KEY" not in os.environ and "WANDB_MODE" not in os.environ
+        if offline:
+            said("trainer.wandb_project: logged to %s alone; `wandb sync` uploads it, WANDB_API_KEY does at once", logs)
+        loggers.append(WandbLogger(project=project, save_dir=logs, offline=offline))
+    return loggers
+
+
+def _out_of_memory(batch: Batch | None, config: RunConfig) -> str:
+    seconds = float(batch.lengths.sum()) / SAMPLE_RATE if batch is not None else 0.0
+    longest = float(batch.lengths.max()) / SAMPLE_RATE if batch is not None and batch.lengths.numel() else 0.0
+    count = len(batch.utterances) if batch is not None else 0
+    what = f"a batch of {seconds:.1f} s of speech ({count} utterances, the longest {longest:.1f} s)"
+    accumulate = f"raise trainer.accumulate (now {config.trainer.accumulate})"
+    if config.data.global_batch_seconds is None:
+        remedy = f"lower data.batch_seconds (now {config.data.batch_seconds:g}) and {accumulate} by the same factor"
+    else:
+        remedy = f"{accumulate}, which divides data.global_batch_seconds among more batches"
+    return f"out of memory with {what}; {remedy}"

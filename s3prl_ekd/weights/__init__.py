@@ -1,0 +1,1 @@
+"""Files of weights: what they are, reading them safely, and the names in them."""
