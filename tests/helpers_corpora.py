@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import soundfile
-from conftest import speech_like
+from helpers_models import speech_like
 
 RATE = 16000
 WORDS = {

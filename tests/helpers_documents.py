@@ -21,11 +21,10 @@ import helpers_corpora
 import helpers_results
 import soundfile
 import yaml
+from helpers_models import ROOT
 
 from s3prl_ekd import assets
 from s3prl_ekd.superb.summary import write_summary
-
-ROOT = Path(__file__).resolve().parent.parent
 
 _TEACHERS = {"hubert": "hubert", "robust_hubert": "robust_hubert", "wavlm": "wavlm"}  # names in recipes -> `mini:`
 _STUDENT = {

@@ -11,7 +11,7 @@ from typing import Any
 import soundfile
 import torch
 import yaml
-from conftest import TINY, speech_like
+from helpers_models import TINY, speech_like
 from helpers_teachers import tiny_model
 
 from s3prl_ekd import assets

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import TINY, speech_like
+from helpers_models import TESTS, TINY, FakeTeacher, batch_of, speech_like
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from test_distiller import FakeTeacher, batch_of
 
 from s3prl_ekd.audio.bad_recordings import BadRecordings
 from s3prl_ekd.audio.batch import Batch
@@ -157,7 +156,7 @@ def checkpoint(output, name: str = "last.ckpt") -> dict[str, Any]:
 # Processes that are cheap to start, since torch and Lightning are imported once for all of them. The server that forks
 # them finds this module by PYTHONPATH alone (until Python 3.13).
 # No empty entry, which would be the working folder.
-_PATHS = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+_PATHS = (str(TESTS), os.environ.get("PYTHONPATH"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["helpers_train"])
@@ -263,3 +262,27 @@ def start_all(config: RunConfig, launcher: Callable[..., dict[str, str]] = torch
         port = probe.getsockname()[1]
     count = config.trainer.devices
     return [start(config, environment=launcher(rank, count, port), **options) for rank in range(count)]
+
+
+def assert_same_run(output, reference):
+    """All losses, weights, optimizer, schedule, scaler, place in the data and random states are equal bit for bit."""
+    for column in ("train/loss", "dev/loss", "train/grad_norm"):
+        assert logged(output, column) == logged(reference, column)
+    ours, theirs = checkpoint(output), checkpoint(reference)
+    for states in (ours, theirs):
+        states["EKD_Run"]["recipe"].pop("output")
+    assert_equal(ours, theirs)
+
+
+def assert_equal(a, b, path=""):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_equal(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list):
+        for index, pair in enumerate(zip(a, b, strict=True)):
+            assert_equal(*pair, f"{path}[{index}]")
+    elif isinstance(a, torch.Tensor):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=path)
+    else:
+        assert a == b, path

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers_models import ROOT
 
-PACKAGE = Path(__file__).resolve().parent.parent / "s3prl_ekd"
+PACKAGE = ROOT / "s3prl_ekd"
 
 # What a room's modules may not import, anywhere in them.
 FORBIDDEN = {

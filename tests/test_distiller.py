@@ -5,34 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, speech_like
-from torch.nn.utils.rnn import pad_sequence
+from helpers_models import TINY, FakeTeacher, batch_of, speech_like
 
-from s3prl_ekd.audio.batch import Batch
 from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.model import Student
-
-
-class FakeTeacher:
-    """Hidden state i of an utterance is a fixed random projection of its frames' samples; zero past its end."""
-
-    weight = 1.0
-
-    def __init__(self, name="fake", layers=(1, 2), size=24, surplus=0):
-        self.name, self.layers, self.hidden_size, self.surplus = name, layers, size, surplus
-        generator = torch.Generator().manual_seed(len(name))
-        self.projections = [torch.randn(320, size, generator=generator) for _ in layers]
-        self.heard = None
-
-    def hidden_states(self, waveforms, lengths, *, padded=False):
-        self.heard = waveforms
-        frames = (lengths - 400) // 320 + 1 + self.surplus
-        size = (waveforms.shape[1] - 400) // 320 + 1 + self.surplus
-        cut = F.pad(waveforms, (0, 960))[:, : size * 320].unflatten(1, (size, 320))
-        mask = torch.ones(len(lengths), size, 1) if padded else (torch.arange(size) < frames[:, None])[..., None]
-        return [(cut @ projection).tanh() * mask for projection in self.projections], frames
 
 
 def recipe(*teachers, **changes):
@@ -44,13 +22,6 @@ def recipe(*teachers, **changes):
 def make(*teachers, **changes):
     torch.manual_seed(1)
     return Distiller(recipe(*teachers, **changes), teachers)
-
-
-def batch_of(*utterances, distorted=None):
-    clean = pad_sequence(list(utterances), batch_first=True)
-    lengths = torch.tensor([len(u) for u in utterances])
-    names = tuple(f"u{i}" for i in range(len(lengths)))
-    return Batch(clean, clean if distorted is None else distorted, lengths, names)
 
 
 def distilhubert_loss(predictions, targets):

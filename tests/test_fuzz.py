@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from fuzz import kinds, law, table
 from fuzz.change import Change, places
+from helpers_models import TESTS
 
 from s3prl_ekd.errors import UserError
 
-HERE = Path(__file__).resolve().parent
+HERE = TESTS
 N = 25
 
 

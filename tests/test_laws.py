@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import yaml
-from conftest import TINY, speech_like
+from helpers_models import TINY, speech_like
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 

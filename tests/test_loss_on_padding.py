@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import speech_like
+from helpers_models import speech_like
 from helpers_teachers import KERNELS, STRIDES, s3prl_checkpoint, tiny_model
 from torch.nn.utils.rnn import pad_sequence
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import speech_like
+from helpers_models import ROOT, speech_like
 
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import write_yaml
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.upstream import EkdUpstream, ekd_student, ekd_student_mini
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import soundfile
 import torch
-from conftest import speech_like
+from helpers_models import speech_like
 
 from fuzz.change import Change
 from s3prl_ekd.audio.read import audio_length, load_audio

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from conftest import TINY
+from helpers_models import TINY
 
 from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.student.heads import PredictionHeads

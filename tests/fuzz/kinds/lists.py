@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import soundfile
-from conftest import speech_like
+from helpers_models import speech_like
 
 from fuzz.change import Change
 from s3prl_ekd.config.recipe import DistortionConfig

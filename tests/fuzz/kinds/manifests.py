@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import soundfile
-from conftest import speech_like
+from helpers_models import speech_like
 from lhotse import Recording
 
 from fuzz.change import Change
