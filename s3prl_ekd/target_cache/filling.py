@@ -300,7 +300,7 @@ class Caching:
             stream.bad_recordings.skip(len(work.keys) - len(left.keys))
             for batch in stream.loader(0):
                 if batch.lengths.numel():
-                    seen += batch.targets[:, 0].tolist()
+                    seen += batch.cached.rows[:, 0].tolist()
                     yield stream, batch
             wanted = wanted[~np.isin(wanted, seen)]
 
@@ -329,7 +329,7 @@ class Caching:
         peaks = [float(part.max()) for part in largest.split(frames)]
         if any(HALF_MAX < peak < math.inf for peak in peaks):
             self._warn_of_large(targets)
-        keys = batch.targets[:, 0].tolist()
+        keys = batch.cached.rows[:, 0].tolist()
         stored = targets.clamp(-HALF_MAX, HALF_MAX).half().cpu().split(frames)
         for name, key, peak, value in zip(batch.utterances, keys, peaks, stored, strict=True):
             if math.isfinite(peak):
