@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.config.base import Config
-from s3prl_ekd.config.recipe import Aggregation, DistillConfig, ObjectiveConfig, TeacherConfig, TeacherInput
+from s3prl_ekd.config.recipe import DistillConfig, ObjectiveConfig, TeacherConfig, TeacherInput
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import write_json
 from s3prl_ekd.target_cache.files import command
@@ -49,7 +49,7 @@ def describe(config: DistillConfig) -> dict[str, Any]:
     description["teachers"] = [teacher.name for teacher in config.teachers]
     for teacher in config.teachers:
         values = _depending(teacher)
-        if config.objective.aggregation is Aggregation.LAYERWISE_AVERAGE:
+        if config.objective.aggregation == "layerwise-average":
             values["weight"] = teacher.weight
         description |= {f"teachers.{teacher.name}.{key}": value for key, value in values.items()}
     return description

@@ -83,10 +83,7 @@ def build_distiller(config: RunConfig) -> Distiller:
     """Teachers (or what a cache knows of them), student and heads, the student with weights that depend on the seed
     alone."""
     cache = open_cache(config)
-    if cache is None:
-        teachers = load_teachers(config.teachers, padded=config.objective.loss_on_padding)
-    else:
-        teachers = cached_teachers(config, cache)
+    teachers = load_teachers(config) if cache is None else cached_teachers(config, cache)
     seed_everything(config.seed, verbose=False)
     return Distiller(config.distill, teachers)
 
