@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.config.base import Config
+from s3prl_ekd.config.parts import keys_with_parts
 from s3prl_ekd.config.recipe import DistillConfig, ObjectiveConfig, TeacherConfig, TeacherInput
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import write_json
@@ -20,7 +21,8 @@ FORMAT = 1
 _FREE = {
     # the names are listed in their order; weights count where they weigh the average
     TeacherConfig: frozenset({"name", "weight", "own_forward"}),
-    ObjectiveConfig: frozenset({"cosine_weight", "loss_on_padding"}),  # on padding: refused
+    # on padding: refused; weights of loss terms compare with the targets
+    ObjectiveConfig: frozenset({"loss_on_padding", *keys_with_parts(ObjectiveConfig)}),
 }
 
 
