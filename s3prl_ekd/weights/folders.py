@@ -167,8 +167,8 @@ def stated_normalization(find: Callable[[str], str | Path | None]) -> bool | Non
         path = find(name)
         if path is None:
             continue
-        values = read_json(Path(path))
-        values = values if part is None else values.get(part)
+        file = read_json(Path(path))
+        values = file if part is None else file.get(part)
         if isinstance(values, Mapping) and "do_normalize" in values:
             return bool(values["do_normalize"])
     return None
