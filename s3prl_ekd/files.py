@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from s3prl_ekd.errors import UserError, shorten
 
@@ -225,14 +225,6 @@ def _strict_loader() -> type:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        yaml_constructors: ClassVar[dict] = {
-            tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in _PLAIN
-        }
-        yaml_implicit_resolvers: ClassVar[dict] = {
-            first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
-            for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
         def __init__(self, text: str) -> None:
             super().__init__(text)
             self._level = 0
@@ -248,6 +240,7 @@ def _strict_loader() -> type:
                 raise self._error(f"nested deeper than {_YAML_DEPTH} levels", mark)
             alias = self.check_event(yaml.AliasEvent)
             node = super().compose_node(parent, index)
+            assert node is not None  # its type says that it may be
             self._level -= 1
             if not alias:
                 self._measure(node)
@@ -290,7 +283,12 @@ def _strict_loader() -> type:
                 raise self._error("a number of too many digits", node.start_mark)
             return value
 
+    Loader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in _PLAIN}
     Loader.add_constructor(None, Loader.refuse_tag)
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     return Loader
 
 

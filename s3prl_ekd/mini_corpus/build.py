@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -113,12 +114,12 @@ def _speak(studio: Studio, root: Path, recording: Recording) -> Spoken:
     return Spoken(recording=recording, samples=len(wave), labels=labels)
 
 
-_speak_in_process: Callable[[Recording], Spoken] | None = None
+_speak_in_process: Callable[[Recording], Spoken]  # in a process of the pool
 
 
-def _start_process(root: Path, lexicon: Lexicon) -> None:
+def _start_process(root: Path, lexicon: Lexicon, parent: int) -> None:
     global _speak_in_process
-    end_with(multiprocessing.parent_process().pid)
+    end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its processes
     torch.set_num_threads(1)
     _speak_in_process = partial(_speak, Studio(Espeak(), lexicon), root)
@@ -134,7 +135,7 @@ def _speak_all(root: Path, recordings: list[Recording], studio: Studio, jobs: in
         yield from map(partial(_speak, studio, root), recordings)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, _start_process, (root, studio.lexicon)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, _start_process, (root, studio.lexicon, os.getpid())) as pool:
         yield from pool.map(_speak_one, recordings, chunksize=16)
 
 
@@ -150,7 +151,7 @@ def _read_audio(path: Path) -> Tensor:
     return torch.from_numpy(samples)
 
 
-def _progress(items: Iterable, total: int, what: str) -> tqdm:
+def _progress(items: Iterable[Any], total: int, what: str) -> tqdm[Any]:
     return tqdm(items, total=total, desc=f"mini corpus: {what}", unit="file", delay=1, dynamic_ncols=True)
 
 
@@ -179,6 +180,7 @@ def _write(root: Path, config: MiniCorpusConfig, espeak: Espeak, jobs: int) -> N
     for part in sid:
         layouts.write_voxceleb(root, part)
     layouts.write_iemocap(root, *er)
+    counts = {name: _count(part) for name, part in sets.items()}
     description = {
         "kind": _KIND,
         "format": FORMAT,
@@ -187,12 +189,12 @@ def _write(root: Path, config: MiniCorpusConfig, espeak: Espeak, jobs: int) -> N
         "espeak_ng": espeak.version(),
         "sample_rate": SAMPLE_RATE,
         "words": len(studio.lexicon),
-        "parts": {name: _count(part) for name, part in sets.items()},
+        "parts": counts,
         "audio_sha256": _audio_hash(root),
         "files": 1 + sum(1 for path in root.rglob("*") if path.is_file()),
     }
     (root / _MANIFEST).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    minutes = sum(part["seconds"] for part in description["parts"].values()) / 60
+    minutes = sum(part["seconds"] for part in counts.values()) / 60
     logger.info("%.0f minutes of speech in %d files", minutes, description["files"])
 
 

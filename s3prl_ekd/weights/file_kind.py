@@ -187,10 +187,11 @@ def _pickles(path: Path) -> Iterator[IO[bytes]]:
 
 def _imported(file: IO[bytes]) -> list[str]:
     """What one pickle imports, read to its end."""
-    names, words = [], []
+    names: list[str] = []
+    words: list[str] = []
     for operation, argument, _ in pickletools.genops(file):
         if operation.name == "GLOBAL":
-            names.append(argument.replace(" ", "."))
+            names.append(str(argument).replace(" ", "."))
         elif operation.name == "STACK_GLOBAL":
             names.append(".".join(words[-2:]))
         elif isinstance(argument, str):

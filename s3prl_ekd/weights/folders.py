@@ -155,7 +155,7 @@ def stated_normalization(find: Callable[[str], str | Path | None]) -> bool | Non
         if path is None:
             continue
         values = read_json(Path(path))
-        values = values if part is None else values.get(part)
-        if isinstance(values, Mapping) and "do_normalize" in values:
-            return bool(values["do_normalize"])
+        stated = values if part is None else values.get(part)
+        if isinstance(stated, Mapping) and "do_normalize" in stated:
+            return bool(stated["do_normalize"])
     return None

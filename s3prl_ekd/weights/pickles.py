@@ -53,7 +53,7 @@ def load_pickle_safely(path: str | Path, *, mapped: bool = False) -> Any:
     known = {_full_name(item) for item in torch.serialization.get_safe_globals() if isinstance(item, type)}
     allowed = [item for item in (argparse.Namespace, *_SCHEDULES) if _full_name(item) not in known]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals([*allowed]):
             mmap = mapped and zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a file of any other kind makes the unpickler raise nearly anything
