@@ -39,6 +39,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.out.exists():
         raise UserError(f"{args.out} exists; name another folder to copy the recipe to")
-    shutil.copytree(found[args.name], args.out, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(found[args.name], args.out)
     print(args.out)
     return 0
