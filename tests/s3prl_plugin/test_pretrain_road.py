@@ -358,5 +358,5 @@ def test_packaged_recipes_hold_the_published_settings():
         if name == "mini":
             continue
         assert all(teacher.layers == (4, 8, 12) for teacher in model.teachers)
-        assert (data.train_batch_size, data.crop) == (24, 250_000)
+        assert (data.train_batch_size, data.max_crop_samples) == (24, 250_000)
         assert (runner["runner"]["total_steps"], runner["optimizer"]["lr"]) == (200_000, 2e-4)
