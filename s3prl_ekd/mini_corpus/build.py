@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from s3prl_ekd import SAMPLE_RATE
-from s3prl_ekd.audio.distortion import generated_impulse_response
+from s3prl_ekd.audio.acoustics import generated_impulse_response
 from s3prl_ekd.audio.randomness import keyed_generator
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.espeak import Espeak
