@@ -750,7 +750,7 @@ def test_command_line_mistakes(root, tmp_path, capsys):
     for arguments, message in (
         (["--part", "2/2"], "expected K/N"),
         (["--shard-gb", "0"], "--shard-gb: must be positive"),
-        (["--device", "quantum"], "'quantum' cannot be used"),
+        (["--device", "quantum"], "--device quantum: unknown; expected cpu, cuda"),
         (["distortion.teacher_input=distorted"], "cannot be cached"),
     ):
         assert main(["cache-targets", file, str(tmp_path / "out"), *arguments]) == 2
