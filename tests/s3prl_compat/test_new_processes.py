@@ -53,7 +53,7 @@ def datasets(tmp_path_factory) -> list:
 
 def _voxceleb1(root: Path) -> tuple[Path, str]:
     voxceleb1(root, speakers=2)
-    odd = sorted((root / "dev/wav").glob("*/*/*.wav"))[0]
+    odd = min((root / "dev/wav").glob("*/*/*.wav"))
     soundfile.write(odd, speech_like(16000).reshape(-1, 2).numpy(), 8000)
     return root, str(root / "iden_split.txt")
 
