@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.command_line import SEEDS, whole_number
+from s3prl_ekd.devices import check_device
 from s3prl_ekd.errors import UserError, nearest, shorten
 from s3prl_ekd.files import parse_yaml
 from s3prl_ekd.s3prl_plugin import hub
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         options=[_option(text) for text in args.options],
         fine_tune=args.fine_tune,
         remember_features=_remember(args),
-        device=_device(args.device),
+        device=args.device and check_device(args.device),
     )
     if args.prepare:
         for experiment, path in evaluation.prepare():
@@ -159,16 +159,6 @@ def _check_weights(upstream: str, ckpt: str | None) -> None:
             raise UserError(f"--upstream {upstream} needs --ckpt: its weights")
         if not upstream.endswith("_url") and "://" not in ckpt and not Path(ckpt).exists():
             raise UserError(f"--ckpt {ckpt}: there is no such file or folder")
-
-
-def _device(name: str | None) -> str | None:
-    from s3prl_ekd.s3prl_plugin.runners import support
-
-    if name is not None:
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-            raise UserError(f"--device {name}: expected cpu, cuda or the number of a GPU, such as cuda:0")
-        support.check_device(name)
-    return name
 
 
 def _tasks(text: str) -> tuple[str, ...]:

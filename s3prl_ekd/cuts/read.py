@@ -15,7 +15,7 @@ from s3prl_ekd.audio.randomness import integer, keyed_generator
 from s3prl_ekd.audio.read import decode_channels, read_channels
 from s3prl_ekd.cuts.shar import TarReader
 from s3prl_ekd.cuts.sources import Entry, SourceError, open_bytes, tar_beside
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -153,5 +153,5 @@ class CutReader:
             with open_bytes(source.source) as stream:
                 data = stream.read()
         except Exception as error:  # what an object store's client can raise is not ours to list
-            raise UserError(f"{source.source}: cannot be fetched ({' '.join(str(error).split())})") from error
+            raise UserError(f"{source.source}: cannot be fetched ({one_line(error)})") from error
         return decode_channels(data, source.source, start=start, samples=samples)

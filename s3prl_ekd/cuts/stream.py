@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from s3prl_ekd.audio.bad_recordings import BadRecordings
-from s3prl_ekd.audio.batch import Batch, Loaded, collate, empty_batch
+from s3prl_ekd.audio.batch import Batch, CachedTargets, Loaded, collate, empty_batch
 from s3prl_ekd.audio.distortion import Distorter
 from s3prl_ekd.audio.workers import POLL_SECONDS, patient, prepare_worker
 from s3prl_ekd.config.data import DataConfig
@@ -143,7 +143,7 @@ class BatchReader(Dataset):
         batch = dataclasses.replace(collate(clean, distorted, names), starts=torch.tensor(starts))
         if targets:
             frames = torch.tensor([len(one) for one in targets])
-            batch = dataclasses.replace(batch, targets=torch.cat(targets), target_frames=frames)
+            batch = dataclasses.replace(batch, cached=CachedTargets(torch.cat(targets), frames))
         return Loaded(batch, len(entries), tuple(bad))
 
 

@@ -31,7 +31,7 @@ from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.mini_corpus.layouts import Spoken
 from s3prl_ekd.mini_corpus.recording import Lexicon, Recording, Studio, make_lexicon
 from s3prl_ekd.mini_corpus.sentences import vocabulary
-from s3prl_ekd.processes import end_with
+from s3prl_ekd.processes import die_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ _speak_in_process: Callable[[Recording], Spoken] | None = None
 
 def _start_process(root: Path, lexicon: Lexicon) -> None:
     global _speak_in_process
-    end_with(multiprocessing.parent_process().pid)
+    die_with_parent(multiprocessing.parent_process().pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its processes
     torch.set_num_threads(1)
     _speak_in_process = partial(_speak, Studio(Espeak(), lexicon), root)

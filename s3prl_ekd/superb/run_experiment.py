@@ -19,8 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
+from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, write_json, write_yaml
+from s3prl_ekd.processes import run_command
 from s3prl_ekd.superb.experiments import Experiment, TestSet, changed
 from s3prl_ekd.superb.outcome import METRICS, Outcome, read_outcome
 
@@ -38,13 +39,7 @@ _WEIGHTS_SUFFIXES = frozenset({".safetensors", ".bin", ".json"})  # of a student
 def main(argv: list[str] | None = None) -> int:
     """Run the experiment in the folder given; the exit status is 2 for bad input, with its one line last on stderr."""
     argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        run(Path(argv[0]))
-    except UserError as error:
-        print(f"s3prl-ekd: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return run_command("s3prl-ekd", lambda: run(Path(argv[0])))
 
 
 def run(folder: Path) -> None:

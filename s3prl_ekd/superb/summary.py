@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import write_json
 from s3prl_ekd.superb.outcome import METRICS
 
@@ -185,8 +185,7 @@ def read_summary(path: Path) -> list[Row]:
             f"{path}: {error.strerror or error}; give a summary.json written by s3prl-ekd superb"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        reason = " ".join(f"{'no ' if isinstance(error, KeyError) else ''}{error}".split())
-        raise UserError(f"{path} is not a summary.json of s3prl-ekd superb ({reason})") from error
+        raise UserError(f"{path} is not a summary.json of s3prl-ekd superb ({one_line(error)})") from error
 
 
 def _is_number(value: Any) -> bool:

@@ -374,7 +374,7 @@ def test_printed_score_must_be_that_of_the_answers(tmp_path):
         (["--upstream", "hubert_local", "--ckpt", "nowhere"], "--ckpt nowhere: there is no such file"),
         (["--upstream", "ekd_student", "--ckpt", HERE], "tests: no student folder, it has no config.json"),
         (["--upstream", "ekd_student_mini", "--ckpt", HERE], "ekd_student_mini is the package's own student"),
-        (["--device", "gpu"], "--device gpu: expected cpu, cuda"),
+        (["--device", "gpu"], "--device gpu: unknown; expected cpu, cuda"),
         (["--corpus", "real", "--tasks", "sid"], "missing: --voxceleb1 DIR, --iden-split FILE; --tasks chooses"),
         (["--corpus", "real", "--tasks", "pr", "--librispeech", "/tmp"], "missing: --lexicon FILE (OpenSLR 11's"),
         (["--corpus", "real", "--split", "both"], "--iden-split FILE, --iemocap DIR, --hidden DIR (with"),
