@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from s3prl_ekd import SAMPLE_RATE
-from s3prl_ekd.audio.distortion import generated_impulse_response
+from s3prl_ekd.audio.acoustics import generated_impulse_response
 from s3prl_ekd.audio.randomness import keyed_generator
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.espeak import Espeak
@@ -32,7 +32,7 @@ from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.mini_corpus.layouts import Spoken
 from s3prl_ekd.mini_corpus.recording import Lexicon, Recording, Studio, make_lexicon
 from s3prl_ekd.mini_corpus.sentences import vocabulary
-from s3prl_ekd.processes import end_with
+from s3prl_ekd.processes import die_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +114,13 @@ def _speak(studio: Studio, root: Path, recording: Recording) -> Spoken:
     return Spoken(recording=recording, samples=len(wave), labels=labels)
 
 
-_speak_in_process: Callable[[Recording], Spoken]  # in a process of the pool
+_speak_in_process: Callable[[Recording], Spoken]
+"""Set where a process of the pool starts."""
 
 
 def _start_process(root: Path, lexicon: Lexicon, parent: int) -> None:
     global _speak_in_process
-    end_with(parent)
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its processes
     torch.set_num_threads(1)
     _speak_in_process = partial(_speak, Studio(Espeak(), lexicon), root)
