@@ -107,7 +107,7 @@ def serve(root: Path, outputs: Path, args: argparse.Namespace) -> None:
         batch = models.batch_of(heard, device).to(device)
         loss = distiller(batch).loss
         loss.backward()
-        gradient = {name: parameter.grad.cpu() for name, parameter in distiller.named_parameters()}
+        gradient = {name: one.grad.cpu() for name, one in distiller.named_parameters() if one.grad is not None}
         torch.manual_seed(0)
         found = {
             "hidden_states": {f"{name} {i}": state.cpu() for name in inputs for i, state in enumerate(infer(name))},

@@ -84,8 +84,8 @@ class Memory(threading.Thread):
 def measure(manifest: str, consumed: int | None, workers: int, started: float) -> dict[str, Any]:
     """In a fresh process: the first two batches after ``consumed`` ones; None: plan the whole epoch."""
     memory = Memory()
+    from s3prl_ekd.audio.distortions import DistortionConfig
     from s3prl_ekd.config.data import DataConfig
-    from s3prl_ekd.config.recipe import DistortionConfig
     from s3prl_ekd.cuts.stream import BatchStream
 
     imported = time.time()
