@@ -1,4 +1,4 @@
-"""Where the files that travel with the package are: weights, vocabularies, recipes."""
+"""Paths of the files that come with the package: weights, vocabularies, recipes."""
 
 from __future__ import annotations
 
