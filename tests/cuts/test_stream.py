@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import multiprocessing
 import os
@@ -11,12 +12,15 @@ import signal
 
 import pytest
 import torch
-from helpers_cuts import CLEAN, NOISY, FrameNumbers, assert_same, config, manifest, names, stream, write
+from helpers_cuts import CLEAN, NOISY, RATE, FrameNumbers, assert_same, config, manifest, names, stream, write
 from helpers_models import speech_like
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from s3prl_ekd.audio.bad_recordings import Counts
 from s3prl_ekd.audio.read import load_audio
-from s3prl_ekd.cuts.stream import BatchStream
+from s3prl_ekd.cuts.sources import resolve_sources
+from s3prl_ekd.cuts.stream import BatchStream, Plan, Rank
 from s3prl_ekd.errors import UserError
 
 
@@ -234,3 +238,36 @@ def test_a_planner_that_dies_is_noticed(corpus):
     with pytest.raises(UserError, match=r"a process that reads has ended.*--shm-size"):
         list(iterator)
     assert multiprocessing.active_children() == []
+
+
+# --- for any corpus and any number of ranks (hypothesis) --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def durations(tmp_path_factory):
+    return tmp_path_factory.mktemp("durations") / "cuts.jsonl"
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=20)
+@given(
+    sizes=st.lists(st.integers(400, 40_000), min_size=1, max_size=40),
+    world_size=st.integers(1, 5),
+    most=st.none() | st.integers(1, 6),
+    num_buckets=st.integers(1, 5),
+    buffer_cuts=st.integers(1, 50),
+    epoch=st.integers(0, 3),
+)
+def test_batches_of_all_ranks_are_all_cuts_once(durations, sizes, world_size, epoch, most, **extra):
+    durations.write_text("".join(json.dumps({"id": i, "duration": n / RATE}) + "\n" for i, n in enumerate(sizes)))
+    chosen = config(durations, max_batch_utterances=most, **extra)
+    plan = Plan(chosen, 1, resolve_sources(chosen.cuts))
+    ranks = [list(plan.rank_batches(epoch, 0, Rank(index, world_size))) for index in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1  # equally many steps, of which only the last may be empty
+    assert all(batch for batches in ranks for batch in batches[:-1])
+    drawn = [json.loads(entry.line)["id"] for batches in ranks for batch in batches for entry in batch]
+    assert sorted(drawn) == list(range(len(sizes)))
+    for batch in itertools.chain(*ranks):
+        assert len(batch) <= (most or len(sizes))
+        assert len(batch) <= 1 or len(batch) * max(entry.samples for entry in batch) <= chosen.batch_samples
+    consumed = len(ranks[0]) // 2
+    assert list(plan.rank_batches(epoch, consumed, Rank(0, world_size))) == ranks[0][consumed:]
