@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -171,13 +171,8 @@ class BadRecordings:
         return fresh
 
 
-def one_line(text: str) -> str:
-    """A name or problem as the list has it."""
-    return " ".join(text.split())
-
-
 def listed(path: Path) -> frozenset[str]:
-    """The names in a list, as :func:`one_line` gives them; none where there is no list."""
+    """The names in a list, as :func:`~s3prl_ekd.errors.one_line` gives them; none where there is no list."""
     if not path.exists():
         return frozenset()
     return frozenset(line.split("\t")[0] for line in path.read_text(encoding="utf-8").splitlines()[1:])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ekd.audio.bad_recordings import SourceError
-from s3prl_ekd.audio.batch import Loaded, collate, empty_batch
+from s3prl_ekd.audio.batch import CachedTargets, Loaded, collate, empty_batch
 from s3prl_ekd.audio.distortion import Distorter
 from s3prl_ekd.audio.randomness import integer, keyed_generator
 from s3prl_ekd.errors import UserError
@@ -89,5 +89,5 @@ class UtteranceReader:
         batch = dataclasses.replace(collate(clean, distorted, names), starts=torch.tensor(starts))
         if targets:
             frames = torch.tensor([len(rows) for rows in targets])
-            batch = dataclasses.replace(batch, targets=torch.cat(targets), target_frames=frames)
+            batch = dataclasses.replace(batch, cached=CachedTargets(torch.cat(targets), frames))
         return Loaded(batch, len(names) + len(bad), tuple(bad))

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def prepare_worker(worker: int) -> None:
 def _send_the_problem(queue: Queue, error: Exception, item: Any) -> None:
     if not isinstance(item, tuple) or isinstance(item[-1], UserError):
         os._exit(1)  # not even this can be sent: that the worker is gone will be noticed
-    problem = UserError(f"data: a worker cannot hand over a batch ({' '.join(str(error).split())}); {_remedy()}")
+    problem = UserError(f"data: a worker cannot hand over a batch ({one_line(error)}); {_remedy()}")
     queue.put((item[0], problem))
 
 
@@ -190,7 +190,7 @@ def _ends_are_named(workers: Set[BaseProcess]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         if text.startswith("DataLoader timed out"):
             raise _NotYet from None
         if not text.startswith(("DataLoader worker", "Pin memory thread exited")):

@@ -30,7 +30,7 @@ from s3prl_ekd.audio.read import audio_files, read_header
 from s3prl_ekd.audio.text import read_tsv, write_lengths
 from s3prl_ekd.cuts.read import read_cut
 from s3prl_ekd.cuts.sources import resolve_sources
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import atomic_path, files_below
 
 logger = logging.getLogger(__name__)
@@ -311,7 +311,7 @@ def write_shar(manifests: Sequence[str], out: str | Path, *, shard_size: int = 1
                 except Exception as error:  # whatever its audio backends raise; it has read before it writes
                     if isinstance(error, OSError) and error.errno in _FULL:
                         raise UserError(f"{out}: {error.strerror}; nothing is left of it") from error
-                    bad.note(1, [(cut.id, f"{cut.id}: {' '.join(str(error).split())[:300]}")])
+                    bad.note(1, [(cut.id, f"{cut.id}: {one_line(error, 300)}")])
                     continue
                 bad.note(1, [])
                 cuts, seconds = cuts + 1, seconds + cut.duration

@@ -16,7 +16,7 @@ from s3prl_ekd.audio.manifests import Entry, open_bytes
 from s3prl_ekd.audio.read import decode_channels, read_channels
 from s3prl_ekd.cuts.shar import TarReader
 from s3prl_ekd.cuts.sources import tar_beside
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -167,5 +167,5 @@ class CutReader:
             with open_bytes(source.source) as stream:
                 data = stream.read()
         except Exception as error:  # what an object store's client can raise is not ours to list
-            raise UserError(f"{source.source}: cannot be fetched ({' '.join(str(error).split())})") from error
+            raise UserError(f"{source.source}: cannot be fetched ({one_line(error)})") from error
         return decode_channels(data, source.source, start=start, samples=samples)

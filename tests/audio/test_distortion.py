@@ -202,11 +202,12 @@ def test_direct_path_is_the_first_sound():
 
 
 def test_silence_and_short_utterances_stay_finite(noises):
-    config = everything(noises, **{
-        "reverberation": {"probability": 1.0},
-        "noise": {"folder": str(noises), "probability": 1.0},
-        "gaussian_noise": {"probability": 1.0},
-    })  # fmt: skip
+    config = everything(
+        noises,
+        reverberation={"probability": 1.0},
+        noise={"folder": str(noises), "probability": 1.0},
+        gaussian_noise={"probability": 1.0},
+    )
     distorter = Distorter(config)
     assert torch.equal(distorter(torch.zeros(3000), epoch=0, utterance="a"), torch.zeros(3000))
     for wave in (speech_like(400), torch.full((1000,), 1e-20), 0.9 * torch.ones(5000)):

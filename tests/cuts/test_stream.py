@@ -95,9 +95,9 @@ def test_crops_are_where_they_say(corpus):
                 starts.append(int(start))
             assert batch.distorted is batch.clean
             if cache is not None:
-                targets = batch.targets.split(batch.target_frames.tolist())
+                targets = batch.cached.rows.split(batch.cached.frames.tolist())
                 assert [320 * int(rows[0]) for rows in targets] == batch.starts.tolist()
-                assert batch.target_frames.tolist() == [len(rows) for rows in targets]
+                assert batch.cached.frames.tolist() == [len(rows) for rows in targets]
         assert all(start % step == 0 for start in starts)
         assert cache or any(start % 320 for start in starts)
     uncropped = stream(corpus / "speech.jsonl.gz", max_crop_samples=None).loader(0)
