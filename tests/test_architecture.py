@@ -82,7 +82,12 @@ def _ours(name: str) -> str:
 
 
 def room_of(module: str) -> str:
-    """A package or module at the top; the packages in s3prl_plugin are rooms of their own."""
+    """A package or module at the top; the packages in s3prl_plugin are rooms of their own.
+
+    So is config.base, what settings are written in: rooms below a recipe define theirs by it.
+    """
+    if module == "config.base":
+        return module
     parts = module.split(".")
     nested = parts[0] == "s3prl_plugin" and len(parts) > 1 and (PACKAGE / parts[0] / parts[1]).is_dir()
     return ".".join(parts[: 1 + nested])

@@ -43,7 +43,10 @@ from transformers import (
 
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
 from s3prl_ekd.audio.distortion import Distorter
-from s3prl_ekd.audio.distortions import DistortionConfig, GaussianNoiseConfig, NoiseConfig, ReverberationConfig
+from s3prl_ekd.audio.distortions import DistortionConfig
+from s3prl_ekd.audio.distortions.gaussian_noise import GaussianNoiseConfig
+from s3prl_ekd.audio.distortions.noise import NoiseConfig
+from s3prl_ekd.audio.distortions.reverberation import ReverberationConfig
 from s3prl_ekd.audio.randomness import keyed_generator
 from s3prl_ekd.config.base import Config
 from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, nearest
