@@ -181,7 +181,7 @@ class DistillModule(LightningModule):
         batch = positioned.batch
         if batch.lengths.numel() == 0:
             return self._zero_loss()
-        first = self.trainer.global_step == 0 and self._frames == 0 and batch.targets is None
+        first = self.trainer.global_step == 0 and self._frames == 0 and batch.cached is None
         if first and self.config.trainer.precision is Precision.FP16:
             self._warn_of_large_targets(batch)
         details = (self.trainer.global_step + 1) % self.config.trainer.log_every == 0
