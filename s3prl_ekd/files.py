@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from s3prl_ekd.errors import UserError, shorten
+from s3prl_ekd.errors import UserError, one_line, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +172,11 @@ def read_lines(path: str | Path, hint: str = "give the path of a text file") -> 
     return [(number, line) for number, line in enumerate(_LINE_END.split(text), start=1) if line.strip()]
 
 
+def is_remote(address: str) -> bool:
+    """Whether an address is no path of a file system: an object store's, or a command's output (``pipe:``)."""
+    return address.startswith("pipe:") or "://" in address
+
+
 def files_below(folder: str | Path, suffixes: Iterable[str]) -> list[Path]:
     """All files below ``folder``, however deeply nested, whose names end in one of ``suffixes`` in any case; sorted.
 
@@ -310,7 +315,7 @@ def parse_yaml(text: str) -> Any:
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
         raise UserError(f"not valid YAML ({place}{shorten(error.problem or error.context or 'unreadable')})") from error
     except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML ({shorten(' '.join(str(error).split()))})") from error
+        raise UserError(f"not valid YAML ({one_line(error, 80)})") from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from collections import OrderedDict
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from s3prl_ekd.cuts.sources import SourceError, is_remote, open_bytes
-from s3prl_ekd.errors import UserError
-from s3prl_ekd.files import atomic_path
+from s3prl_ekd.audio.bad_recordings import SourceError
+from s3prl_ekd.audio.manifests import open_bytes
+from s3prl_ekd.errors import UserError, one_line
+from s3prl_ekd.files import atomic_path, is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,6 @@ def _fetch(address: str, copy: Path) -> None:
             return
         except Exception as error:  # what an object store's client can raise is not ours to list
             logger.warning("%s: attempt %d to fetch it failed (%s)", address, attempt + 1, error)
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             time.sleep(attempt)
     raise SourceError(f"{address}: cannot be fetched ({reason})")

@@ -22,7 +22,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -204,7 +204,7 @@ def load_audio(
             samples = _read(file, num_frames, normalize)
             rate = file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioFileError(f"{uri}: cannot be read as audio ({' '.join(str(error).split())})") from error
+        raise AudioFileError(f"{uri}: cannot be read as audio ({one_line(error)})") from error
     waveform = torch.from_numpy(samples)  # (S, C)
     return (waveform.T.contiguous() if channels_first else waveform), rate
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s3prl_ekd.cuts.sources import SourceError
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import atomic_path
 
 
@@ -72,7 +72,7 @@ class CheckedFile:
         except (OSError, SafetensorError) as error:
             if not path.exists():
                 raise SourceError(f"{path}: missing; run {command(path.parent)}, which makes it again") from error
-            raise self.damaged(" ".join(str(error).split())) from error
+            raise self.damaged(one_line(error)) from error
         self.checksum = checksum(self.tensors.values())
         if self.metadata.get("checksum") != str(self.checksum):
             raise self.damaged("its checksum is another")

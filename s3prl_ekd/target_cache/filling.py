@@ -29,8 +29,9 @@ from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.config.training import Precision, RunConfig
 from s3prl_ekd.cuts.read import Cut
-from s3prl_ekd.cuts.sources import Entry, mix_sources, resolve_sources, tar_beside
+from s3prl_ekd.cuts.sources import CutSource, Entry, mix_sources, resolve_sources, tar_beside
 from s3prl_ekd.cuts.stream import BatchStream, Plan
+from s3prl_ekd.devices import check_device, default_device
 from s3prl_ekd.distiller import pack_states, sources_of, teacher_states
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.target_cache.files import command
@@ -130,9 +131,9 @@ def _require_same_audio(lists: Sequence[tuple[str, DataConfig]], repeated: set[i
 class _Missing(Plan):
     """Batches of the cuts that are to be computed, in the manifests' order."""
 
-    def __init__(self, config: DataConfig, key: str, wanted: np.ndarray) -> None:
+    def __init__(self, config: DataConfig, sources: Sequence[CutSource], wanted: np.ndarray) -> None:
         """``wanted``: their keys, sorted."""
-        super().__init__(config, 0, key)
+        super().__init__(config, 0, sources)
         self.wanted = wanted
 
     def entries(self, epoch: int) -> Iterator[Entry]:
@@ -166,7 +167,7 @@ class Caching:
         self.config = config = config.of_processes(max(config.trainer.devices or 1, 1) * config.trainer.num_nodes)
         self.folder = Path(folder)
         self.part = part
-        self.device = _device(config, device)
+        self.device = torch.device(check_device(device) if device else default_device(config.trainer.accelerator))
         stored = read_description(self.folder)
         if stored is not None:
             require_same(self.folder, stored, config)
@@ -293,14 +294,14 @@ class Caching:
                 seed=0,
                 targets_cache=_Keys(),
                 bad_recordings=self.folder / BAD_RECORDINGS if list_bad else None,
-                key=key,
+                sources=resolve_sources(data.cuts, key),
             )
-            stream.plan = _Missing(data, key, wanted)
+            stream.plan = _Missing(data, stream.plan.sources, wanted)
             # A run that goes on meets all the bad ones of before again: judge them among those that were good.
             stream.bad_recordings.skip(len(work.keys) - len(left.keys))
             for batch in stream.loader(0):
                 if batch.lengths.numel():
-                    seen += batch.targets[:, 0].tolist()
+                    seen += batch.cached.rows[:, 0].tolist()
                     yield stream, batch
             wanted = wanted[~np.isin(wanted, seen)]
 
@@ -329,7 +330,7 @@ class Caching:
         peaks = [float(part.max()) for part in largest.split(frames)]
         if any(HALF_MAX < peak < math.inf for peak in peaks):
             self._warn_of_large(targets)
-        keys = batch.targets[:, 0].tolist()
+        keys = batch.cached.rows[:, 0].tolist()
         stored = targets.clamp(-HALF_MAX, HALF_MAX).half().cpu().split(frames)
         for name, key, peak, value in zip(batch.utterances, keys, peaks, stored, strict=True):
             if math.isfinite(peak):
@@ -357,13 +358,3 @@ class _Keys:
 
     def read(self, cut: Cut, start: int, samples: int) -> Tensor:
         return torch.tensor([[cut_key(cut.id, cut.start, round(cut.duration * SAMPLE_RATE))]])
-
-
-def _device(config: RunConfig, name: str | None) -> torch.device:
-    if name is None:
-        gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        name = "cuda" if gpu else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise UserError(f"--device: {name!r} cannot be used ({' '.join(str(error).split())[:200]})") from error

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
-from s3prl_ekd.audio.bad_recordings import listed, one_line
+from s3prl_ekd.audio.bad_recordings import listed
 from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.cuts.sources import SourceError
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.target_cache.files import CheckedFile, command
 from s3prl_ekd.target_cache.initial_weights import read_start
 from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same

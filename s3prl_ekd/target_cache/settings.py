@@ -10,7 +10,7 @@ from typing import Any
 
 from s3prl_ekd.config.base import Config
 from s3prl_ekd.config.recipe import Aggregation, DistillConfig, ObjectiveConfig, TeacherConfig, TeacherInput
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import write_json
 from s3prl_ekd.target_cache.files import command
 
@@ -91,8 +91,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
             raise ValueError("the widths are no positive numbers")
         return stored
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read ({reason}); delete it and run {command(folder)}") from error
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); delete it and run {command(folder)}") from error
 
 
 def require_same(folder: Path, stored: Mapping[str, Any], config: DistillConfig) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.pictures import COLOURS, colours, literal, new_figure, save
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def read_log(run: Path) -> Series:
                 for name, step, value in read(path):
                     found.setdefault(name, {})[step] = value
             except (ValueError, KeyError, TypeError, csv.Error) as error:
-                raise UserError(
-                    f"{path}: is damaged ({' '.join(str(error).split())}); delete it to go without"
-                ) from error
+                raise UserError(f"{path}: is damaged ({one_line(error)}); delete it to go without") from error
     if not found:
         raise UserError(
             f"{run}: no log there (logs/csv/*/metrics.csv, events.out.tfevents.*); name the output folder of a run of"

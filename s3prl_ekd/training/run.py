@@ -26,9 +26,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.audio.batch import Batch
-from s3prl_ekd.config.training import Precision, RunConfig, TrainerConfig, check_resumable
+from s3prl_ekd.config.training import Precision, RunConfig, check_resumable
+from s3prl_ekd.devices import default_device
 from s3prl_ekd.distiller import Distiller
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import write_yaml
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.target_cache.reading import TargetCache
@@ -66,17 +67,17 @@ def open_cache(config: RunConfig) -> TargetCache | None:
 
 def open_data(config: RunConfig, rank: int, world_size: int) -> tuple[Stream, Iterable[Batch] | None]:
     """The recipe's training and dev speech for one process."""
-    from s3prl_ekd.cuts.stream import BatchStream, dev_loader
+    from s3prl_ekd.cuts.stream import BatchStream, Rank
 
-    options = {
-        "seed": config.seed,
-        "rank": rank,
-        "world_size": world_size,
-        "targets_cache": open_cache(config),
-        "bad_recordings": Path(config.output, BAD_RECORDINGS),
-    }
-    stream = BatchStream(config.data, config.distortion, **options)
-    return stream, dev_loader(config.data, config.distortion, **options)
+    stream = BatchStream(
+        config.data,
+        config.distortion,
+        seed=config.seed,
+        rank=Rank(rank, world_size),
+        targets_cache=open_cache(config),
+        bad_recordings=Path(config.output, BAD_RECORDINGS),
+    )
+    return stream, stream.dev_loader()
 
 
 def build_distiller(config: RunConfig) -> Distiller:
@@ -188,9 +189,9 @@ def _trainer(config: RunConfig, folder: Path, start: Path | None, signals: StopS
         plugins.append(SLURMEnvironment(auto_requeue=False))  # the job script does it, on our exit status
     # Not Trainer(precision="16-mixed"): on a CPU that silently is bf16.
     if settings.precision is Precision.FP16:
-        plugins.append(MixedPrecision("16-mixed", _device_type(settings)))
+        plugins.append(MixedPrecision("16-mixed", default_device(settings.accelerator)))
     elif settings.precision is Precision.BF16:
-        plugins.append(MixedPrecision("bf16-mixed", _device_type(settings)))
+        plugins.append(MixedPrecision("bf16-mixed", default_device(settings.accelerator)))
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*`lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`.*")  # skipped steps
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
@@ -226,7 +227,7 @@ def _trainer(config: RunConfig, folder: Path, start: Path | None, signals: StopS
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         no_gpu = settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
         hint = "; torch sees no GPU here: give trainer.accelerator=auto, which takes what there is" if no_gpu else ""
-        raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
+        raise UserError(f"trainer: {one_line(error)}{hint}") from error
     _check_processes(trainer)
     return trainer
 
@@ -241,12 +242,6 @@ def _check_processes(trainer: Trainer) -> None:
             f" {launcher.world_size()} processes were started; start one for each device (srun, torchrun"
             " --nproc-per-node) or correct the recipe"
         )
-
-
-def _device_type(settings: TrainerConfig) -> str:
-    if settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "cuda"
-    return "cpu"
 
 
 def _loggers(config: RunConfig, folder: Path, start: Path | None) -> list[Logger]:
