@@ -22,6 +22,7 @@ def shop(tmp_path_factory):
         yield shop
 
 
+@pytest.mark.timeout(1800)  # a minute or two for the longest, on cores that do nothing else
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_commands(name, shop, tmp_path):
     run_commands(name, shop, tmp_path)

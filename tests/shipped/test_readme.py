@@ -101,7 +101,8 @@ def test_recipes_are_not_copied_over_anything(tmp_path, capsys):
 
 def test_targets_of_make_are_there():
     rules = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake ([a-z-]+)", README)):
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for target in set(re.findall(r"\bmake ([a-z-]+)", README + contributing)):
         assert re.search(rf"^{target}:", rules, flags=re.MULTILINE), target
 
 
