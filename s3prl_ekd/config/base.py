@@ -224,6 +224,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def require(condition: bool, message: str) -> None:
+    """Raise a UserError with ``message`` unless ``condition`` holds."""
     if not condition:
         raise UserError(message)
 

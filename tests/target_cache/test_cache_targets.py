@@ -686,7 +686,7 @@ def test_a_forged_index_is_named(change, root, cache, tmp_path):
 )
 def test_a_forged_file_of_targets_is_named(change, root, cache, tmp_path):
     folder = shutil.copytree(cache.folder, tmp_path / "out")
-    name = sorted(folder.glob("targets-*"))[0].name
+    name = min(folder.glob("targets-*")).name
     forge(folder / name, **change)
     for use in (lambda: TargetCache(folder).require(recipe(root)), lambda: Caching(recipe(root), folder).run()):
         with pytest.raises(UserError, match=rf"{name}: damaged or incomplete .*; delete it and run"):
