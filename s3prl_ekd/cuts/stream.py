@@ -30,6 +30,7 @@ from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.manifests import Entry
 from s3prl_ekd.audio.utterances import UtteranceReader
 from s3prl_ekd.audio.workers import make_loader, patient
+from s3prl_ekd.config.base import differences, say_differences
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.cuts.bucketing import draw_batches, duration_bounds
 from s3prl_ekd.cuts.read import Cut, CutReader, read_cut
@@ -38,6 +39,14 @@ from s3prl_ekd.cuts.sources import CutSource, digest, mix_sources, resolve_sourc
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+FREE = frozenset({"global_batch_seconds", "num_workers", "prefetch_batches", "timeout_seconds"}) | {
+    "cuts",  # compared by their content
+    "dev_cuts",
+    "shar_cache",
+    "shar_cache_gb",
+}
+"""The settings of data that a position in it does not depend on; on all others, new ones included, it does."""
 
 _BOUNDS_FROM = 10_000  # entries that the buckets' bounds are estimated from
 _PLANNED_AHEAD = 32  # batches
@@ -272,8 +281,7 @@ class BatchStream:
 
     def identity(self) -> dict[str, str]:
         """What a position depends on, to be stored with it; see :meth:`require_identity`."""
-        settings = ("batch_seconds", "max_batch_utterances", "num_buckets", "buffer_cuts", "max_crop_samples")
-        identity = {f"data.{name}": str(getattr(self.config, name)) for name in settings}
+        identity = _settings(self.config)
         identity |= {"seed": str(self.plan.seed), "number of processes": str(self.rank.world_size)}
         identity["targets.cache"] = self.reader.targets.identity if self.reader.targets is not None else "none"
         for index, source in enumerate(self.plan.sources):
@@ -288,13 +296,10 @@ class BatchStream:
             UserError: names the source that cannot be resumed exactly, or what has changed.
         """
         self._require_resumable()
-        now = self.identity()
-        for name in {**stored, **now}:
-            if stored.get(name) != now.get(name):
-                raise UserError(
-                    f"cannot resume exactly: {name} was {stored.get(name, 'absent')}, now it is"
-                    f" {now.get(name, 'absent')}; restore it, or start a new run"
-                )
+        changed = differences(_settings(DataConfig(cuts=self.config.cuts)) | dict(stored), self.identity())
+        if changed:
+            said = say_differences(changed, "{name} was {before}, now it is {now}")
+            raise UserError(f"cannot resume exactly: {said}; restore it, or start a new run")
 
     def _require_resumable(self) -> None:
         for source in self.plan.sources:
@@ -342,6 +347,11 @@ class EpochLoader:
             prefetch=stream.config.prefetch_batches,
             generator=torch.Generator(),
         )
+
+
+def _settings(config: DataConfig) -> dict[str, str]:
+    """What the order of the batches and the crops depend on."""
+    return {f"data.{name}": str(value) for name, value in config.to_mapping().items() if name not in FREE}
 
 
 def _short(text: str) -> str:
