@@ -113,6 +113,14 @@ class DataConfig(Config):
         return dataclasses.replace(self, batch_seconds=each, global_batch_seconds=None)
 
     @property
+    def given_size(self) -> tuple[str, float]:
+        """Which key says how large batches are, ``batch_seconds`` or ``global_batch_seconds``, and what it says."""
+        if self.global_batch_seconds is not None:
+            return "global_batch_seconds", self.global_batch_seconds
+        assert self.batch_seconds is not None, "where neither is given, it has a default"
+        return "batch_seconds", self.batch_seconds
+
+    @property
     def batch_samples(self) -> int:
         """``batch_seconds`` at 16 kHz; see :meth:`divided`."""
         assert self.batch_seconds is not None, "divide global_batch_seconds first"

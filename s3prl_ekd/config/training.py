@@ -134,7 +134,10 @@ class TrainerConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(DistillConfig):
-    """A whole recipe: student, teachers, objective and distortion as in DistillConfig, and how to train."""
+    """A whole recipe: the model side, which it inherits so that it goes wherever a DistillConfig does, and how to train.
+
+    In the YAML all sections stand side by side. What is saved with a student is :attr:`distill` alone.
+    """
 
     data: DataConfig
     """The speech."""
@@ -153,7 +156,7 @@ class RunConfig(DistillConfig):
 
     @property
     def distill(self) -> DistillConfig:
-        """The model side alone."""
+        """The model side alone: student, teachers, objective and distortion."""
         return DistillConfig(**{item.name: getattr(self, item.name) for item in fields(DistillConfig)})
 
     def of_processes(self, count: int) -> RunConfig:
@@ -170,13 +173,13 @@ class RunConfig(DistillConfig):
         if processes is None and devices is not None and devices > 0:
             processes = devices * self.trainer.num_nodes
         parts = f"{'all devices' if processes is None else f'{processes} device(s)'} x accumulate {accumulate}"
-        each, total = self.data.batch_seconds, self.data.global_batch_seconds
-        if total is not None:
-            each = f", {total / processes / accumulate:g} s" if processes is not None else ""
-            return f"a step is up to {total:g} s of audio: data.global_batch_seconds{each} for each of {parts}"
+        key, seconds = self.data.given_size
+        if key == "global_batch_seconds":
+            each = f", {seconds / processes / accumulate:g} s" if processes is not None else ""
+            return f"a step is up to {seconds:g} s of audio: data.{key}{each} for each of {parts}"
         if processes is None:
-            return f"a step is up to {each:g} s of audio (data.batch_seconds) x {parts}"
-        return f"a step is up to {each * processes * accumulate:g} s of audio: data.batch_seconds {each:g} x {parts}"
+            return f"a step is up to {seconds:g} s of audio (data.{key}) x {parts}"
+        return f"a step is up to {seconds * processes * accumulate:g} s of audio: data.{key} {seconds:g} x {parts}"
 
     @classmethod
     def from_recipe(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:

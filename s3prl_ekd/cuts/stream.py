@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,7 +33,7 @@ from s3prl_ekd.audio.workers import make_loader, patient
 from s3prl_ekd.config.base import differences, say_differences
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.cuts.bucketing import draw_batches, duration_bounds
-from s3prl_ekd.cuts.read import Cut, CutReader, read_cut
+from s3prl_ekd.cuts.read import Cut, CutReader, cut_key, read_cut
 from s3prl_ekd.cuts.shar import TarCache, TarReader
 from s3prl_ekd.cuts.sources import CutSource, digest, mix_sources, resolve_sources
 from s3prl_ekd.errors import UserError
@@ -86,10 +86,14 @@ class Targets(Protocol):
 class Plan:
     """Which entries make which batch of an epoch, for all ranks together."""
 
-    def __init__(self, config: DataConfig, seed: int, sources: Sequence[CutSource]) -> None:
+    def __init__(
+        self, config: DataConfig, seed: int, sources: Sequence[CutSource], only: Callable[[Entry], bool] | None = None
+    ) -> None:
+        """``only``: the entries to take, in the manifests' order; None: all, in another order in each epoch."""
         self.config = config
         self.seed = seed
         self.sources = sources
+        self.only = only
 
     @functools.cached_property
     def bounds(self) -> list[int]:
@@ -113,6 +117,8 @@ class Plan:
 
     def entries(self, epoch: int) -> Iterator[Entry]:
         """The entries of an epoch in the order in which batches are drawn from them."""
+        if self.only is not None:
+            return filter(self.only, mix_sources(self.sources, self.config.max_crop_samples, None))
         return mix_sources(self.sources, self.config.max_crop_samples, self._random(epoch, "order"))
 
     def _random(self, epoch: int, purpose: str) -> random.Random:
@@ -141,6 +147,10 @@ class CutUtterance:
     @property
     def samples(self) -> int:
         return round(self.cut.duration * SAMPLE_RATE)
+
+    @property
+    def key(self) -> int:
+        return cut_key(self.cut.id, self.cut.start, self.samples)
 
     def read(self, start: int, longest: int | None) -> tuple[Tensor, Tensor | None]:
         waveform = self.audio(self.cut, self.manifest, start, min(self.samples, longest or self.samples))
@@ -230,6 +240,7 @@ class BatchStream:
         targets_cache: Targets | None = None,
         bad_recordings: str | Path | None = None,
         sources: Sequence[CutSource] | None = None,
+        only: Callable[[Entry], bool] | None = None,
     ) -> None:
         """Find the sources, and the files of the distortions.
 
@@ -241,11 +252,12 @@ class BatchStream:
             targets_cache: where batches get their targets from; crops then start on whole frames.
             bad_recordings: the file that lists what was skipped.
             sources: None: those of ``config.cuts``.
+            only: the entries to take, in the manifests' order; None: all, in another order in each epoch.
         """
         self.config = config
         self.distortion = distortion
         self.rank = rank
-        self.plan = Plan(config, seed, resolve_sources(config.cuts) if sources is None else sources)
+        self.plan = Plan(config, seed, resolve_sources(config.cuts) if sources is None else sources, only)
         self.bad_recordings = BadRecordings(bad_recordings, alone=rank.world_size == 1)
         self.reader = BatchReader(config, distortion, seed, targets_cache)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.target_cache.files import CheckedFile, save_checked
 
@@ -22,12 +20,6 @@ HALF_MAX = 65504.0
 """The largest float16."""
 BAD_RECORDINGS = "bad_recordings.tsv"
 """The list of cuts that have no targets."""
-
-
-def cut_key(name: str, start: float, samples: int) -> int:
-    """What finds a cut in the index: 64 bits that depend on its name, its start in seconds and its length."""
-    text = f"{name}\t{round(start * SAMPLE_RATE)}\t{samples}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 class Shard(CheckedFile):

@@ -27,6 +27,7 @@ from s3prl_ekd.cli import main
 from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.config.training import RunConfig, TargetsConfig
 from s3prl_ekd.cuts.manifests import folder_recordings, write_manifest
+from s3prl_ekd.cuts.read import cut_key
 from s3prl_ekd.cuts.sources import SourceError, read_entries
 from s3prl_ekd.cuts.stream import BatchStream
 from s3prl_ekd.distiller import Distiller
@@ -36,7 +37,7 @@ from s3prl_ekd.student.model import Student
 from s3prl_ekd.target_cache import files, filling, settings
 from s3prl_ekd.target_cache.filling import Caching, entry_key, survey
 from s3prl_ekd.target_cache.reading import TargetCache
-from s3prl_ekd.target_cache.shards import Shard, cut_key
+from s3prl_ekd.target_cache.shards import Shard
 from s3prl_ekd.teachers import base, load_teachers
 from s3prl_ekd.teachers.cached import cached_teachers
 from s3prl_ekd.training.module import DistillModule
