@@ -36,6 +36,7 @@ POLL_SECONDS = 1.0
 SAID_AFTER = 60.0
 """Seconds of waiting after which a line says so."""
 
+_PIN_SECONDS = 10.0  # the thread looks every five whether it should end
 _SHARED_MEMORY = "/dev/shm"
 _SHORT = (errno.ENOSPC, errno.EMFILE, errno.ENFILE)  # from torch; what a data set raises has no number by then
 _at_work: set[tuple[int, BaseProcess]] = set()  # with the process that started them
@@ -114,6 +115,7 @@ def patient(loader: DataLoader[T], limit: float) -> Iterator[T]:
     """
     before = set(multiprocessing.active_children())
     workers: set[BaseProcess] = set()
+    iterator: Iterator[T] = iter(())
     try:
         try:
             with _no_deaths_by_signal(), _ends_are_named(workers):
@@ -128,7 +130,22 @@ def patient(loader: DataLoader[T], limit: float) -> Iterator[T]:
                 return
             yield item
     finally:
+        _end_pinning(iterator)
         _end(workers)
+
+
+def _end_pinning(iterator: Iterator[Any]) -> None:
+    """End torch's thread that copies batches into pinned memory, if there is one, while the workers are still alive.
+
+    It reads what they send. Were they killed first, half a batch could be left in their queue; the thread would wait
+    for the other half, and torch, when it clears up the iterator, for the thread, both without end. This is the order
+    of torch's own ``_shutdown_workers``, which is not called since it also waits for the workers.
+    """
+    thread = getattr(iterator, "_pin_memory_thread", None)
+    if thread is not None:
+        iterator._pin_memory_thread_done_event.set()  # type: ignore[attr-defined]  # private to torch
+        iterator._worker_result_queue.put((None, None))  # type: ignore[attr-defined]  # so that it wakes up
+        thread.join(_PIN_SECONDS)
 
 
 def _end(workers: Iterable[BaseProcess]) -> None:
