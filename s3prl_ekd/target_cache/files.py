@@ -19,7 +19,7 @@ from s3prl_ekd.files import atomic_path
 
 
 def command(folder: Path) -> str:
-    """What to run, for messages."""
+    """The command that fills a cache, for messages."""
     return f"`s3prl-ekd cache-targets RECIPE {folder}`"
 
 
@@ -92,6 +92,6 @@ class CheckedFile:
         return tuple(found)
 
     def damaged(self, problem: str) -> SourceError:
-        """The error to raise."""
+        """An error that says what is wrong with the file, and what to do."""
         remedy = f"delete it and run {command(self.path.parent)}, which makes it again"
         return SourceError(f"{self.path}: damaged or incomplete ({problem}); {remedy}")

@@ -1,6 +1,6 @@
-"""Teachers run once over all cuts of a recipe; what they make of each is stored (:mod:`s3prl_ekd.target_cache`).
+"""Fills a cache: the teachers hear all cuts of a recipe once, and the targets are stored.
 
-What is stored is what the heads must predict: combined by the recipe's aggregation, after layer normalisation.
+These are what the prediction heads must predict: normalised if the recipe says so, and combined by its aggregation.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.target_cache.files import command
 from s3prl_ekd.target_cache.initial_weights import read_start, write_start
 from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same, write_description
-from s3prl_ekd.target_cache.shards import BAD_RECORDINGS, HALF_MAX, ShardWriter, shards, write_index
+from s3prl_ekd.target_cache.shards import BAD_RECORDINGS, ShardWriter, shards, write_index
 from s3prl_ekd.targets import RULES, Target
 from s3prl_ekd.teachers import Teacher, load_teacher, load_teachers
 
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 _MEASURED_BATCHES = 8
 _MEASURED_SECONDS = 30.0
+_HALF_MAX = torch.finfo(torch.float16).max
 _AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
@@ -53,13 +54,13 @@ _AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 def entry_key(entry: Entry) -> int:
-    """What finds a line's cut in the index."""
+    """The number that finds the cut of a manifest's line in the index."""
     item = decode_json_line(entry.line)
     return cut_key(item["id"], item.get("start", 0.0), entry.samples)
 
 
 def _lists(data: DataConfig) -> list[tuple[str, DataConfig]]:
-    """Whole utterances of training and dev data."""
+    """The training and the dev data, without crops, each with its key in the recipe."""
     whole = dataclasses.replace(data, max_crop_samples=None, dev_cuts=())
     lists = [("data.cuts", whole)]
     if data.dev_cuts:
@@ -81,16 +82,16 @@ class Work:
 
     @property
     def hours(self) -> float:
-        """Of speech."""
+        """Hours of speech."""
         return int(self.samples.sum()) / SAMPLE_RATE / 3600
 
     @property
     def frames(self) -> int:
-        """Of targets."""
+        """Frames that the targets have."""
         return int(((self.samples - MIN_SAMPLES) // FRAME_SHIFT + 1).sum())
 
     def only(self, chosen: np.ndarray) -> Work:
-        """Those where ``chosen`` (n,) is True."""
+        """The cuts where ``chosen`` (n,) is True."""
         return Work(self.keys[chosen], self.samples[chosen])
 
 
@@ -209,7 +210,7 @@ class Caching:
         batches = self._batches(work, left, list_bad=False) if len(left.keys) else ()
         for number, (_, batch) in enumerate(itertools.islice(batches, _MEASURED_BATCHES + 1)):
             self._compute(batch)
-            if number == 0 and len(left.keys) > len(batch.utterances):  # it starts the loader and warms up the device
+            if number == 0 and len(left.keys) > len(batch.utterances):  # the first one starts loader and device
                 start = time.monotonic()
                 continue
             hours += int(batch.lengths.sum()) / SAMPLE_RATE / 3600
@@ -240,7 +241,7 @@ class Caching:
             _ = self.teachers  # loaded before the clock starts
         writer = ShardWriter(self.folder, self.part[0], shard_bytes)
         with tqdm(
-            total=left.hours + 1e-6,  # sums round
+            total=left.hours + 1e-6,  # more than the rounded sum of the batches
             desc="caching targets",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of speech [{elapsed}<{remaining}]",
             disable=not len(left.keys),
@@ -295,7 +296,7 @@ class Caching:
                 sources=resolve_sources(data.cuts, key),
                 only=_Wanted(wanted),
             )
-            # A run that goes on meets all the bad ones of before again: judge them among those that were good.
+            # The cuts that have targets already were good, and count beside the bad ones, which are all read again.
             stream.bad_recordings.skip(len(work.keys) - len(left.keys))
             for batch in stream.loader(0):
                 if batch.keys is not None:
@@ -327,10 +328,10 @@ class Caching:
         targets, frames = self._compute(batch)
         largest = targets.abs().amax(dim=-1).cpu()  # (N,), NaN and infinity included
         peaks = [float(part.max()) for part in largest.split(frames)]
-        if any(HALF_MAX < peak < math.inf for peak in peaks):
+        if any(_HALF_MAX < peak < math.inf for peak in peaks):
             self._warn_of_large(targets)
         assert batch.keys is not None, "cuts have keys"
-        stored = targets.clamp(-HALF_MAX, HALF_MAX).half().cpu().split(frames)
+        stored = targets.clamp(-_HALF_MAX, _HALF_MAX).half().cpu().split(frames)
         for name, key, peak, value in zip(batch.utterances, batch.keys.tolist(), peaks, stored, strict=True):
             if math.isfinite(peak):
                 writer.add(key, value)
@@ -341,10 +342,10 @@ class Caching:
         plan = self._plan()
         for target, values in zip(plan, targets.split([target.size for target in plan], dim=-1), strict=True):
             largest = float(values[values.isfinite()].abs().max())
-            if largest > HALF_MAX and target.name not in self._warned:
+            if largest > _HALF_MAX and target.name not in self._warned:
                 self._warned.add(target.name)
                 logger.warning(
                     "target %s: values up to %.4g are stored as %.0f, where float16 ends. Use layer_norm_targets: true"
                     " for the teachers, or let them run in training (targets.cache: null)",
-                    target.name, largest, HALF_MAX,
+                    target.name, largest, _HALF_MAX,
                 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a cache was made with (``cache.json``), and whether that is what a recipe asks for."""
+"""What a cache was made with (``cache.json``), and whether its targets are those of a recipe."""
 
 from __future__ import annotations
 

@@ -16,8 +16,6 @@ from s3prl_ekd.target_cache.files import CheckedFile, save_checked
 
 BLOCK = 64
 """Rows that share a checksum."""
-HALF_MAX = 65504.0
-"""The largest float16."""
 BAD_RECORDINGS = "bad_recordings.tsv"
 """The list of cuts that have no targets."""
 
@@ -100,7 +98,7 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is there."""
+        """Write what has been added since the last shard."""
         if not self._keys:
             return
         targets = torch.cat(self._targets)
@@ -116,7 +114,7 @@ class ShardWriter:
 
 
 def shards(folder: Path) -> Iterator[Shard]:
-    """All finished shards of a folder.
+    """All complete shards of a folder, in order.
 
     Raises:
         SourceError: one is damaged.
@@ -126,7 +124,7 @@ def shards(folder: Path) -> Iterator[Shard]:
 
 
 def write_index(folder: Path) -> int:
-    """Write where each cut is; how many there are.
+    """Write where each cut is; returns how many there are.
 
     Raises:
         UserError: there are none.

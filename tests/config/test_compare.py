@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 import re
 import typing
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from s3prl_ekd.config.base import Config, differences, say_differences, set_value
 from s3prl_ekd.config.recipe import DistillConfig
-from s3prl_ekd.config.training import FREE_ON_RESUME, RunConfig
+from s3prl_ekd.config.training import FREE_ON_RESUME, RunConfig, apply_override
 from s3prl_ekd.cuts import stream
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.superb import evaluation
@@ -61,6 +66,43 @@ def test_an_override_makes_the_sections_it_is_in():
     for name, value in (("data.x.y", 1), ("teachers.0.weight", 2), ("teachers.0.layers.0", 3)):
         set_value(mapping, name, value)
     assert mapping == {"teachers": [{"layers": [3], "weight": 2}], "data": {"x": {"y": 1}}}
+
+
+# ---- laws, tried on drawn settings (hypothesis, the same ones each time)
+
+law = hypothesis.settings(derandomize=True, deadline=None, database=None, max_examples=60)
+VALUES = st.none() | st.booleans() | st.integers(-2, 2) | st.text("ab", max_size=2) | st.lists(st.integers(0, 2))
+TREES = st.recursive(
+    st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3),
+    lambda tree: st.dictionaries(st.sampled_from("abc"), VALUES | tree, max_size=3),
+    max_leaves=6,
+)
+
+
+@law
+@given(TREES, TREES)
+def test_differences_lead_from_one_to_the_other(before, now):
+    assert differences(before, before) == []
+    found = differences(before, now)
+    assert (found == []) == (before == now)
+    assert {one.name for one in differences(now, before)} == {one.name for one in found}
+    changed = copy.deepcopy(before)
+    for one in found:
+        if repr(one.now) != "absent":
+            set_value(changed, one.name, one.now)
+    assert all(repr(one.now) == "absent" for one in differences(changed, now))
+
+
+@law
+@given(st.data())
+def test_an_override_changes_its_setting_alone(data):
+    before = RunConfig.from_mapping(RECIPE).to_mapping()
+    section = data.draw(st.sampled_from([name for name in before if isinstance(before[name], dict)]))
+    key = data.draw(st.sampled_from([key for key in before[section] if not isinstance(before[section][key], dict)]))
+    value = data.draw(VALUES.filter(lambda value: value != before[section][key]))
+    now = copy.deepcopy(before)
+    apply_override(now, f"{section}.{key}={json.dumps(value)}")
+    assert [tuple(one) for one in differences(before, now)] == [(f"{section}.{key}", before[section][key], value)]
 
 
 # ---- who depends on which setting
