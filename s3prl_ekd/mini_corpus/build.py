@@ -119,7 +119,7 @@ _speak_in_process: Callable[[Recording], Spoken]
 
 def _start_process(root: Path, lexicon: Lexicon) -> None:
     global _speak_in_process
-    die_with_parent(multiprocessing.parent_process().pid)
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its processes
     torch.set_num_threads(1)
     _speak_in_process = partial(_speak, Studio(Espeak(), lexicon), root)

@@ -131,7 +131,7 @@ def _work(job: Job, threads: int, environment: Mapping[str, str]) -> None:
     """In the new process: be ``python -m MODULE``, its output in the log."""
     from s3prl_ekd.superb.preload import ENVIRONMENT, THREADS
 
-    die_with_parent(os.getppid())  # the forkserver, which ends with the process that runs the jobs
+    die_with_parent()
     os.environ.clear()
     os.environ.update({**environment, **ENVIRONMENT, **dict.fromkeys(THREADS, str(threads))})
     multiprocessing.set_start_method(None, force=True)  # not forkserver: a loader's workers need not import s3prl anew
