@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -109,7 +110,7 @@ def _bar_interval() -> float:
     return 0.5 if sys.stderr.isatty() else 10.0
 
 
-def _show(bar: tqdm, ended: Sequence[int], running: Iterable[Job]) -> None:
+def _show(bar: tqdm[NoReturn], ended: Sequence[int], running: Iterable[Job]) -> None:
     steps = {job: min(job.steps, steps_done(job.log)) for job in running}
     bar.n = sum(ended) + sum(steps.values())
     bar.set_postfix_str(", ".join(f"{job.name} {count}/{job.steps}" for job, count in steps.items()))
