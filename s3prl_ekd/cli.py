@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import sys
-from collections.abc import Callable
 from typing import NamedTuple
 
 from s3prl_ekd import __version__
 from s3prl_ekd.command_line import Parser
-from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, nearest, printable_line
-
-logger = logging.getLogger(__name__)
-
-EXIT_INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
+from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.processes import run_command
 
 
 class Command(NamedTuple):
@@ -114,42 +108,18 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def in_one_line(prog: str, work: Callable[[], int]) -> int:
-    """Do ``work`` and return its exit status; what needs no traceback becomes one line on stderr.
-
-    Args:
-        prog: begins the line.
-        work: may raise a UserError or an OSError about a file (status 2), or be interrupted (status 130; a
-            KeyboardInterrupt may say how to go on).
-    """
-    try:
-        return work()
-    except KeyboardInterrupt as interrupt:
-        print(f"{prog}: interrupted; {str(interrupt) or 'the same command goes on'}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except UserError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        logger.debug("where it happened", exc_info=True)
-        print(f"{prog}: error: {printable_line(f'{error.filename}: {error.strerror or error}')}", file=sys.stderr)
-    return EXIT_USER_ERROR
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status is 0, 2 for bad input, 130 after Ctrl-C, or what the command returns."""
     argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     command = next((word for word in argv if not word.startswith("-")), None)
 
     def work() -> int:
         if command is not None and command not in COMMANDS:
             raise UserError(f"no command {command!r}; {nearest(command, COMMANDS)}")
         args = build_parser(command).parse_args(argv)
-        return importlib.import_module(COMMANDS[args.command].module).run(args) or 0
+        return importlib.import_module(COMMANDS[args.command].module).run(args)
 
-    return in_one_line("s3prl-ekd", work)
+    return run_command("s3prl-ekd", work)
 
 
 if __name__ == "__main__":

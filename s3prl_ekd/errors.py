@@ -24,6 +24,19 @@ def printable_line(text: str) -> str:
     return shorten(text, LONGEST_MESSAGE)
 
 
+def one_line(error: BaseException | str, most: int | None = None) -> str:
+    """What an error says, as one line: without line breaks and without runs of spaces.
+
+    Args:
+        error: an exception, whose class is named where it says nothing itself, or a text.
+        most: the longest that the line may be, in characters (default: any length); then its middle is left out.
+    """
+    text = " ".join(f"{'no entry ' if isinstance(error, KeyError) else ''}{error}".split())
+    if not text and isinstance(error, BaseException):
+        text = type(error).__name__
+    return text if most is None else shorten(text, most)
+
+
 def _without_traceback(message: str) -> str:
     """What an error said that torch's DataLoader makes again of a worker's whole traceback."""
     if not message.startswith("Caught ") or "Traceback (most recent call last):\n" not in message:
@@ -34,8 +47,8 @@ def _without_traceback(message: str) -> str:
 class UserError(Exception):
     """Bad input: its message is one line that says what is wrong and what to do.
 
-    Entry points print it without a traceback and exit with :data:`EXIT_USER_ERROR`. Whatever input the message quotes,
-    it stays one printable line of bounded length.
+    Commands print it without a traceback and exit with status 2 (:func:`s3prl_ekd.processes.run_command`). Whatever
+    input the message quotes, it stays one printable line of bounded length.
     """
 
     def __init__(self, message: str) -> None:

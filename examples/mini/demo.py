@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd import assets
-from s3prl_ekd.cli import in_one_line
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, only_writer, read_yaml, write_yaml
 from s3prl_ekd.mini_corpus.build import OtherCorpusError, build
 from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
+from s3prl_ekd.processes import run_command
 from s3prl_ekd.superb import picture
-from s3prl_ekd.superb.corpora import Split, mini_corpora
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import Job, JobError, run_jobs
 from s3prl_ekd.superb.summary import Row, write_summary
 from s3prl_ekd.superb.tables import Table, tables
+from s3prl_ekd.tasks import DEFAULT
+from s3prl_ekd.tasks.corpora import Split, mini_corpora
 from s3prl_ekd.training import curve
 
 DISTORTED = ("-noisy",)
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        return in_one_line("demo", lambda: demonstrate(args))
+        return run_command("demo", lambda: demonstrate(args))
     except JobError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -94,7 +95,7 @@ def _demonstrate(out: Path, args: argparse.Namespace) -> int:
             out=out / "results" / label,
             seed=args.seed,
             remember_features=True,
-            steps=dict.fromkeys(("pr", "sid", "er", "asr"), 4) if args.tiny else {},
+            steps=dict.fromkeys(DEFAULT, 4) if args.tiny else {},
         )
         for label, upstream, ckpt, _ in candidates
     ]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,10 @@ JUDGED_FROM = 200
 """Recordings read before a share means anything."""
 
 _HEADER = "utterance\tproblem\n"
+
+
+class SourceError(UserError):
+    """What holds many recordings, such as a manifest or tar, cannot be used; that is more than one bad recording."""
 
 
 class Counts(NamedTuple):
@@ -143,17 +147,17 @@ class BadRecordings:
     def _list(self, bad: list[tuple[str, str]]) -> int:
         """Add them to the list; how many of them were not in it."""
         lines = {one_line(name): problem for name, problem in bad}
-        fresh = lines.keys() - self._listed if self.path is None else self._append(lines)
+        fresh = lines.keys() - self._listed if self.path is None else self._append(self.path, lines)
         self._listed.update(fresh)
         for name, problem in lines.items():
             if name in fresh:
                 logger.warning("skipped: %s", problem)
         return len(fresh)
 
-    def _append(self, lines: Mapping[str, str]) -> Set[str]:
-        """Add those that nobody has listed yet, and return their names."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
+    def _append(self, path: Path, lines: Mapping[str, str]) -> Set[str]:
+        """Add those to the list that no process has listed yet, and return their names."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(self._offset)  # what the other ranks have added since
             self._listed.update(line.split("\t")[0] for line in file.read().decode().splitlines())
@@ -167,13 +171,8 @@ class BadRecordings:
         return fresh
 
 
-def one_line(text: str) -> str:
-    """A name or problem as the list has it."""
-    return " ".join(text.split())
-
-
 def listed(path: Path) -> frozenset[str]:
-    """The names in a list, as :func:`one_line` gives them; none where there is no list."""
+    """The names in a list, as :func:`~s3prl_ekd.errors.one_line` gives them; none where there is no list."""
     if not path.exists():
         return frozenset()
     return frozenset(line.split("\t")[0] for line in path.read_text(encoding="utf-8").splitlines()[1:])

@@ -18,7 +18,7 @@ import torchaudio.functional
 
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.audio.containers import problem_of
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import files_below
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def audio_files(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if folder.name.endswith((".jsonl", ".jsonl.gz")):
-        from s3prl_ekd.cuts.sources import recording_paths
+        from s3prl_ekd.audio.manifests import recording_paths  # imports lhotse
 
         return recording_paths(str(folder))
     if not folder.is_dir():
@@ -266,7 +266,7 @@ def _one_line(name: str, problem: str, advice: str = "") -> Iterator[None]:
     except soundfile.LibsndfileError as error:
         raise UserError(f"{name}: {problem} ({error.error_string.strip('. ')}){advice}") from error
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
+        reason = one_line(f"{type(error).__name__} {error}", 300)
         raise UserError(f"{name}: cannot be read ({reason}){advice}") from error
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from s3prl_ekd.command_line import whole_number
 from s3prl_ekd.errors import UserError
+
+if TYPE_CHECKING:
+    from s3prl_ekd.cuts.manifests import Written
 
 _CORPORA = {
     "librispeech": ("a corpus in LibriSpeech's layout: one manifest for each part", "/data/LibriSpeech cuts"),
@@ -23,13 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
 
-    def add(kind: str, summary: str, example: str, **options: str) -> argparse.ArgumentParser:
+    def add(kind: str, summary: str, example: str, usage: str | None = None) -> argparse.ArgumentParser:
         epilog = f"example:\n  s3prl-ekd data {kind} {example}"
-        return kinds.add_parser(kind, help=summary, description=summary, epilog=epilog, **options)
+        return kinds.add_parser(kind, help=summary, description=summary, epilog=epilog, usage=usage)
 
     for kind, (summary, example) in _CORPORA.items():
         usage = f"s3prl-ekd data {kind} [-h] [--parts PART [PART ...]] CORPUS OUT"
-        sub = add(kind, summary, example, usage=usage)
+        sub = add(kind, summary, example, usage)
         # Optional for argparse, since --parts may have taken them: see _corpus.
         sub.add_argument("corpus", nargs="?", metavar="CORPUS", help="its folder, unpacked")
         sub.add_argument("out", nargs="?", metavar="OUT", help="folder for what is written")
@@ -61,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _corpus(args: argparse.Namespace) -> list:
+def _corpus(args: argparse.Namespace) -> list[Written]:
     from s3prl_ekd.cuts.manifests import CORPORA, write_corpus, write_lists
 
     places = [place for place in (args.corpus, args.out) if place is not None]
@@ -74,27 +78,28 @@ def _corpus(args: argparse.Namespace) -> list:
         raise UserError(
             f"data {args.kind}: CORPUS and OUT are both needed; s3prl-ekd data {args.kind} --help shows how"
         )
+    corpus, out = places
     if args.kind == "lengths":
-        return write_lists(*places, parts or None)
-    return write_corpus(CORPORA[args.kind], *places, parts or None)
+        return write_lists(corpus, out, parts or None)
+    return write_corpus(CORPORA[args.kind], corpus, out, parts or None)
 
 
-def _folder(args: argparse.Namespace) -> list:
+def _folder(args: argparse.Namespace) -> list[Written]:
     from s3prl_ekd.cuts.manifests import folder_recordings, write_manifest
 
     return [write_manifest(args.out, folder_recordings(args.folder))]
 
 
-def _tsv(args: argparse.Namespace) -> list:
+def _tsv(args: argparse.Namespace) -> list[Written]:
     from s3prl_ekd.cuts.manifests import tsv_recordings, write_manifest
 
     return [write_manifest(args.out, tsv_recordings(args.tsv, args.rate))]
 
 
-def _shar(args: argparse.Namespace) -> list:
+def _shar(args: argparse.Namespace) -> list[Written]:
     from s3prl_ekd.cuts.manifests import write_shar
 
     return [write_shar(args.cuts, args.out, shard_size=args.shard_size, audio=args.audio)]
 
 
-_ACTIONS: dict[str, Callable[[argparse.Namespace], list]] = {"folder": _folder, "tsv": _tsv, "shar": _shar}
+_ACTIONS: dict[str, Callable[[argparse.Namespace], list[Written]]] = {"folder": _folder, "tsv": _tsv, "shar": _shar}

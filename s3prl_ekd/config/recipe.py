@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import enum
 import functools
 import math
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES
+from s3prl_ekd.audio.distortions import DistortionConfig as DistortionConfig
+from s3prl_ekd.audio.distortions import TeacherInput as TeacherInput
 from s3prl_ekd.config.base import (
     Config,
-    Decibels,
     Depth,
     Dropout,
     Name,
-    Probability,
     Range,
-    Seed,
     Size,
     Weight,
     require,
@@ -42,13 +40,6 @@ AGGREGATORS = Parts(
 
 STUDENT_KINDS = Parts({"hubert": "s3prl_ekd.student.kinds:HUBERT"})
 """What students are put together from: instances of :class:`s3prl_ekd.student.kinds.StudentKind`."""
-
-
-class TeacherInput(enum.StrEnum):
-    """What the teachers hear while the student hears distorted speech."""
-
-    CLEAN = "clean"
-    DISTORTED = "distorted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,74 +206,6 @@ class ObjectiveConfig(Config):
         keys = keys_with_parts(type(self))
         weighted = {key.removesuffix("_weight"): (address, getattr(self, key)) for key, address in keys.items()}
         return {"l1": ("s3prl_ekd.loss:l1", 1.0), **weighted}
-
-
-class _Ascending:
-    def problem(self, value: tuple[float, float]) -> str | None:
-        return None if value[0] <= value[1] else f"expected [low, high], found {list(value)}"
-
-
-SnrRange = Annotated[tuple[Decibels, Decibels], _Ascending()]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GaussianNoiseConfig(Config):
-    """White Gaussian noise added to the student's input."""
-
-    probability: Probability = 0.0
-    """Chance that an utterance gets it."""
-    snr_db: SnrRange = (5.0, 30.0)
-    """Range of the signal-to-noise ratio in dB, drawn uniformly."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoiseConfig(Config):
-    """Recorded noise added to the student's input."""
-
-    folder: str | None = None
-    """A folder of audio files, searched through all its subfolders (MUSAN's layout), or a manifest of them."""
-    probability: Probability = 0.0
-    """Chance that an utterance gets it."""
-    snr_db: SnrRange = (0.0, 20.0)
-    """Range of the signal-to-noise ratio in dB, drawn uniformly (RobustDistiller: 0 to 20)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.probability == 0 or self.folder is not None,
-            "distortion.noise: probability is set, so folder must name a folder of noise recordings",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReverberationConfig(Config):
-    """Reverberation of the student's input; the direct path's delay is removed, so alignment stays."""
-
-    folder: str | None = None
-    """A folder or manifest of impulse responses; null: they are generated."""
-    probability: Probability = 0.0
-    """Chance that an utterance gets it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistortionConfig(Config):
-    """What is done to the student's input, in the order reverberation, noise, Gaussian noise."""
-
-    teacher_input: TeacherInput = TeacherInput.CLEAN
-    """Whether the teachers hear the clean or the same distorted wave."""
-    seed: Seed = 0
-    """With epoch and utterance it determines every draw, whatever the workers."""
-    reverberation: ReverberationConfig = field(default_factory=ReverberationConfig)
-    """Reverberation."""
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
-    """Recorded noise."""
-    gaussian_noise: GaussianNoiseConfig = field(default_factory=GaussianNoiseConfig)
-    """White noise."""
-
-    @property
-    def enabled(self) -> bool:
-        """Whether anything is done at all."""
-        return any(part.probability > 0 for part in (self.reverberation, self.noise, self.gaussian_noise))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from lhotse import AudioSource, Recording
 from lhotse.recipes.rir_noise import PARTS as RIR_PARTS
@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 from s3prl_ekd import MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import BadRecordings
+from s3prl_ekd.audio.manifests import read_entries
 from s3prl_ekd.audio.read import audio_files, read_header
 from s3prl_ekd.audio.text import read_tsv, write_lengths
 from s3prl_ekd.cuts.read import read_cut
-from s3prl_ekd.cuts.sources import read_entries, resolve_sources
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.cuts.sources import resolve_sources
+from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import atomic_path, files_below
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ _CHECKED = 20  # files of a tsv list whose headers are compared with it
 
 T = TypeVar("T")
 
-Described = Recording | tuple[str, UserError]
+Described: TypeAlias = Recording | tuple[str, UserError]
 """A recording, or the name of one that cannot be used and what is wrong with it."""
 
 
@@ -310,7 +311,7 @@ def write_shar(manifests: Sequence[str], out: str | Path, *, shard_size: int = 1
                 except Exception as error:  # whatever its audio backends raise; it has read before it writes
                     if isinstance(error, OSError) and error.errno in _FULL:
                         raise UserError(f"{out}: {error.strerror}; nothing is left of it") from error
-                    bad.note(1, [(cut.id, f"{cut.id}: {' '.join(str(error).split())[:300]}")])
+                    bad.note(1, [(cut.id, f"{cut.id}: {one_line(error, 300)}")])
                     continue
                 bad.note(1, [])
                 cuts, seconds = cuts + 1, seconds + cut.duration

@@ -16,11 +16,12 @@ import tempfile
 import time
 from collections import OrderedDict
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from s3prl_ekd.cuts.sources import SourceError, is_remote, open_bytes
-from s3prl_ekd.errors import UserError
-from s3prl_ekd.files import atomic_path
+from s3prl_ekd.audio.bad_recordings import SourceError
+from s3prl_ekd.audio.manifests import open_bytes
+from s3prl_ekd.errors import UserError, one_line
+from s3prl_ekd.files import atomic_path, is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class TarReader:
         self.cache = cache
         self._open: OrderedDict[str, tuple[BinaryIO, dict[str, tuple[int, int]]]] = OrderedDict()
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {"cache": self.cache, "_open": OrderedDict()}  # open files stay in their process
 
     def read(self, tar: str, name: str) -> bytes:
@@ -137,6 +138,7 @@ def _size(path: Path) -> int:
 
 
 def _fetch(address: str, copy: Path) -> None:
+    reason = ""
     for attempt in range(_ATTEMPTS):
         try:
             with atomic_path(copy) as temporary, open(temporary, "wb") as file, open_bytes(address) as source:
@@ -144,6 +146,6 @@ def _fetch(address: str, copy: Path) -> None:
             return
         except Exception as error:  # what an object store's client can raise is not ours to list
             logger.warning("%s: attempt %d to fetch it failed (%s)", address, attempt + 1, error)
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             time.sleep(attempt)
     raise SourceError(f"{address}: cannot be fetched ({reason})")

@@ -25,8 +25,8 @@ from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_plugin import hub
-from s3prl_ekd.s3prl_plugin.runners import downstream_config
 from s3prl_ekd.s3prl_plugin.runners.options import Options
+from s3prl_ekd.tasks import BY_DOWNSTREAM
 
 SWITCH = "trust_checkpoint"
 HELP = "accept upstreams, teachers and settings that a checkpoint names and that could run code"
@@ -59,7 +59,7 @@ def check_downstream(file: str, args: Settings, config: Settings, options: Optio
         what = f"the upstream {_shown(args['upstream'])}{origin}"
         raise _refused(file, what, " ".join(f"{_OPTIONS[key]} {_shown(value)}" for key, value in missing.items()))
     task, own = args.get("downstream"), _own_yaml(options, "config")
-    if task not in downstream_config.TASKS and own.get("downstream_expert") != config.get("downstream_expert"):
+    if task not in BY_DOWNSTREAM and own.get("downstream_expert") != config.get("downstream_expert"):
         raise _refused(file, f"data for -d {task}, and not every task reads its data safely", "its -c FILE")
     _check_strings(file, config, own, "-c")
 

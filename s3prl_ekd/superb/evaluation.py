@@ -6,31 +6,26 @@ import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.config.base import Difference, differences, say_differences
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, write_json, write_yaml
 from s3prl_ekd.superb import run_experiment
-from s3prl_ekd.superb.corpora import Corpora, Split
-from s3prl_ekd.superb.experiments import (
-    Experiment,
-    data_identity,
-    load_template,
-    plan,
-    require_given,
-    set_option,
-    with_steps,
-)
 from s3prl_ekd.superb.jobs import Job
-from s3prl_ekd.superb.outcome import METRICS
-from s3prl_ekd.superb.summary import Row, flat
+from s3prl_ekd.superb.options import set_option, with_steps
+from s3prl_ekd.superb.summary import Row
+from s3prl_ekd.tasks import DEFAULT, TASKS, require_given
+from s3prl_ekd.tasks.corpora import Corpora, Split
+from s3prl_ekd.tasks.task import Experiment, Settings
 
 logger = logging.getLogger(__name__)
 
-_LONGEST = "asr"
-"""The task to start first, so that no core waits for its BLSTM at the end."""
+FREE = frozenset({"label", "out", "corpora", "tasks", "splits", "steps", "options"})
+"""The settings of an evaluation that its results do not depend on, or that stand in the configurations of its
+experiments; on all others, new ones included, they do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +38,8 @@ class Evaluation:
     """Its weights (``-k``), if it needs any."""
     label: str = ""
     """Name in tables; empty: made from upstream and ckpt."""
-    tasks: tuple[str, ...] = tuple(METRICS)
-    """Any of ``pr``, ``sid``, ``er`` and ``asr``."""
+    tasks: tuple[str, ...] = DEFAULT
+    """Any of :data:`~s3prl_ekd.tasks.TASKS`."""
     corpora: Corpora
     """Where the data is."""
     splits: frozenset[Split] = frozenset({Split.PUBLIC})
@@ -87,7 +82,9 @@ class Evaluation:
         return [
             experiment
             for task in self.tasks
-            for experiment in plan(task, self.corpora, self.splits, self._template(task), self.out / "prepared")
+            for experiment in TASKS[task].experiments(
+                self.corpora, self.splits, self._template(task), self.out / "prepared"
+            )
         ]
 
     def prepare(self) -> list[tuple[Experiment, Path]]:
@@ -107,7 +104,7 @@ class Evaluation:
             after: names of jobs to wait for.
         """
         jobs = []
-        for experiment in sorted(self.experiments, key=lambda one: one.task != _LONGEST):
+        for experiment in sorted(self.experiments, key=lambda one: not TASKS[one.task].longest):
             folder = self.out / experiment.name
             if not self._missing(experiment):
                 logger.info("%s: reusing the results in %s (same settings)", experiment.name, folder)
@@ -149,7 +146,7 @@ class Evaluation:
                 task=task,
                 split=str(split),
                 test_set=name,
-                metric=METRICS[task].name,
+                metric=TASKS[task].metric,
                 upstream=self.upstream,
                 ckpt=self.ckpt,
                 label=self.label or default_label(self.upstream, self.ckpt),
@@ -164,10 +161,10 @@ class Evaluation:
     def _all_settings(self, task: str, split: Split) -> dict[str, Any]:
         """:attr:`Row.settings`. The data are named by their source, not by what is prepared from it in ``out``."""
         common = {name: getattr(self, name) for name in ("fine_tune", "remember_features", "device")}
-        return {**common, "data": data_identity(task, self.corpora, split), "downstream": self._template(task)}
+        return {**common, "data": TASKS[task].data_identity(self.corpora, split), "downstream": self._template(task)}
 
-    def _template(self, task: str) -> dict[str, Any]:
-        config = load_template(task, self.corpora.recipes)
+    def _template(self, task: str) -> Settings:
+        config = TASKS[task].template(self.corpora.recipes)
         for only, key, value in self.options:
             if only in (None, task):
                 config = set_option(config, key, value)
@@ -181,8 +178,8 @@ class Evaluation:
                 differing = self._differing(experiment)
                 if differing:
                     raise UserError(
-                        f"{folder} holds results of other settings ({', '.join(differing)}): give another --out, or"
-                        " delete that folder"
+                        f"{folder} holds results of other settings ({say_differences(differing, '{name}', ', ')}): give"
+                        " another --out, or delete that folder"
                     )
                 run_experiment.check_weights(folder, self.ckpt)
             else:
@@ -193,25 +190,18 @@ class Evaluation:
     @property
     def _settings(self) -> dict[str, Any]:
         """What all experiments have in common and results depend on."""
-        return {
-            "upstream": self.upstream,
-            "ckpt": self.ckpt,
-            "seed": self.seed,
-            "fine_tune": self.fine_tune,
-            "remember_features": self.remember_features,
-            "device": self.device,
-            "corpus": self.corpora.fingerprint,
-        }
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in FREE}
+        return {**values, "corpus": self.corpora.fingerprint}
 
-    def _differing(self, experiment: Experiment) -> list[str]:
-        """Settings that are others in the experiment's folder."""
+    def _differing(self, experiment: Experiment) -> list[Difference]:
+        """Settings that are others in the experiment's folder; one that is newer than it had its default there."""
         path = self.out / experiment.name / run_experiment.EXPERIMENT
         if not path.is_file():
             return []
         before = _read(path)
-        there = flat({**before["settings"], **before["experiment"]["config"]})
-        here = flat({**self._settings, **experiment.config})
-        return [key for key in sorted({**there, **here}) if there.get(key) != here.get(key)]
+        defaults = {item.name: item.default for item in fields(self) if item.name not in FREE}
+        there = {**defaults, **before["settings"], **before["experiment"]["config"]}
+        return sorted(differences(there, {**self._settings, **experiment.config}))
 
     def _missing(self, experiment: Experiment) -> list[str]:
         """Test sets without a result. One whose data lies elsewhere now is judged again."""

@@ -19,10 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
+from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, write_json, write_yaml
-from s3prl_ekd.superb.experiments import Experiment, TestSet, changed
-from s3prl_ekd.superb.outcome import METRICS, Outcome, read_outcome
+from s3prl_ekd.processes import run_command
+from s3prl_ekd.superb.outcome import read_outcome
+from s3prl_ekd.tasks import TASKS
+from s3prl_ekd.tasks.task import Experiment, TestSet, changed
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +40,7 @@ _WEIGHTS_SUFFIXES = frozenset({".safetensors", ".bin", ".json"})  # of a student
 def main(argv: list[str] | None = None) -> int:
     """Run the experiment in the folder given; the exit status is 2 for bad input, with its one line last on stderr."""
     argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        run(Path(argv[0]))
-    except UserError as error:
-        print(f"s3prl-ekd: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return run_command("s3prl-ekd", lambda: run(Path(argv[0])))
 
 
 def run(folder: Path) -> None:
@@ -102,7 +98,7 @@ def fingerprint(ckpt: str | None) -> str:
 
 def _runner_options(experiment: Experiment, settings: dict[str, Any]) -> list[str]:
     """Options of s3prl's ``run_downstream`` that training and evaluation share."""
-    options = ["-d", METRICS[experiment.task].downstream, "-u", settings["upstream"], "--seed", str(settings["seed"])]
+    options = ["-d", TASKS[experiment.task].downstream, "-u", settings["upstream"], "--seed", str(settings["seed"])]
     options += ["-k", settings["ckpt"]] if settings["ckpt"] else []
     options += ["-f"] if settings["fine_tune"] else []
     return options + (["--device", settings["device"]] if settings["device"] else [])
@@ -116,7 +112,7 @@ def _train(experiment: Experiment, options: list[str], *, remember: bool) -> dic
     _stock_runner(
         ["-m", "train", "-p", str(TRAIN), "-c", str(TRAIN / "config.yaml"), "-a", *options], remember=remember
     )
-    best = METRICS[experiment.task].best
+    best = TASKS[experiment.task].best
     if not (TRAIN / best).is_file():
         # s3prl keeps a best checkpoint only if accuracy rises above 0, or WER falls below 100 %.
         states = sorted(TRAIN.glob("states-*.ckpt"), key=lambda path: int(path.stem.split("-")[-1]))
@@ -133,15 +129,15 @@ def _train(experiment: Experiment, options: list[str], *, remember: bool) -> dic
 
 def _evaluate(experiment: Experiment, test: TestSet, checkpoint: str, options: list[str]) -> None:
     """Judge one test set with ``-i``: with ``-e``, the checkpoint's own options and data would replace the test's."""
-    metric = METRICS[experiment.task]
+    task = TASKS[experiment.task]
     started = time.monotonic()
     folder = TESTS / test.name
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(folder / "config.yaml", changed(experiment.config, test.changes))
     places = ["-p", str(folder), "-c", str(folder / "config.yaml"), "-i", str(TRAIN / checkpoint)]
     with _copy_of_stdout() as output:
-        _stock_runner(["-m", "evaluate", "-t", metric.evaluate_split, *places, *options], remember=False)
-    outcome: Outcome = read_outcome(metric, folder, output.getvalue())
+        _stock_runner(["-m", "evaluate", "-t", task.evaluate_split, *places, *options], remember=False)
+    outcome = read_outcome(task, folder, output.getvalue())
     seconds = round(time.monotonic() - started, 1)
     write_json(folder / RESULT, {**asdict(outcome), "changes": test.changes, "seconds": seconds})
 

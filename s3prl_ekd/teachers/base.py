@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.config.recipe import TeacherConfig
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.network.frames import HiddenStates, Packing
 from s3prl_ekd.weights.folders import check_finite
 from s3prl_ekd.weights.names import recognize, to_transformers_keys
@@ -176,7 +176,7 @@ class ModelTeacher(Teacher):
         except Exception as error:
             raise UserError(
                 f"teacher {self.name!r}: {self.source} is not a speech encoder that turns waveforms into hidden states"
-                f" ({one_line(error)})"
+                f" ({one_line(error, 200)})"
             ) from error
         wanted = SAMPLE_RATE // FRAME_SHIFT
         if min(frames) < wanted - 1 or max(frames) > wanted + 1:
@@ -268,9 +268,3 @@ def truncate(encoder: Any, depth: int, *, final_norm: bool) -> dict[str, nn.Modu
             removed["layer_norm"] = encoder.layer_norm
             encoder.layer_norm = nn.Identity()
     return removed
-
-
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """An exception's first lines as one, not too long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f"{text[:limit]}..."

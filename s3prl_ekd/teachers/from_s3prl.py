@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from s3prl_ekd import FRAME_SHIFT
 from s3prl_ekd.config.recipe import TeacherConfig
-from s3prl_ekd.errors import UserError
-from s3prl_ekd.teachers.base import WAVEFORM_EPSILON, ModelTeacher, one_line, truncate
+from s3prl_ekd.errors import UserError, one_line
+from s3prl_ekd.teachers.base import WAVEFORM_EPSILON, ModelTeacher, truncate
 from s3prl_ekd.teachers.from_transformers import check_hub, check_hub_id
 from s3prl_ekd.weights.file_kind import problem_of
 from s3prl_ekd.weights.folders import damage_in
@@ -132,7 +132,7 @@ def _load(config: TeacherConfig) -> nn.Module:
         origin = f" from {config.ckpt}" if arguments else ""
         reason = file_problem(error, files, name)
         if reason is None:
-            reason = type(error).__name__ + (f": {one_line(error)}" if str(error) else "")
+            reason = type(error).__name__ + (f": {one_line(error, 200)}" if str(error) else "")
         raise UserError(f"{who} cannot be loaded{origin} ({reason})") from error
     if not isinstance(expert, nn.Module):
         raise UserError(f"{who} is not an upstream model")
@@ -225,7 +225,7 @@ def file_problem(error: BaseException, files: Sequence[object], upstream: str) -
     found = upstream_of(states)
     if found is not None and upstream.startswith(found[1].removesuffix("_local")):
         return None
-    return f"{path}: {kind_of(states)}; {type(error).__name__}: {one_line(error)}"
+    return f"{path}: {kind_of(states)}; {type(error).__name__}: {one_line(error, 200)}"
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd import FRAME_SHIFT, assets
 from s3prl_ekd.config.recipe import TeacherConfig
-from s3prl_ekd.errors import UserError, nearest
-from s3prl_ekd.teachers.base import ModelTeacher, one_line, truncate
+from s3prl_ekd.errors import UserError, nearest, one_line
+from s3prl_ekd.teachers.base import ModelTeacher, truncate
 from s3prl_ekd.weights.folders import damage_in, read_shapes, stated_normalization, weight_files
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def _open(where: str | Path, who: str, *, local: bool) -> tuple[Any, bool]:
         damage = None if folder is None else damage_in(folder)
         if local and not isinstance(where, Path) and isinstance(error, OSError) and damage is None:
             raise _NotHereError from error
-        raise UserError(f"{who} cannot be loaded as a transformers model ({damage or one_line(error)})") from error
+        raise UserError(f"{who} cannot be loaded as a transformers model ({damage or one_line(error, 200)})") from error
     wrong = [key for key in info["missing_keys"] if key != "masked_spec_embed"]
     wrong += [key for key, *_ in info["mismatched_keys"]]
     if wrong:
@@ -215,7 +215,7 @@ def check_hub(where: str, who: str) -> None:
     except RepositoryNotFoundError as error:
         raise UserError(f"{who} is no local folder, and on the hub there is none, or a private one") from error
     except Exception as error:
-        reason = one_line(error)
+        reason = one_line(error, 200)
         raise UserError(f"{who} is no local folder, and the hub cannot be reached ({reason}); {remedy}") from error
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3prl_ekd.errors import one_line
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.encoder import SpeechEncoder, hubert_encoder, normalize_waveforms
 from s3prl_ekd.network.frames import HiddenStates, Packing
-from s3prl_ekd.teachers.base import WAVEFORM_EPSILON, ModelTeacher, Teacher, one_line
+from s3prl_ekd.teachers.base import WAVEFORM_EPSILON, ModelTeacher, Teacher
 from s3prl_ekd.teachers.from_s3prl import normalization_epsilon
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ def accelerate(teacher: ModelTeacher) -> Teacher:
         batches = (_ALONE, _PADDED) if teacher.padded else (_ALONE,)
         difference = max(_difference(fast, teacher, lengths) for lengths in batches)
     except Exception as error:  # a model of others' code can surprise anywhere, and it works as it is
-        logger.info("teacher %s keeps its own forward: %s (%s)", teacher.name, type(error).__name__, one_line(error))
+        reason = one_line(error, 200)
+        logger.info("teacher %s keeps its own forward: %s (%s)", teacher.name, type(error).__name__, reason)
         return teacher
     if not difference < _TOLERANCE:
         logger.warning("teacher %s keeps its own forward: ours differs by %.1e", teacher.name, difference)

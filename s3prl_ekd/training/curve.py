@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.pictures import COLOURS, colours, literal, new_figure, save
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def read_log(run: Path) -> Series:
                 for name, step, value in read(path):
                     found.setdefault(name, {})[step] = value
             except (ValueError, KeyError, TypeError, csv.Error) as error:
-                raise UserError(
-                    f"{path}: is damaged ({' '.join(str(error).split())}); delete it to go without"
-                ) from error
+                raise UserError(f"{path}: is damaged ({one_line(error)}); delete it to go without") from error
     if not found:
         raise UserError(
             f"{run}: no log there (logs/csv/*/metrics.csv, events.out.tfevents.*); name the output folder of a run of"
@@ -155,7 +153,7 @@ def _cosines(axes: Axes, series: Series) -> list[Line2D]:
         {layer for _, layer in targets.values()}, key=lambda layer: list(map(int, re.findall(r"\d+", layer)))
     )
     styles = itertools.cycle(itertools.product(_MARKS, _DASHES))
-    style = {
+    style: dict[str, Any] = {
         layer: {"linestyle": dashes, "marker": mark} for layer, (mark, dashes) in zip(layers, styles, strict=False)
     }
     for name, (_, layer) in targets.items():
@@ -174,5 +172,6 @@ def _label(name: str, source: str, series: Series) -> str:
 def _line(axes: Axes, points: Sequence[tuple[int, float]], **style: Any) -> None:
     if len(points) == 1:  # a line of one point cannot be seen
         style["marker"] = style.get("marker") or "."
-    every = {"markevery": max(1, len(points) // 8)} if style.get("marker") not in (None, ".") else {}
-    axes.plot(*zip(*points, strict=True), linewidth=1.4, **every, **style)
+    if style.get("marker") not in (None, "."):
+        style["markevery"] = max(1, len(points) // 8)
+    axes.plot(*zip(*points, strict=True), linewidth=1.4, **style)

@@ -366,7 +366,7 @@ def test_help_says_what_the_wrapper_adds(runner, capsys):
 
 
 def test_each_process_of_torchrun_gets_its_gpu(monkeypatch):
-    monkeypatch.setattr(support, "default_device", lambda: "cuda")
+    monkeypatch.setattr(downstream_runner, "default_device", lambda: "cuda")
     monkeypatch.setenv("LOCAL_RANK", "1")
     options = downstream_runner.SYNTAX.parse([])
     downstream_runner._choose_device(options)
@@ -647,18 +647,7 @@ def test_commands_answer_a_mistake_with_one_line_and_status_2(here, module):
     assert done.stdout == ""
 
 
-def test_commands_say_in_one_line_how_they_ended(place, here, capsys):
-    def run(argv):
-        raise argv[0]
-
-    no_space = OSError(28, "No space left on device", "states-9.ckpt")
-    assert support.main(run, "prog", [no_space]) == 2
-    assert capsys.readouterr().err == "prog: error: states-9.ckpt: No space left on device\n"
-    assert support.main(run, "prog", [KeyboardInterrupt()]) == 130
-    assert capsys.readouterr().err.startswith("prog: interrupted; training goes on")
-    with pytest.raises(OSError, match="other"):
-        support.main(run, "prog", [OSError("other")])
-
+def test_a_file_system_that_refuses_is_said_in_one_line(place, here, capsys):
     folder = f"{place}/pr.yaml/run"  # below a file
     for runner, options in ((downstream_runner, DOWNSTREAM), (pretrain_runner, PRETRAIN)):
         assert runner.main([*options.format(place=place).split(), "-p", folder]) == 2

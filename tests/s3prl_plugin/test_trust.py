@@ -296,7 +296,7 @@ def test_the_guard_of_a_plugged_runner(monkeypatch):
         module.Runner(namespace, {})
     with trust.checked_already():
         assert module.Runner(namespace, {}).begun
-    assert module.Runner(argparse.Namespace(past_exp=None, **{"init_ckpt": None}), {}).begun
+    assert module.Runner(argparse.Namespace(past_exp=None, init_ckpt=None), {}).begun
     monkeypatch.setattr(sys, "argv", [*sys.argv[:-2], "-u", "hubert_local", "-k", "a.pt"])
     assert module.Runner(namespace, {}).begun
     # What s3prl's own runner ignores beside -e, it says now; it does follow -o.

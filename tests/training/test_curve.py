@@ -70,7 +70,7 @@ def test_a_run_of_run_pretrain_is_read_too(tmp_path):
     ("name", "content", "message"),
     [
         ("logs/csv/from-step-00000000/metrics.csv", b"step,train/loss\n10,much\n", "is damaged (could not convert"),
-        ("logs/csv/from-step-00000000/metrics.csv", b"train/loss\n1.0\n", "is damaged ('step')"),
+        ("logs/csv/from-step-00000000/metrics.csv", b"train/loss\n1.0\n", "is damaged (no entry 'step')"),
         ("events.out.tfevents.1", (9).to_bytes(8, "little") + b"\xff" * 17, "is damaged (Error parsing message"),
         ("events.out.tfevents.1", b"\xff" * 40, "no log there"),
         ("logs/csv/from-step-00000000/metrics.csv", b"", "no log there"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from s3prl_ekd import recipe_files
 from s3prl_ekd.command_line import SEEDS
+from s3prl_ekd.devices import default_device
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_compat import task_patches
@@ -324,10 +325,10 @@ def _hint(name: str, valid: list[str]) -> str:
 def _choose_device(options: Options) -> None:
     """The CPU where there is no GPU; under torchrun this process's GPU."""
     rank = options.get("local_rank") or os.environ.get("LOCAL_RANK")
-    if support.default_device() == "cuda":
+    if default_device() == "cuda":
         if rank is not None:
             options.given["local_rank"] = rank
     elif options.get("local_rank") is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("s3prl trains with several processes on GPUs only, and torch sees none: start one process")
     if "device" not in options:
-        options.given["device"] = support.default_device()
+        options.given["device"] = default_device()

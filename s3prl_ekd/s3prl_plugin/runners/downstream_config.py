@@ -1,6 +1,7 @@
 """What s3prl's downstream runner and its tasks PR, SID, ER and ASR read from their YAML; s3prl ignores all other keys.
 
-Known keys are those of the packaged configurations, of s3prl's own where an installation has them, and :data:`_MORE`.
+Known keys are those of the packaged configurations, of s3prl's own where an installation has them, and those that
+:attr:`~s3prl_ekd.tasks.task.Task.more_keys` adds.
 """
 
 from __future__ import annotations
@@ -15,17 +16,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd import assets
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_plugin.runners.optimizer_config import check_arguments, check_training, parameters
+from s3prl_ekd.tasks import BY_DOWNSTREAM
 
 _log = logging.getLogger(__name__)
 
 Settings = Mapping[str, Any]
 
-# s3prl's name of a task -> our configuration for it (recipes/downstream/{mini,real}/NAME.yaml).
-TASKS = {"ctc": "pr", "voxceleb1": "sid", "emotion": "er", "asr": "asr"}
 _KEYWORD_ARGUMENTS = ("optimizer", "scheduler", "specaug")  # checked by the functions that get them
 
 # Keys that s3prl reads and no YAML shows.
@@ -38,20 +37,8 @@ _MODELS = {
         ("total_rate", "module", "bidirection", "dim", "dropout", "layer_norm", "proj", "sample_rate", "sample_style")
     ),
 }
-_DECODER = ("nbest", "criterion", "beam", "beam_threshold", "kenlm_model", "lexicon", "lm_weight", "word_score")
-_MORE: dict[str, Settings] = {
-    "ctc": {"corpus": dict.fromkeys(("ascending", "ratio", "offset")), "text": {"slots_file": None}, "model": _MODELS},
-    "voxceleb1": {"modelrc": _MODELS},
-    "emotion": {"modelrc": _MODELS},
-    "asr": {
-        "datarc": {"decoder_args": dict.fromkeys((*_DECODER, "unk_weight", "sil_weight"))},
-        "modelrc": _MODELS,
-    },
-}
 _RUNNER = dict.fromkeys(("fp16", "evaluate_ratio", "train_dataloader"))
 
-# Where a task has its lists of data, under names of the user's choice.
-_DATA = {"ctc": "corpus", "asr": "datarc"}
 _NO_DATA = ("lexicon",)
 _FIXED_SPLITS = ("train", "dev", "test")
 _MAY_BE_NULL = ("test_fold",)
@@ -109,18 +96,18 @@ def check_keys(task: str, config: Settings) -> None:
     """Refuse keys that s3prl would ignore and that look misspelt, and warn of others that it ignores.
 
     Args:
-        task: as ``-d`` names it; only :data:`TASKS` are known.
+        task: as ``-d`` names it; only those of :data:`~s3prl_ekd.tasks.BY_DOWNSTREAM` are known.
         config: a configuration, or the part of one that ``-o`` sets.
 
     Raises:
         UserError: such a key, with the nearest one that there is.
     """
-    if task not in TASKS:
+    if task not in BY_DOWNSTREAM:
         return
     known = _known(task) | dict.fromkeys(_KEYWORD_ARGUMENTS)
     data = dict.fromkeys(splits(task, config) or ())
-    own = _merged(known, {"downstream_expert": {_DATA[task]: data}}) if task in _DATA else known
-    _check(config, own, "")
+    lists = BY_DOWNSTREAM[task].lists
+    _check(config, _merged(known, {"downstream_expert": {lists: data}}) if lists else known, "")
 
 
 def _check(config: Settings, known: Settings, where: str) -> None:
@@ -141,7 +128,7 @@ def check_filled_in(task: str, config: Settings) -> None:
     Raises:
         UserError: it is one.
     """
-    empty = list(_empty(_template(task, "real"), config, "")) if task in TASKS else []
+    empty = list(_empty(BY_DOWNSTREAM[task].template("real"), config, "")) if task in BY_DOWNSTREAM else []
     if empty:
         raise UserError(
             f"{', '.join(empty)}: null; fill in the path{'s' if len(empty) > 1 else ''} (in the file, or by -o), or use"
@@ -159,10 +146,13 @@ def _empty(template: Settings, config: Settings, where: str) -> Iterator[str]:
 
 def splits(task: str, config: Settings) -> list[str] | None:
     """The values that ``-t`` can have; None where only the task knows."""
-    if task not in _DATA:
-        return list(_FIXED_SPLITS) if task in TASKS else None
+    if task not in BY_DOWNSTREAM:
+        return None
+    section = BY_DOWNSTREAM[task].lists
+    if not section:
+        return list(_FIXED_SPLITS)
     expert = config.get("downstream_expert")
-    data = expert.get(_DATA[task]) if isinstance(expert, Mapping) else None
+    data = expert.get(section) if isinstance(expert, Mapping) else None
     lists = data.items() if isinstance(data, Mapping) else ()
     return [name for name, value in lists if isinstance(value, list) and name not in _NO_DATA]
 
@@ -183,12 +173,11 @@ def default_split(task: str, config: Settings) -> str:
     return tests[0]
 
 
-def _template(task: str, recipes: str) -> dict[str, Any]:
-    return read_yaml(assets.recipe(f"downstream/{recipes}/{TASKS[task]}.yaml"))
-
-
 def _known(task: str) -> Settings:
-    sources = [{"runner": _RUNNER, "downstream_expert": _MORE[task]}, _template(task, "mini"), _template(task, "real")]
+    known = BY_DOWNSTREAM[task]
+    sources: list[Settings] = [known.template(recipes) for recipes in ("mini", "real")]
+    models = {key: _MODELS for key in ("model", "modelrc") if key in sources[0]["downstream_expert"]}
+    sources += [{"runner": _RUNNER, "downstream_expert": models}, {"downstream_expert": known.more_keys}]
     for file in _stock_files(task):
         with contextlib.suppress(UserError):
             sources.append(read_yaml(file))

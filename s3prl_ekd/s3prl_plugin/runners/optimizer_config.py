@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.errors import UserError, nearest, one_line
 from s3prl_ekd.s3prl_compat import patches
 
 Settings = Mapping[str, Any]
@@ -40,7 +40,7 @@ def check_training(config: Settings, optimizers: ModuleType, schedulers: ModuleT
         with patches.quiet():
             _try_one_update(config, optimizers, schedulers)
     except Exception as error:  # whatever torch makes of a value
-        raise UserError(f"optimizer or scheduler: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise UserError(f"optimizer or scheduler: {type(error).__name__}: {one_line(error)}") from error
 
 
 def check_arguments(section: str, settings: Settings, known: Parameters) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from s3prl_ekd import assets, recipe_files
 from s3prl_ekd.command_line import SEEDS
+from s3prl_ekd.devices import default_device
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_compat import patches
@@ -168,7 +169,7 @@ def _resolve_resume(options: Options) -> None:
 
 def _choose_device(options: Options) -> None:
     if "device" not in options:
-        options.given["device"] = support.default_device()
+        options.given["device"] = default_device()
 
 
 # What is fixed when a run begins.

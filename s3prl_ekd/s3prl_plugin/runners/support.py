@@ -16,56 +16,25 @@ from types import TracebackType
 from typing import Any
 
 from s3prl_ekd.command_line import check_integer
-from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, printable_line
+from s3prl_ekd.devices import check_device
+from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path
+from s3prl_ekd.processes import run_command
 from s3prl_ekd.s3prl_compat import patches
 from s3prl_ekd.s3prl_plugin.runners import override
 from s3prl_ekd.s3prl_plugin.runners.options import Options, Syntax
 
 _log = logging.getLogger(__name__)
 
-_DEVICES = ("cpu", "cuda", "mps", "xpu")
-
 
 def main(run: Callable[[Sequence[str]], None], prog: str, argv: Sequence[str] | None) -> int:
-    """Run a wrapper as a command: what the user can mend becomes one line and exit status 2, an interruption 130."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-        return 0
-    except UserError as error:
-        message, status = f"error: {error}", EXIT_USER_ERROR
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _log.debug("where it happened", exc_info=True)
-        message, status = f"error: {printable_line(f'{error.filename}: {error.strerror or error}')}", EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        message, status = "interrupted; training goes on from its last checkpoint with the same command and -a", 130
-    if os.environ.get("RANK", "0") == "0":  # under torchrun all processes fail alike
-        print(f"{prog}: {message}", file=sys.stderr)
-    return status
-
-
-def default_device() -> str:
-    """``cuda`` where there is a GPU, else ``cpu``."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that torch does not know, or a GPU that is not there, in one line."""
-    kind, _, number = str(device).partition(":")
-    if kind not in _DEVICES or (number and not number.isdecimal()):
-        raise UserError(f"--device {device}: unknown; expected cpu, cuda, or the number of a GPU, such as cuda:0")
-    if kind == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError(f"--device {device}: torch sees no GPU here; leave --device out to use the CPU")
-        if number and int(number) >= torch.cuda.device_count():
-            raise UserError(f"--device {device}: torch sees {torch.cuda.device_count()} GPUs here, counted from 0")
+    """Run a wrapper as a command, see :func:`~s3prl_ekd.processes.run_command`."""
+    return run_command(
+        prog,
+        lambda: run(sys.argv[1:] if argv is None else argv),
+        go_on="training goes on from its last checkpoint with the same command and -a",
+        silent=os.environ.get("RANK", "0") != "0",  # under torchrun all processes fail alike
+    )
 
 
 def check_options(options: Options, syntax: Syntax) -> None:
