@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
+
 import soundfile
 import torch
 
@@ -60,3 +63,11 @@ def assert_same(a, b):
 
 def names(batches):
     return [name for batch in batches for name in batch.utterances]
+
+
+def assert_no_process_stays():
+    """Within seconds: a process that was killed takes a moment to end."""
+    end = time.monotonic() + 30
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert multiprocessing.active_children() == []

@@ -104,6 +104,8 @@ class Task:
     """From the printed score to percent."""
     answers: tuple[str, str] = ("test_predict.txt", "test_truth.txt")
     """Files of answers and of references in the experiment's folder (glob patterns)."""
+    separator: str = " "
+    """What stands between an utterance's name and its answer there."""
     lists: str = ""
     """Section of ``downstream_expert`` where users name lists of data as they like; empty: the names are fixed."""
     more_keys: Mapping[str, Any] = field(default_factory=dict)

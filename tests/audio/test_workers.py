@@ -7,13 +7,13 @@ import itertools
 import multiprocessing
 import os
 import queue
-import re
 import signal
 import threading
 import time
 
 import pytest
 import torch
+from helpers_cuts import assert_no_process_stays
 from torch.utils.data import Dataset
 
 from s3prl_ekd.audio.workers import make_loader, patient
@@ -38,7 +38,7 @@ def read(give=lambda key: key, workers=1, limit=60.0):
 
 def test_everything_comes_in_order():
     assert list(read(workers=0)) == list(read(workers=2)) == list(range(100))
-    assert multiprocessing.active_children() == []
+    assert_no_process_stays()
 
 
 def test_a_worker_that_dies_is_noticed():
@@ -48,7 +48,7 @@ def test_a_worker_that_dies_is_noticed():
     os.kill(child.pid, signal.SIGKILL)
     with pytest.raises(UserError, match=ENDED):
         list(items)
-    assert multiprocessing.active_children() == []
+    assert_no_process_stays()
 
 
 def test_a_batch_that_cannot_be_handed_over_is_named():
@@ -58,9 +58,8 @@ def test_a_batch_that_cannot_be_handed_over_is_named():
         def __reduce__(self):
             raise RuntimeError("unable to write to file </torch_1>:\nNo space left on device (28)")
 
-    problem = next(read(lambda key: NoRoom()))
-    assert isinstance(problem, UserError)
-    assert re.search(r"hand over a batch \(unable to .*: No space .*/dev/shm \(\d+ MiB in all\)", str(problem))
+    with pytest.raises(UserError, match=r"hand over a batch \(unable to .*: No space .*/dev/shm \(\d+ MiB in all\)"):
+        next(read(lambda key: NoRoom()))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from torch's unfinished iterator
@@ -76,13 +75,13 @@ def test_workers_that_cannot_be_started_are_named(monkeypatch):
     monkeypatch.setattr(torch.multiprocessing, "Queue", full)
     with pytest.raises(UserError, match=r"workers cannot be started or heard \(No space left on device\).*--shm-size"):
         list(read(workers=2))
-    assert not any(child.is_alive() for child in multiprocessing.active_children())
+    assert_no_process_stays()
 
 
 def test_a_wait_has_an_end():
     with pytest.raises(UserError, match=r"no batch has come for [12] s \(timeout_seconds"):
         list(read(lambda key: time.sleep(600), limit=0.5))
-    assert multiprocessing.active_children() == []
+    assert_no_process_stays()
 
 
 def test_the_thread_that_pins_memory_ends_before_the_workers_do():
