@@ -273,8 +273,8 @@ def _check_resumed_configuration(options: Options) -> None:
     states = support.read_states(path)
     task, config = states["Args"].downstream, override.applied(changes, states["Config"])
     try:
-        downstream_config.check_keys(task, override.alone(changes)[1])
-        downstream_config.check_numbers(override.alone(changes)[1])
+        downstream_config.check_keys(task, override.applied(changes, {}))
+        downstream_config.check_numbers(override.applied(changes, {}))
         if changes and options.get("mode") == "train":
             downstream_config.check_training_sections(config)
     except UserError as error:
