@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.config.base import differences
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, write_json, write_yaml
 from s3prl_ekd.superb import run_experiment
 from s3prl_ekd.superb.jobs import Job
 from s3prl_ekd.superb.options import set_option, with_steps
-from s3prl_ekd.superb.summary import Row, flat
+from s3prl_ekd.superb.summary import Row
 from s3prl_ekd.tasks import DEFAULT, TASKS, require_given
 from s3prl_ekd.tasks.corpora import Corpora, Split
 from s3prl_ekd.tasks.task import Experiment, Settings
@@ -201,9 +202,8 @@ class Evaluation:
         if not path.is_file():
             return []
         before = _read(path)
-        there = flat({**before["settings"], **before["experiment"]["config"]})
-        here = flat({**self._settings, **experiment.config})
-        return [key for key in sorted({**there, **here}) if there.get(key) != here.get(key)]
+        there = {**dict.fromkeys(self._settings), **before["settings"], **before["experiment"]["config"]}
+        return sorted(one.name for one in differences(there, {**self._settings, **experiment.config}))
 
     def _missing(self, experiment: Experiment) -> list[str]:
         """Test sets without a result. One whose data lies elsewhere now is judged again."""
