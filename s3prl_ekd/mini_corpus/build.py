@@ -49,7 +49,7 @@ _Item = TypeVar("_Item")
 
 
 class OtherCorpusError(UserError):
-    """A mini corpus with other settings, or a part of one, is where this one shall be."""
+    """The folder holds a mini corpus with other settings, or an incomplete one."""
 
 
 def build(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1, force: bool = False) -> Path:
@@ -114,7 +114,7 @@ def _writing(folder: Path) -> Iterator[tuple[Espeak, Path]]:
 
 
 def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
-    """Whether ``out`` already is this corpus."""
+    """Whether ``out`` already holds this corpus."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     manifest = _read_manifest(out)
@@ -168,7 +168,7 @@ def _speak_one(recording: Recording) -> Spoken:
 
 
 def _speak_all(root: Path, recordings: list[Recording], studio: Studio, jobs: int) -> Iterator[Spoken]:
-    """The recordings in their order, whoever speaks them."""
+    """Speak all recordings, here or in ``jobs`` processes; yields them in their order."""
     if jobs == 1:
         yield from map(partial(_speak, studio, root), recordings)
         return

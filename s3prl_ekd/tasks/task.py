@@ -108,6 +108,8 @@ class Task:
     """From the printed score to percent."""
     answers: tuple[str, str] = ("test_predict.txt", "test_truth.txt")
     """Files of answers and of references in the experiment's folder (glob patterns)."""
+    separator: str = " "
+    """What stands between an utterance's name and its answer there."""
     lists: str = ""
     """Section of ``downstream_expert`` where users name lists of data as they like; empty: the names are fixed."""
     more_keys: Mapping[str, Any] = field(default_factory=dict)
@@ -169,19 +171,19 @@ class Task:
         if not printed:
             raise UserError(f"{folder}: s3prl's runner printed no '{self.printed}'")
         value = self.scale * float(printed[-1])
-        found = self.score(*(_column(folder, pattern) for pattern in self.answers))
+        found = self.score(*(_column(folder, pattern, self.separator) for pattern in self.answers))
         if not abs(value - found.value) <= TOLERANCE:
             raise UserError(f"{folder}: s3prl's runner printed {value:.3f} % but its answers score {found.value:.3f} %")
         return replace(found, value=value)
 
 
-def _column(folder: Path, pattern: str) -> list[str]:
+def _column(folder: Path, pattern: str, separator: str) -> list[str]:
     """What follows the utterance's name on each line of the one file that fits ``pattern``."""
     paths = sorted(folder.glob(pattern))
     if len(paths) != 1:
         raise UserError(f"{folder}: expected one file {pattern}, found {len(paths)}")
     lines = paths[0].read_text(encoding="utf-8").splitlines()
-    return [line.partition(" ")[2].strip() for line in lines]
+    return [line.partition(separator)[2].strip() for line in lines]
 
 
 def changed(config: Settings, changes: Mapping[str, Any]) -> Settings:
