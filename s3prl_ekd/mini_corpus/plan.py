@@ -20,7 +20,7 @@ _FIRST_SID = 10001  # s3prl numbers VoxCeleb1's speakers from id10001
 
 @dataclass(frozen=True, kw_only=True)
 class AddedPart:
-    """A corpus in a folder of its own, which a mini corpus of an earlier version gets too, and stays what it was."""
+    """A corpus in a folder of its own, added to a mini corpus without changing anything else in it."""
 
     folder: str
     """Its name below the mini corpus."""
