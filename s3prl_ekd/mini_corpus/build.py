@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -12,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import soundfile
@@ -38,13 +39,17 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Raised whenever the same settings would give another corpus."""
 
+ADDED: tuple[plan.AddedPart, ...] = ()
+"""Parts that are no parts of :data:`FORMAT`."""
+
 _MANIFEST = "corpus.json"
 _KIND = "s3prl-ekd mini corpus"
 _BABBLERS = 6
+_Item = TypeVar("_Item")
 
 
 class OtherCorpusError(UserError):
-    """A mini corpus with other settings, or a part of one, is where this one shall be."""
+    """The folder holds a mini corpus with other settings, or an incomplete one."""
 
 
 def build(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1, force: bool = False) -> Path:
@@ -62,22 +67,54 @@ def build(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1, force: bo
     out = Path(out)
     if jobs < 1:
         raise UserError(f"jobs must be at least 1, not {jobs}")
-    if _is_kept(out, config, force=force):
-        return out
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums over several threads may differ in the last bit
-    try:
-        with Espeak() as espeak, atomic_path(out.resolve()) as root:
+    if not _is_kept(out, config, force=force):
+        with _writing(out.resolve()) as (espeak, root):
             _write(root, config, espeak, jobs)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        torch.set_num_threads(threads)
     return out
 
 
+def add_parts(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1) -> None:
+    """Add to the mini corpus in ``out`` those of :data:`ADDED` that it does not have yet.
+
+    Args:
+        out: folder of the mini corpus.
+        config: the one that it was built with.
+        jobs: processes that speak; the result does not depend on it.
+
+    Raises:
+        UserError: ``out`` cannot be written, or espeak-ng is missing.
+    """
+    for part in ADDED:
+        folder = Path(out).resolve() / part.folder
+        if folder.exists():
+            continue
+        recordings = list(part.recordings(config))
+        with _writing(folder) as (espeak, root):
+            root.mkdir()
+            studio = Studio(espeak, make_lexicon(espeak, list(part.words)))
+            spoken = _speak_all(root, recordings, studio, jobs)
+            minutes = sum(one.samples for one in _progress(spoken, len(recordings), part.folder)) / SAMPLE_RATE / 60
+            for path, wave in part.sounds(config):
+                _write_audio(root / path, wave)
+        logger.info("%s: %.0f minutes of speech in %d files", folder, minutes, len(recordings))
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[tuple[Espeak, Path]]:
+    """espeak and what becomes ``folder`` at the end of the block, which computes the same on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums over several threads may differ in the last bit
+    try:
+        with Espeak() as espeak, atomic_path(folder) as root:
+            yield espeak, root
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
-    """Whether ``out`` already is this corpus."""
+    """Whether ``out`` already holds this corpus."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     manifest = _read_manifest(out)
@@ -89,7 +126,8 @@ def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
         raise OtherCorpusError(
             f"{out} is a mini corpus with other settings; add --force to replace it, or give another folder"
         )
-    files = sum(1 for path in out.rglob("*") if path.is_file())
+    added = {part.folder for part in ADDED}
+    files = sum(1 for path in out.rglob("*") if path.is_file() and path.relative_to(out).parts[0] not in added)
     if files < manifest["files"]:  # more may be there: manifests that its user has made
         raise OtherCorpusError(f"{out} has {files} files instead of {manifest['files']}; add --force to write it again")
     logger.info("%s is this mini corpus already, kept", out)
@@ -119,7 +157,7 @@ _speak_in_process: Callable[[Recording], Spoken]
 
 def _start_process(root: Path, lexicon: Lexicon) -> None:
     global _speak_in_process
-    die_with_parent(multiprocessing.parent_process().pid)
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its processes
     torch.set_num_threads(1)
     _speak_in_process = partial(_speak, Studio(Espeak(), lexicon), root)
@@ -130,7 +168,7 @@ def _speak_one(recording: Recording) -> Spoken:
 
 
 def _speak_all(root: Path, recordings: list[Recording], studio: Studio, jobs: int) -> Iterator[Spoken]:
-    """The recordings in their order, whoever speaks them."""
+    """Speak all recordings, here or in ``jobs`` processes; yields them in their order."""
     if jobs == 1:
         yield from map(partial(_speak, studio, root), recordings)
         return
@@ -151,7 +189,7 @@ def _read_audio(path: Path) -> Tensor:
     return torch.from_numpy(samples)
 
 
-def _progress(items: Iterable, total: int, what: str) -> tqdm:
+def _progress(items: Iterable[_Item], total: int, what: str) -> tqdm[_Item]:
     return tqdm(items, total=total, desc=f"mini corpus: {what}", unit="file", delay=1, dynamic_ncols=True)
 
 
