@@ -155,6 +155,11 @@ def test_commands_and_the_mini_corpus_are_used_by_the_command_line_alone():
         assert module == "commands.mini_corpus" or "mini_corpus" not in rooms, module
 
 
+def test_recipes_are_yaml_and_job_scripts():
+    files = [path for path in (ROOT / "recipes").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".yaml", ".sbatch"}
+
+
 def test_the_page_on_architecture_names_every_room():
     """As ``s3prl_plugin/runners/`` or ``files.py``, between backquotes."""
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
