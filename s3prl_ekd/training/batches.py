@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from s3prl_ekd.audio.bad_recordings import BadRecordings
 from s3prl_ekd.audio.batch import Batch, empty_batch
 from s3prl_ekd.errors import UserError
@@ -62,9 +64,13 @@ class PositionedBatch:
     batch: Batch
     after: Position
 
+    def to(self, device: torch.device) -> PositionedBatch:
+        """Called by Lightning, as :meth:`Batch.to` is for dev batches."""
+        return PositionedBatch(self.batch.to(device), self.after)
+
 
 class DataError(UserError):
-    """No batch comes any more; raised between two steps."""
+    """The stream has no more batches; raised while Lightning waits for one."""
 
 
 class EndlessBatches:

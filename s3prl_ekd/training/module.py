@@ -109,7 +109,7 @@ class DistillModule(LightningModule):
             self._compile()
 
     def _compile(self) -> None:
-        """Compile what gets tensors alone; the rest also gets a batch's lengths, and would be compiled for each one."""
+        """Compile feed-forward blocks and heads; what also gets lengths would be compiled anew for each batch."""
         teachers = [teacher.module for teacher in self.distiller.teachers if isinstance(teacher, Teacher)]
         for part in (self.distiller, *teachers):
             for module in part.modules():
@@ -121,13 +121,6 @@ class DistillModule(LightningModule):
 
     def val_dataloader(self) -> DevBatches | list[Batch]:
         return self.dev if self.dev is not None else []
-
-    def transfer_batch_to_device(
-        self, batch: PositionedBatch | Batch, device: torch.device, dataloader_idx: int
-    ) -> PositionedBatch | Batch:
-        if isinstance(batch, PositionedBatch):
-            return PositionedBatch(batch.batch.to(device), batch.after)
-        return batch.to(device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config, trainer = self.config.optimizer, self.config.trainer
@@ -145,7 +138,7 @@ class DistillModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """The last hook of a step before the callbacks'."""
+        """The last hook of a step before those of the callbacks, which must not see an empty step counted."""
         if self.progress.empty_steps:
             self.progress.uncount_batches(self.trainer, steps=1)
         else:
@@ -153,7 +146,7 @@ class DistillModule(LightningModule):
 
     def on_train_start(self) -> None:
         if self._saved_ranks is None:
-            # The student started equal everywhere; from here on each process drops out its own units.
+            # The student's random weights are equal in all processes; dropout must differ.
             seed_everything(self.config.seed + self.global_rank, verbose=False)
         else:
             random_state.restore(self._saved_ranks)
@@ -162,7 +155,7 @@ class DistillModule(LightningModule):
         self.progress.begin_step()
 
     def _follow_max_steps(self) -> None:
-        """A run that goes on for more steps: the checkpoint's learning rate is that of the shorter run."""
+        """Correct the learning rate of a run that goes on for more steps: the checkpoint has the shorter run's."""
         schedule, groups = self._schedule, self._schedule.optimizer.param_groups
         rates = [
             rate * factor(schedule.last_epoch)
@@ -205,7 +198,7 @@ class DistillModule(LightningModule):
         progress.step_done, progress.stop = True, self._agreement.stop
         progress.bad_recordings = recordings.bad
         progress.error = _first_error(recordings.judge(self._agreement.recordings))
-        # A process without a frame waits for the device, to know whether the others have some; one with frames knows.
+        # Only a process without a frame has to ask the device whether another one has some, and to wait for it.
         if self._frames == 0 and frames.item() == 0:
             self._skip_empty_step()
             return
@@ -285,8 +278,8 @@ class DistillModule(LightningModule):
             "data": self._data_identity,
             "ranks": {name: self._gather(state) for name, state in states.items()},
         }
-        # As in a checkpoint of s3prl's runner, so that whoever reads a student from that reads it from this. The
-        # tensors are those of `state_dict` and stored once.
+        # As in a checkpoint of s3prl's runner, so that one function reads a student from both. The tensors are those of
+        # `state_dict`, and stored once.
         checkpoint[RECIPE_KEY] = self.config.distill.to_mapping()
         checkpoint[CHECKPOINT_KEY] = {
             name.removeprefix("distiller."): tensor for name, tensor in checkpoint["state_dict"].items()

@@ -37,7 +37,7 @@ class Summary:
         longest: the most such steps in a row.
         bad_recordings: recordings that all processes have skipped so far.
         details: per target and teacher, of the last step; empty if some process had only empty batches in it.
-        suspects: utterances of this process's batches whose loss was not finite (or, if no loss was to blame, of all
+        suspects: utterances of this process's batches whose loss was not finite (or, if all losses were finite, of all
             its batches in the skipped steps).
     """
 
@@ -50,7 +50,7 @@ class Summary:
     longest: int
     bad_recordings: int
     details: dict[str, float]
-    suspects: list[tuple[str, ...]]
+    suspects: list[str]
 
 
 class StepStatistics:
@@ -162,8 +162,7 @@ class StepStatistics:
             self.values[name] = value.clone()
 
 
-def _suspects(steps: list[_Step]) -> list[tuple[str, ...]]:
-    """The utterances of batches whose loss was not finite; if there is none, those of all batches in skipped steps."""
-    batches = [(broken, step.skipped, names) for step in steps for broken, names in step.batches]
-    by_loss = [names for broken, _, names in batches if broken]
-    return by_loss or [names for _, skipped, names in batches if skipped]
+def _suspects(steps: list[_Step]) -> list[str]:
+    """See :class:`Summary`."""
+    by_loss = [name for step in steps for broken, names in step.batches if broken for name in names]
+    return by_loss or [name for step in steps if step.skipped for _, names in step.batches for name in names]
