@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, seed_everything
@@ -24,13 +23,16 @@ from s3prl_ekd.student.checkpoint import RECIPE_KEY
 from s3prl_ekd.student.heads import PredictionHead
 from s3prl_ekd.teachers.base import Teacher
 from s3prl_ekd.training import random_state
-from s3prl_ekd.training.batches import DevBatches, DevData, EndlessBatches, Position, PositionedBatch, Stream
+from s3prl_ekd.training.batches import DevBatches, EndlessBatches, Position, PositionedBatch
 from s3prl_ekd.training.checkpoints import RUN_KEY
 from s3prl_ekd.training.optim import learning_rate_factor, parameter_groups
 from s3prl_ekd.training.progress import Progress
 from s3prl_ekd.training.statistics import StepStatistics
 from s3prl_ekd.training.stopping import Agreement, StopSignals
 from s3prl_ekd.weights.kinds import CHECKPOINT_KEY
+
+if TYPE_CHECKING:  # Lhotse takes seconds to import
+    from s3prl_ekd.cuts.stream import BatchStream, EpochLoader
 
 logger = logging.getLogger(__name__)
 
@@ -40,18 +42,11 @@ EMPTY_STEPS = 20
 _HALF_MAX = 65504.0  # the largest float16
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What one process trains with.
+class Inputs(NamedTuple):
+    """What one process trains with: its part of the training and dev speech (None: no dev loss), and the Distiller."""
 
-    Attributes:
-        stream: its part of the training speech.
-        dev: its part of the dev speech; None: no dev loss.
-        distiller: the teachers, the student and its heads.
-    """
-
-    stream: Stream
-    dev: DevData | None
+    stream: BatchStream
+    dev: EpochLoader | None
     distiller: Distiller
 
 

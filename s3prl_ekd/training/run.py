@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -37,7 +37,7 @@ from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.target_cache.reading import TargetCache
 from s3prl_ekd.teachers import load_teachers
 from s3prl_ekd.teachers.cached import cached_teachers
-from s3prl_ekd.training.batches import DataError, DevData, Stream
+from s3prl_ekd.training.batches import DataError
 from s3prl_ekd.training.checkpoints import (
     Checkpoints,
     SyncedCheckpointIO,
@@ -50,6 +50,9 @@ from s3prl_ekd.training.progress import Progress
 from s3prl_ekd.training.run_folder import BAD_RECORDINGS, run_folder
 from s3prl_ekd.training.run_log import RunLog
 from s3prl_ekd.training.stopping import Preempted, StopSignals
+
+if TYPE_CHECKING:
+    from s3prl_ekd.cuts.stream import BatchStream, EpochLoader
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +76,7 @@ def open_inputs(config: RunConfig, rank: int, world_size: int) -> Inputs:
 
 def open_data(
     config: RunConfig, rank: int, world_size: int, cache: TargetCache | None
-) -> tuple[Stream, DevData | None]:
+) -> tuple[BatchStream, EpochLoader | None]:
     """The training and dev speech of one process; targets come from ``cache``, if there is one."""
     from s3prl_ekd.cuts.stream import BatchStream, Rank
 

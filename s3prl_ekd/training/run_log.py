@@ -76,15 +76,12 @@ class RunLog(ProgressBar):
         self._since, self._last_step = time.monotonic(), trainer.global_step
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        self._close()
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, module, "fit")
 
     def _log(self, trainer: Trainer, summary: Summary) -> None:
         now, step = time.monotonic(), trainer.global_step
