@@ -29,6 +29,7 @@ fuzz: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # A step and an inference against s3prl and transformers, docs/performance.md: half an hour on a machine that is idle.
 bench: $(READY)

@@ -22,7 +22,7 @@ from peers import (
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.audio.batch import Batch, CachedTargets
 from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
 from s3prl_ekd.distiller import Distiller, pack_states
 from s3prl_ekd.student.s3prl_distiller import student_config
@@ -97,7 +97,7 @@ def with_targets(distiller: Distiller, batch: Batch, device: torch.device) -> Ba
     targets = torch.cat(combined, dim=-1).half().cpu()
     if device.type == "cuda":
         targets = targets.pin_memory()
-    return dataclasses.replace(batch, targets=targets, target_frames=frames)
+    return dataclasses.replace(batch, cached=CachedTargets(targets, frames))
 
 
 class OurStep:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.audio.batch import Batch, CachedTargets
 from s3prl_ekd.config.recipe import DistillConfig, TeacherInput
 from s3prl_ekd.loss import head_loss
 from s3prl_ekd.network.frames import Packing
@@ -130,16 +130,20 @@ class Distiller(nn.Module):
         Raises:
             ValueError: a teacher's frames and the student's differ by more than one.
         """
-        if batch.targets is None:
+        if batch.cached is None:
             states, teacher_frames = self.hidden_states(batch)
             size = states[0][0].shape[1]
         else:
-            states, teacher_frames, size = [], batch.target_frames, int(batch.target_frames.max())
+            states, teacher_frames, size = [], batch.cached.frames, int(batch.cached.frames.max())
         padded = self.config.objective.loss_on_padding
         output = self.student(batch.distorted, batch.lengths, padded=padded, check=False)
         common = self._common_frames(output.packing, teacher_frames, size)
         rows = _shortened(output.rows[-1], output.packing, common)
-        combined, parts = self._computed(states, common, rows.device) if states else self._brought(batch, common)
+        combined, parts = (
+            self._computed(states, common, rows.device)
+            if batch.cached is None
+            else self._of_cache(batch.cached, common)
+        )
         predictions = self.heads(rows)
         frames = rows.shape[0]
         denominator = max(1, frames if total_frames is None else total_frames)
@@ -177,10 +181,10 @@ class Distiller(nn.Module):
         }
         return self.rule.combine(self.sources, packed), parts
 
-    def _brought(self, batch: Batch, frames: Tensor) -> tuple[list[Tensor], Parts]:
-        """The targets (N, D') that a batch brings, and what is in them of each teacher."""
-        own = Packing(batch.target_frames, batch.targets.device)
-        combined = list(_shortened(batch.targets, own, frames).split([target.size for target in self.targets], dim=-1))
+    def _of_cache(self, cached: CachedTargets, frames: Tensor) -> tuple[list[Tensor], Parts]:
+        """The targets (N, D') of a batch whose targets are cached, and what is in them of each teacher."""
+        own = Packing(cached.frames, cached.rows.device)
+        combined = list(_shortened(cached.rows, own, frames).split([target.size for target in self.targets], dim=-1))
         parts: Parts = {}
         if self.rule.separable:
             for index, (target, value) in enumerate(zip(self.targets, combined, strict=True)):

@@ -83,7 +83,7 @@ class Espeak:
         self._folder = tempfile.TemporaryDirectory(prefix="s3prl-ekd-espeak-")
         root = Path(self._folder.name)
         # A copy of its own also keeps this library apart from one that another package has loaded.
-        self._library = shutil.copy(espeakng_loader.get_library_path(), root)
+        self._library = str(shutil.copy(espeakng_loader.get_library_path(), root))
         self._data = root / "espeak-ng-data"
         source = Path(espeakng_loader.get_data_path())
         for name in _DATA_FILES:

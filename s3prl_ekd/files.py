@@ -172,6 +172,11 @@ def read_lines(path: str | Path, hint: str = "give the path of a text file") -> 
     return [(number, line) for number, line in enumerate(_LINE_END.split(text), start=1) if line.strip()]
 
 
+def is_remote(address: str) -> bool:
+    """Whether an address is no path of a file system: an object store's, or a command's output (``pipe:``)."""
+    return address.startswith("pipe:") or "://" in address
+
+
 def files_below(folder: str | Path, suffixes: Iterable[str]) -> list[Path]:
     """All files below ``folder``, however deeply nested, whose names end in one of ``suffixes`` in any case; sorted.
 

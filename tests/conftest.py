@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 
@@ -36,3 +37,12 @@ def tiny_student(tiny_config) -> Student:
 def utterances() -> list[Tensor]:
     """Four utterances of very different lengths."""
     return [speech_like(n, seed) for seed, n in enumerate((16000, 7234, 12801, 3000))]
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory) -> Path:
+    """The smallest mini corpus, to be read only."""
+    from s3prl_ekd.mini_corpus.build import build
+    from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
+
+    return build(tmp_path_factory.mktemp("corpus") / "mini", MiniCorpusConfig.tiny())

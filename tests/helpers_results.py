@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from s3prl_ekd.superb.outcome import METRICS
 from s3prl_ekd.superb.summary import Row
+from s3prl_ekd.tasks import TASKS
 
 
 def settings(**downstream: Any) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def row(**changes: Any) -> Row:
               "seconds": 1.0, "corpus": "mini", "checkpoint": "dev-best.ckpt", "value_error": 5.0, "weights": "",
               "settings": settings()}  # fmt: skip
     values |= changes
-    return Row(metric=METRICS[values["task"]].name, **values)
+    return Row(metric=TASKS[values["task"]].metric, **values)
 
 
 def old_row(**changes: Any) -> Row:

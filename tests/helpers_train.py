@@ -21,9 +21,8 @@ from helpers_models import TESTS, TINY, FakeTeacher, batch_of, speech_like
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from s3prl_ekd.audio.bad_recordings import BadRecordings
-from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.audio.batch import Batch, empty_batch
 from s3prl_ekd.config.training import RunConfig
-from s3prl_ekd.cuts.stream import empty_batch
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.training import checkpoints

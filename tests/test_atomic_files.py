@@ -9,9 +9,11 @@ import socket
 from pathlib import Path
 
 import pytest
+from helpers_processes import another_at_work
 
 from s3prl_ekd import files
-from s3prl_ekd.files import atomic_path, write_json
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import atomic_path, only_writer, write_json
 
 
 def fill(folder: Path, text: str) -> None:
@@ -94,3 +96,14 @@ def test_a_kill_while_a_folder_is_replaced_loses_nothing(renames, there, tmp_pat
     assert (folder / "text").read_text() == "old"
     assert list(tmp_path.iterdir()) == [folder]
     assert ("put back" in caplog.text) != there
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    with another_at_work(tmp_path / "out") as other:
+        with pytest.raises(UserError, match=f"another process is at work in {tmp_path / 'out'}"):
+            only_writer(tmp_path / "out").__enter__()
+        other.kill()
+        other.wait()
+        with only_writer(tmp_path / "out"):
+            pass
+    assert list((tmp_path / "out").iterdir()) == []

@@ -24,11 +24,12 @@ from s3prl_ekd.mini_corpus.build import OtherCorpusError, build
 from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.processes import run_command
 from s3prl_ekd.superb import picture
-from s3prl_ekd.superb.corpora import Split, mini_corpora
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import Job, JobError, run_jobs
 from s3prl_ekd.superb.summary import Row, write_summary
 from s3prl_ekd.superb.tables import Table, tables
+from s3prl_ekd.tasks import DEFAULT
+from s3prl_ekd.tasks.corpora import Split, mini_corpora
 from s3prl_ekd.training import curve
 
 DISTORTED = ("-noisy",)
@@ -94,7 +95,7 @@ def _demonstrate(out: Path, args: argparse.Namespace) -> int:
             out=out / "results" / label,
             seed=args.seed,
             remember_features=True,
-            steps=dict.fromkeys(("pr", "sid", "er", "asr"), 4) if args.tiny else {},
+            steps=dict.fromkeys(DEFAULT, 4) if args.tiny else {},
         )
         for label, upstream, ckpt, _ in candidates
     ]

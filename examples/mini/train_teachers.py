@@ -43,9 +43,9 @@ from transformers import (
 
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
 from s3prl_ekd.audio.distortion import Distorter
+from s3prl_ekd.audio.distortions import DistortionConfig, GaussianNoiseConfig, NoiseConfig, ReverberationConfig
 from s3prl_ekd.audio.randomness import keyed_generator
 from s3prl_ekd.config.base import Config
-from s3prl_ekd.config.recipe import DistortionConfig, GaussianNoiseConfig, NoiseConfig, ReverberationConfig
 from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, nearest
 from s3prl_ekd.files import atomic_path
 

@@ -25,6 +25,10 @@ JUDGED_FROM = 200
 _HEADER = "utterance\tproblem\n"
 
 
+class SourceError(UserError):
+    """What holds many recordings, such as a manifest or tar, cannot be used; that is more than one bad recording."""
+
+
 class Counts(NamedTuple):
     """What is judged: sums over processes are those of a run."""
 
@@ -143,17 +147,17 @@ class BadRecordings:
     def _list(self, bad: list[tuple[str, str]]) -> int:
         """Add them to the list; how many of them were not in it."""
         lines = {one_line(name): problem for name, problem in bad}
-        fresh = lines.keys() - self._listed if self.path is None else self._append(lines)
+        fresh = lines.keys() - self._listed if self.path is None else self._append(self.path, lines)
         self._listed.update(fresh)
         for name, problem in lines.items():
             if name in fresh:
                 logger.warning("skipped: %s", problem)
         return len(fresh)
 
-    def _append(self, lines: Mapping[str, str]) -> Set[str]:
-        """Add those that nobody has listed yet, and return their names."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
+    def _append(self, path: Path, lines: Mapping[str, str]) -> Set[str]:
+        """Add those to the list that no process has listed yet, and return their names."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(self._offset)  # what the other ranks have added since
             self._listed.update(line.split("\t")[0] for line in file.read().decode().splitlines())

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True)
+class CachedTargets:
+    """What the prediction heads must predict for a batch, computed before the training.
+
+    Attributes:
+        rows: (N, D') the frames of one utterance after another, the targets of all heads side by side.
+        frames: (B,) how many of the rows each utterance has, on the CPU.
+    """
+
+    rows: Tensor
+    frames: Tensor
 
 
 @dataclass(frozen=True)
@@ -20,9 +33,7 @@ class Batch:
         lengths: (B,) samples, on the CPU.
         utterances: B names, for messages.
         starts: (B,) first sample of each within its whole utterance, where crops are taken; on the CPU.
-        targets: (N, D') what the heads must predict, if it was computed before: the frames of one utterance after
-            another, all heads side by side; None: the teachers compute it.
-        target_frames: (B,) how many frames of ``targets`` each utterance has, on the CPU.
+        cached: targets that were computed before; None: the teachers compute them.
     """
 
     clean: Tensor
@@ -30,15 +41,22 @@ class Batch:
     lengths: Tensor
     utterances: tuple[str, ...]
     starts: Tensor | None = None
-    targets: Tensor | None = None
-    target_frames: Tensor | None = None
+    cached: CachedTargets | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The waveforms on ``device``, each moved once; lengths stay on the CPU, where they cost no synchronisation."""
-        clean = self.clean.to(device, non_blocking=True)
-        distorted = clean if self.distorted is self.clean else self.distorted.to(device, non_blocking=True)
-        targets = self.targets.to(device, non_blocking=True) if self.targets is not None else None
-        return replace(self, clean=clean, distorted=distorted, targets=targets)
+        """Waveforms and targets on ``device``; lengths stay on the CPU, where they cost no synchronisation."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Waveforms and targets in memory that a GPU copies from without waiting."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """With its large tensors changed, each once, so that one that stands in two places still does."""
+        clean = change(self.clean)
+        distorted = clean if self.distorted is self.clean else change(self.distorted)
+        cached = None if self.cached is None else replace(self.cached, rows=change(self.cached.rows))
+        return replace(self, clean=clean, distorted=distorted, cached=cached)
 
 
 def collate(clean: Sequence[Tensor], distorted: Sequence[Tensor], names: Sequence[str]) -> Batch:
@@ -69,9 +87,4 @@ class Loaded:
 
     def pin_memory(self) -> Loaded:
         """Called by DataLoader where there is a GPU."""
-        batch = self.batch
-        clean = batch.clean.pin_memory()
-        distorted = clean if batch.distorted is batch.clean else batch.distorted.pin_memory()
-        targets = batch.targets.pin_memory() if batch.targets is not None else None
-        batch = replace(batch, clean=clean, distorted=distorted, targets=targets)
-        return replace(self, batch=batch)
+        return replace(self, batch=self.batch.pin_memory())

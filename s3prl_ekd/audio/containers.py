@@ -52,12 +52,13 @@ def problem_of(file: soundfile.SoundFile, source: Path | bytes) -> str | None:
 def _wav(file: soundfile.SoundFile) -> str | None:
     """A recorder that was switched off leaves a size of 0: what follows is no chunk of a WAV file."""
     size, rest = _WAV_DATA.search(file.extra_info), _WAV_REST.search(file.extra_info)
-    return _more(int(size[1]), _size(file) - int(rest[1])) if size and rest else None
+    length = _FILE_SIZE.search(file.extra_info)
+    return _more(int(size[1]), int(length[1]) - int(rest[1])) if size and rest and length else None
 
 
 def _au(file: soundfile.SoundFile) -> str | None:
-    found = _AU_DATA.search(file.extra_info)
-    return _more(int(found[2]), _size(file) - int(found[1]) - int(found[2])) if found else None
+    found, length = _AU_DATA.search(file.extra_info), _FILE_SIZE.search(file.extra_info)
+    return _more(int(found[2]), int(length[1]) - int(found[1]) - int(found[2])) if found and length else None
 
 
 def _more(size: int, rest: int) -> str | None:
@@ -66,10 +67,6 @@ def _more(size: int, rest: int) -> str | None:
     return (
         f"its header counts {size} bytes of audio, but {rest} more follow; write it with a right header, or remove it"
     )
-
-
-def _size(file: soundfile.SoundFile) -> int:
-    return int(_FILE_SIZE.search(file.extra_info)[1])
 
 
 def _aiff(file: soundfile.SoundFile) -> str | None:

@@ -1,4 +1,4 @@
-"""Distorted speech for the student: reverberation, then recorded noise, then Gaussian noise, each with a chance.
+"""Distorted speech for the student: the distortions of a recipe one after the other, each with a chance.
 
 The distorted wave is as long as the clean one and aligned with it, since the targets come from the clean one. Every
 draw is keyed on (seed, epoch, utterance).
@@ -6,31 +6,14 @@ draw is keyed on (seed, epoch, utterance).
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from torch import Tensor
 
-import torch
-import torchaudio.functional
-
-from s3prl_ekd import SAMPLE_RATE
-from s3prl_ekd.audio.randomness import integer, keyed_generator, uniform
-from s3prl_ekd.audio.read import audio_files, audio_length, is_readable, load_audio, read_channels
-from s3prl_ekd.config.recipe import DistortionConfig, GaussianNoiseConfig, NoiseConfig, ReverberationConfig
-from s3prl_ekd.errors import UserError
-
-logger = logging.getLogger(__name__)
-
-Part = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-"""A distortion: (waveform (S,), generator) -> waveform (S,)."""
-
-_ONSET = 0.1  # -20 dB re the maximum, ISO 3382-1's start of an impulse response
-_ATTEMPTS = 8  # unreadable files drawn in a row before giving up
+from s3prl_ekd.audio.distortions import DistortionConfig
+from s3prl_ekd.audio.randomness import keyed_generator, uniform
 
 
 class Distorter:
-    """Distorts waveforms as a :class:`~s3prl_ekd.config.recipe.DistortionConfig` says.
+    """Distorts waveforms as a :class:`~s3prl_ekd.audio.distortions.DistortionConfig` says.
 
     >>> distorter = Distorter(DistortionConfig(gaussian_noise=GaussianNoiseConfig(probability=1.0)))
     >>> distorted = distorter(waveform, epoch=0, utterance="84-121123-0000")  # (S,) -> (S,)
@@ -41,155 +24,14 @@ class Distorter:
 
     def __init__(self, config: DistortionConfig) -> None:
         self.seed = config.seed
-        makers = (
-            ("reverberation", config.reverberation, Reverberation),
-            ("noise", config.noise, RecordedNoise),
-            ("gaussian_noise", config.gaussian_noise, GaussianNoise),
-        )
-        self.parts: list[tuple[str, float, Part]] = [
-            (name, part.probability, make(part)) for name, part, make in makers if part.probability > 0
-        ]
+        self._transforms = [(name, one.probability, one.build()) for name, one in config.active.items()]
 
-    def __call__(self, waveform: torch.Tensor, *, epoch: int, utterance: str) -> torch.Tensor:
+    def __call__(self, waveform: Tensor, *, epoch: int, utterance: str) -> Tensor:
         """The distorted copy of ``waveform`` (S,); the same object if chance leaves it alone."""
-        for name, probability, part in self.parts:
-            # One stream per part: changing one part's settings leaves the others' draws as they were.
+        for name, probability, transform in self._transforms:
+            # Each distortion draws from a stream of its own: changing or adding one leaves the others' draws as they
+            # were.
             generator = keyed_generator(self.seed, epoch, utterance, name)
             if uniform(generator, 0, 1) < probability:
-                waveform = part(waveform, generator)
+                waveform = transform(waveform, generator)
         return waveform
-
-
-class GaussianNoise:
-    """White noise at a drawn signal-to-noise ratio."""
-
-    def __init__(self, config: GaussianNoiseConfig) -> None:
-        self.snr_db = config.snr_db
-
-    def __call__(self, waveform: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        snr_db = uniform(generator, *self.snr_db)
-        return add_noise(waveform, torch.randn(waveform.shape, generator=generator), snr_db)
-
-
-def usable_files(folder: str | Path) -> list[Path]:
-    """The recordings of a folder (or manifest) in a format that is read; the others are counted and named.
-
-    Raises:
-        UserError: see :func:`~s3prl_ekd.audio.read.audio_files`.
-    """
-    found = audio_files(folder)
-    usable = [path for path in found if is_readable(path)]
-    if len(usable) < len(found):
-        first = next(path for path in found if not is_readable(path))
-        logger.warning(
-            "%s: %d of %d recordings are in a format that is not read and left out, the first: %s",
-            folder, len(found) - len(usable), len(found), first,
-        )  # fmt: skip
-    return usable
-
-
-class RecordedNoise:
-    """A stretch of a recording from a folder, cut or repeated to the utterance's length."""
-
-    def __init__(self, config: NoiseConfig) -> None:
-        self.snr_db = config.snr_db
-        self.files = usable_files(config.folder)
-
-    def __call__(self, waveform: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        snr_db = uniform(generator, *self.snr_db)
-        noise = draw_readable(self.files, generator, lambda path: self._stretch(path, waveform.numel(), generator))
-        return add_noise(waveform, noise, snr_db)
-
-    @staticmethod
-    def _stretch(path: Path, samples: int, generator: torch.Generator) -> torch.Tensor:
-        available = _length(path)
-        if available > samples:
-            return load_audio(path, start=integer(generator, available - samples + 1), samples=samples)
-        noise = load_audio(path)
-        noise = noise.roll(integer(generator, noise.numel()))
-        return noise.repeat(-(-samples // noise.numel()))[:samples]
-
-
-class Reverberation:
-    """Convolution with an impulse response from a folder, or a generated one."""
-
-    def __init__(self, config: ReverberationConfig) -> None:
-        self.files = usable_files(config.folder) if config.folder is not None else []
-
-    def __call__(self, waveform: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        if self.files:
-            # The first channel: a mean over microphones would hear the direct path several times.
-            response = draw_readable(self.files, generator, lambda path: read_channels(path)[0])
-        else:
-            response = generated_impulse_response(generator)
-        return reverberate(waveform, response)
-
-
-def add_noise(waveform: torch.Tensor, noise: torch.Tensor, snr_db: float) -> torch.Tensor:
-    """``waveform`` (S,) plus ``noise`` (S,) scaled so that the power ratio over the utterance is ``snr_db``.
-
-    Where either is silent no ratio exists, and the waveform stays as it is.
-    """
-    if min(waveform.square().sum(), noise.square().sum()) == 0:
-        return waveform
-    return torchaudio.functional.add_noise(waveform, noise, torch.tensor(snr_db))
-
-
-def reverberate(waveform: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
-    """``waveform`` (S,) convolved with an impulse ``response`` (R,): same length, power and alignment."""
-    from lhotse.augmentation.utils import (
-        convolve1d,  # unlike torchaudio's it pads to a length that is fast to transform
-    )
-
-    delay = direct_path(response)
-    wet = convolve1d(waveform, response)[delay : delay + waveform.numel()]
-    power = wet.square().mean()
-    return wet * (waveform.square().mean() / power).sqrt() if power > 0 else waveform
-
-
-def direct_path(response: torch.Tensor) -> int:
-    """Samples until the direct sound arrives: the first one within 20 dB of the maximum (ISO 3382-1).
-
-    The maximum itself can be a reflection: up to 20 ms, a whole frame, later in generated responses.
-    """
-    magnitude = response.abs()
-    return int((magnitude >= _ONSET * magnitude.max()).nonzero()[0])
-
-
-def generated_impulse_response(generator: torch.Generator) -> torch.Tensor:
-    """A random room's impulse response (R,) at 16 kHz: FRA-RIR (arXiv 2208.04101) as Lhotse has it."""
-    from lhotse.augmentation.utils import FastRandomRIRGenerator
-
-    room, source, images = (integer(generator, 2**31) for _ in range(3))
-    with torch.random.fork_rng(devices=[]):  # it draws the image sources from torch's global generator
-        torch.manual_seed(images)
-        response = FastRandomRIRGenerator(sr=SAMPLE_RATE, room_seed=room, source_seed=source)(nsource=1)
-    return torch.from_numpy(response[0])
-
-
-def draw_readable(
-    files: Sequence[Path], generator: torch.Generator, read: Callable[[Path], torch.Tensor]
-) -> torch.Tensor:
-    """What ``read`` gives for a random file; an unreadable one is logged and another drawn.
-
-    Raises:
-        UserError: several in a row are unreadable.
-    """
-    for _ in range(_ATTEMPTS):
-        path = files[integer(generator, len(files))]
-        try:
-            return read(path)
-        except UserError as error:
-            _warn_once(str(error))
-            problem = error
-    raise UserError(f"distortion: {_ATTEMPTS} files in a row could not be used, the last one: {problem}")
-
-
-@functools.lru_cache(maxsize=100_000)
-def _length(path: Path) -> int:
-    return audio_length(path)
-
-
-@functools.lru_cache(maxsize=1000)
-def _warn_once(message: str) -> None:
-    logger.warning("skipped for distortion: %s", message)

@@ -65,7 +65,7 @@ def audio_files(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if folder.name.endswith((".jsonl", ".jsonl.gz")):
-        from s3prl_ekd.cuts.sources import recording_paths
+        from s3prl_ekd.audio.manifests import recording_paths  # imports lhotse
 
         return recording_paths(str(folder))
     if not folder.is_dir():

@@ -20,13 +20,16 @@ import time
 from collections.abc import Iterable, Iterator, Set
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
-from typing import Any
+from typing import Any, TypeVar
 
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from s3prl_ekd.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 POLL_SECONDS = 1.0
 """A loader's ``timeout``: so often its workers are looked after. Meant for :func:`patient` alone."""
@@ -45,7 +48,8 @@ def prepare_worker(worker: int) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    Queue._on_queue_feeder_error = _send_the_problem  # multiprocessing's hook, called where an item is dropped
+    # multiprocessing's hook (CPython's documentation has it, typeshed not), called where an item is dropped.
+    Queue._on_queue_feeder_error = _send_the_problem  # type: ignore[attr-defined]
 
 
 def _send_the_problem(queue: Queue, error: Exception, item: Any) -> None:
@@ -66,7 +70,39 @@ def _remedy() -> str:
     )
 
 
-def patient(loader: DataLoader, limit: float) -> Iterator[Any]:
+def make_loader(
+    dataset: Dataset[T],
+    *,
+    workers: int,
+    sampler: Iterable[Any] | None = None,
+    prefetch: int | None = None,
+    generator: torch.Generator | None = None,
+    pin_memory: bool = True,
+) -> DataLoader[T]:
+    """A loader for :func:`patient`, whose data set gives whole batches.
+
+    Args:
+        dataset: what is read.
+        workers: processes that read; 0: this one.
+        sampler: keys of the data set, in order; None: the data set is an iterable one.
+        prefetch: batches that each worker prepares ahead; None: torch's default.
+        generator: what the workers' seeds are drawn from; None: torch's global one.
+        pin_memory: whether batches are made ready for a GPU, if there is one.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        generator=generator,
+        timeout=POLL_SECONDS if workers else 0,
+        worker_init_fn=prepare_worker if workers else None,
+    )
+
+
+def patient(loader: DataLoader[T], limit: float) -> Iterator[T]:
     """The items of a loader that has :data:`POLL_SECONDS` as its timeout if it has workers.
 
     Args:

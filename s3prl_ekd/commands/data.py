@@ -23,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
 
-    def add(kind: str, summary: str, example: str, **options: str) -> argparse.ArgumentParser:
+    def add(kind: str, summary: str, example: str, usage: str | None = None) -> argparse.ArgumentParser:
         epilog = f"example:\n  s3prl-ekd data {kind} {example}"
-        return kinds.add_parser(kind, help=summary, description=summary, epilog=epilog, **options)
+        return kinds.add_parser(kind, help=summary, description=summary, epilog=epilog, usage=usage)
 
     for kind, (summary, example) in _CORPORA.items():
         usage = f"s3prl-ekd data {kind} [-h] [--parts PART [PART ...]] CORPUS OUT"
-        sub = add(kind, summary, example, usage=usage)
+        sub = add(kind, summary, example, usage)
         # Optional for argparse, since --parts may have taken them: see _corpus.
         sub.add_argument("corpus", nargs="?", metavar="CORPUS", help="its folder, unpacked")
         sub.add_argument("out", nargs="?", metavar="OUT", help="folder for what is written")
@@ -74,9 +74,10 @@ def _corpus(args: argparse.Namespace) -> list:
         raise UserError(
             f"data {args.kind}: CORPUS and OUT are both needed; s3prl-ekd data {args.kind} --help shows how"
         )
+    corpus, out = places
     if args.kind == "lengths":
-        return write_lists(*places, parts or None)
-    return write_corpus(CORPORA[args.kind], *places, parts or None)
+        return write_lists(corpus, out, parts or None)
+    return write_corpus(CORPORA[args.kind], corpus, out, parts or None)
 
 
 def _folder(args: argparse.Namespace) -> list:

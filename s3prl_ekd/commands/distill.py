@@ -9,6 +9,7 @@ from s3prl_ekd import recipe_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("recipe", help="YAML: a file, or one of s3prl-ekd recipes, such as mini/ekd.yaml")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key.path=value", help="settings that replace the recipe's"
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Train a student, or print the recipe."""
     from s3prl_ekd.config.training import RunConfig
 
     config = RunConfig.from_recipe(recipe_files.find(args.recipe), args.overrides)

@@ -8,6 +8,7 @@ from s3prl_ekd.command_line import SEEDS, whole_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument(
         "recipe", help="config_model.yaml: a file, or one of s3prl-ekd recipes, such as mini/config_model.yaml"
     )
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Write the student's folder."""
     import torch
 
     from s3prl_ekd import recipe_files

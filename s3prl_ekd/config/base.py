@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: what a field's type may say of its values, and one way to and from YAML.
+"""Settings as frozen dataclasses: how they are read from YAML and written, changed by dotted names and compared.
 
 A field is documented under its line. Its type says which values it may have (:class:`Range`, :class:`OneOf`); unknown
 keys, wrong types and other values are refused by name. Checks across fields live in ``__post_init__``, which first
@@ -13,15 +13,16 @@ import enum
 import functools
 import math
 import operator
+import re
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, NamedTuple, Protocol, Self
 
-from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.errors import UserError, nearest, shorten
 from s3prl_ekd.files import read_yaml
 
 
@@ -129,14 +130,31 @@ class Config:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
+    @classmethod
+    def from_saved(cls, mapping: Any, where: str) -> Self:
+        """Build from what :meth:`to_mapping` gave, perhaps in an older version: settings that there were not yet have
+        their defaults.
+
+        Args:
+            mapping: plain values.
+            where: what they are part of, for messages.
+
+        Raises:
+            UserError: a setting that this version does not know, or a value that it does not allow.
+        """
+        try:
+            return cls.from_mapping(mapping)
+        except UserError as error:
+            raise UserError(f"{where}: {error}; another version of this package wrote it, use that one") from error
+
     def to_mapping(self) -> dict[str, Any]:
         """The same as plain dicts, lists, strings and numbers: ``from_mapping(c.to_mapping()) == c``."""
         return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
+_hints: Callable[[type], dict[str, Any]] = functools.cache(
+    functools.partial(typing.get_type_hints, include_extras=True)
+)
 
 
 def _join(where: str, key: Any) -> str:
@@ -206,5 +224,96 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def require(condition: bool, message: str) -> None:
+    """Raise a UserError with ``message`` unless ``condition`` holds."""
     if not condition:
         raise UserError(message)
+
+
+# ---- changing by dotted names
+
+
+def set_value(settings: dict[str, Any], name: str, value: Any) -> None:
+    """Set one of nested plain values, in place; mappings that it is to be in are made.
+
+    Args:
+        settings: as read from a file.
+        name: dotted, such as ``trainer.devices``; entries of a list go by their number (``teachers.0.layers``).
+        value: the new value.
+
+    Raises:
+        UserError: the name leads through something that has no keys, or to no entry of a list.
+    """
+    keys = name.split(".")
+    place: Any = settings
+    for depth, key in enumerate(keys, start=1):
+        index = _index(place, key, ".".join(keys[:depth]))
+        if depth == len(keys):
+            place[index] = value
+        elif isinstance(place, dict) and place.get(key) is None:
+            place[key] = {}
+        place = place[index]
+
+
+def _index(place: Any, key: str, name: str) -> Any:
+    """What to index ``place`` with for the last key of ``name``."""
+    if isinstance(place, dict):
+        return key
+    if not isinstance(place, list):
+        raise UserError(f"{shorten(name)}: {shorten(repr(place))} has no keys below it")
+    if key not in map(str, range(len(place))):
+        raise UserError(f"{shorten(name)}: expected an entry's number below {len(place)}, found {shorten(key)!r}")
+    return int(key)
+
+
+# ---- comparing
+
+
+class Difference(NamedTuple):
+    """A setting that is not the same in two mappings."""
+
+    name: str
+    """Dotted, such as ``trainer.devices`` or ``teachers[0].layers``."""
+    before: Any
+    now: Any
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
+def differences(before: Any, now: Any, free: Collection[str] = (), name: str = "") -> list[Difference]:
+    """All settings that are not the same, in the order of ``before``.
+
+    Args:
+        before: a :class:`Config` or nested plain values.
+        now: the same later or elsewhere.
+        free: settings and sections that may differ, by dotted names without numbers: ``trainer.devices``, ``student``,
+            ``teachers.weight``.
+        name: of the section that the two are.
+    """
+    before, now = _plain(before), _plain(now)
+    if before == now or re.sub(r"\[\d+\]", "", name) in free:
+        return []
+    pairs: Iterable[tuple[str, Any, Any]]
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        pairs = ((_join(name, key), before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in {**before, **now})
+    elif _sections(before) and _sections(now) and len(before) == len(now):
+        pairs = ((f"{name}[{index}]", *pair) for index, pair in enumerate(zip(before, now, strict=True)))
+    else:
+        return [Difference(name, before, now)]
+    return [found for pair in pairs for found in differences(pair[1], pair[2], free, pair[0])]
+
+
+def _sections(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
+
+
+def say_differences(
+    found: Iterable[Difference], form: str = "{name}: {before!r} there, {now!r} here", separator: str = "; "
+) -> str:
+    """A list of them for a message; ``form`` is how one is said."""
+    return separator.join(form.format(**one._asdict()) for one in found)

@@ -11,13 +11,9 @@ from typing import Annotated
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.config.base import Config, Count, Name, Range, Seconds, Size, Workers
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import is_remote
 
 _BATCH_SECONDS = 200.0
-
-
-def is_remote(address: str) -> bool:
-    """Whether it is no path of a file system."""
-    return address.startswith("pipe:") or "://" in address
 
 
 def require_distinct(addresses: Iterable[str], key: str) -> None:
@@ -119,4 +115,5 @@ class DataConfig(Config):
     @property
     def batch_samples(self) -> int:
         """``batch_seconds`` at 16 kHz; see :meth:`divided`."""
+        assert self.batch_seconds is not None, "divide global_batch_seconds first"
         return round(self.batch_seconds * SAMPLE_RATE)

@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES
+from s3prl_ekd.audio.distortions import DistortionConfig
+from s3prl_ekd.audio.distortions import TeacherInput as TeacherInput
 from s3prl_ekd.config.base import (
     Config,
-    Decibels,
     Depth,
     Dropout,
     Name,
-    Probability,
     Range,
-    Seed,
     Size,
     Weight,
     require,
@@ -34,13 +33,6 @@ class Aggregation(enum.StrEnum):
     LAYERWISE_AVERAGE = "layerwise-average"
     LAYERWISE_CONCATENATION = "layerwise-concatenation"
     SEPARATE_HEADS = "separate-heads"
-
-
-class TeacherInput(enum.StrEnum):
-    """What the teachers hear while the student hears distorted speech."""
-
-    CLEAN = "clean"
-    DISTORTED = "distorted"
 
 
 class TeacherSource(enum.StrEnum):
@@ -192,74 +184,6 @@ class ObjectiveConfig(Config):
     loss_on_padding: bool = False
     """True reproduces s3prl's distiller on padded batches: padding counts in the loss, in the conv stack's statistics
     and in what the teachers hear. Masked to real frames by default."""
-
-
-class _Ascending:
-    def problem(self, value: tuple[float, float]) -> str | None:
-        return None if value[0] <= value[1] else f"expected [low, high], found {list(value)}"
-
-
-SnrRange = Annotated[tuple[Decibels, Decibels], _Ascending()]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GaussianNoiseConfig(Config):
-    """White Gaussian noise added to the student's input."""
-
-    probability: Probability = 0.0
-    """Chance that an utterance gets it."""
-    snr_db: SnrRange = (5.0, 30.0)
-    """Range of the signal-to-noise ratio in dB, drawn uniformly."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoiseConfig(Config):
-    """Recorded noise added to the student's input."""
-
-    folder: str | None = None
-    """A folder of audio files, searched through all its subfolders (MUSAN's layout), or a manifest of them."""
-    probability: Probability = 0.0
-    """Chance that an utterance gets it."""
-    snr_db: SnrRange = (0.0, 20.0)
-    """Range of the signal-to-noise ratio in dB, drawn uniformly (RobustDistiller: 0 to 20)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.probability == 0 or self.folder is not None,
-            "distortion.noise: probability is set, so folder must name a folder of noise recordings",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReverberationConfig(Config):
-    """Reverberation of the student's input; the direct path's delay is removed, so alignment stays."""
-
-    folder: str | None = None
-    """A folder or manifest of impulse responses; null: they are generated."""
-    probability: Probability = 0.0
-    """Chance that an utterance gets it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistortionConfig(Config):
-    """What is done to the student's input, in the order reverberation, noise, Gaussian noise."""
-
-    teacher_input: TeacherInput = TeacherInput.CLEAN
-    """Whether the teachers hear the clean or the same distorted wave."""
-    seed: Seed = 0
-    """With epoch and utterance it determines every draw, whatever the workers."""
-    reverberation: ReverberationConfig = field(default_factory=ReverberationConfig)
-    """Reverberation."""
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
-    """Recorded noise."""
-    gaussian_noise: GaussianNoiseConfig = field(default_factory=GaussianNoiseConfig)
-    """White noise."""
-
-    @property
-    def enabled(self) -> bool:
-        """Whether anything is done at all."""
-        return any(part.probability > 0 for part in (self.reverberation, self.noise, self.gaussian_noise))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,18 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from s3prl_ekd.config.base import Config, Count, Name, OneOf, Range, Seed, Size
+from s3prl_ekd.config.base import (
+    Config,
+    Count,
+    Name,
+    OneOf,
+    Range,
+    Seed,
+    Size,
+    differences,
+    say_differences,
+    set_value,
+)
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.errors import UserError, shorten
@@ -188,8 +199,8 @@ def apply_override(mapping: dict[str, Any], override: str) -> None:
 
     Args:
         mapping: as read from a file.
-        override: the value is YAML (``trainer.devices=4``, ``student.initialize_from=null``); entries of a list go by
-            their number (``teachers.0.layers=[4,8]``).
+        override: the value is YAML (``trainer.devices=4``, ``student.initialize_from=null``); the rest as in
+            :func:`s3prl_ekd.config.base.set_value`.
 
     Raises:
         UserError: no ``=``, a path through something that has no keys, or a value that is not YAML.
@@ -201,40 +212,18 @@ def apply_override(mapping: dict[str, Any], override: str) -> None:
         value = parse_yaml(text)
     except UserError as error:
         raise UserError(f"{shorten(override)!r}: {error}") from error
-    *parents, last = path.split(".")
-    place: Any = mapping
-    for depth, key in enumerate(parents):
-        place = _descend(place, key, ".".join(parents[: depth + 1]))
-    if isinstance(place, dict):
-        place[last] = value
-    else:
-        place[_index(place, last, path)] = value
+    set_value(mapping, path, value)
 
 
-def _descend(place: Any, key: str, path: str) -> Any:
-    if isinstance(place, dict):
-        if place.get(key) is None:
-            place[key] = {}
-        return place[key]
-    return place[_index(place, key, path)]
-
-
-def _index(place: Any, key: str, path: str) -> int:
-    if not isinstance(place, list):
-        raise UserError(f"{shorten(path)}: {shorten(repr(place))} has no keys below it")
-    if key not in map(str, range(len(place))):
-        raise UserError(f"{shorten(path)}: expected an entry's number below {len(place)}, found {shorten(key)!r}")
-    return int(key)
-
-
-# What a resumed run may do otherwise than its recipe said: nothing of it changes what is computed. The number of
-# processes, the size of their batches and whether a cache elsewhere holds the same targets are checked with the data.
-_FREE_ON_RESUME = frozenset(
+FREE_ON_RESUME = frozenset(
     {"output", "targets.cache"}
-    | {f"data.{key}" for key in ("batch_seconds", "global_batch_seconds", "num_workers", "timeout_seconds")}
+    | {f"data.{key}" for key in ("batch_seconds", "global_batch_seconds", "num_workers", "prefetch_batches")}
+    | {f"data.{key}" for key in ("timeout_seconds", "shar_cache", "shar_cache_gb")}
     | {f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "log_every", "dev_every")}
     | {f"trainer.{key}" for key in ("checkpoint_every", "keep_checkpoints", "max_nonfinite", "wandb_project")}
 )
+"""What may change when a run is resumed, because it does not change what is computed. All other settings must stay. The
+number of processes, the size of their batches and the cache's content are compared with the position in the data."""
 
 
 def check_resumable(saved: Mapping[str, Any], config: RunConfig) -> None:
@@ -245,28 +234,14 @@ def check_resumable(saved: Mapping[str, Any], config: RunConfig) -> None:
         config: the recipe of now.
 
     Raises:
-        UserError: settings that matter differ (named, with both values).
+        UserError: settings that matter differ (named, with both values), or this version does not know one.
     """
-    before = dict(_flatten(RunConfig.from_mapping(saved, "the checkpoint's recipe").to_mapping()))
-    now = dict(_flatten(config.to_mapping()))
-    free = _FREE_ON_RESUME
-    if now["trainer.max_steps"] > before["trainer.max_steps"]:
-        free = free | {"trainer.max_steps"}
-    changed = [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in free
-    ]
+    before = RunConfig.from_saved(saved, "cannot resume: the checkpoint's recipe")
+    longer = {"trainer.max_steps"} if config.trainer.max_steps > before.trainer.max_steps else frozenset()
+    changed = differences(before, config, FREE_ON_RESUME | longer)
     if changed:
         raise UserError(
-            f"cannot resume: the checkpoint's recipe differs ({'; '.join(changed)}); give the recipe it was started"
-            " with (recipe.yaml in the run's folder; trainer.max_steps may be raised), or another output for a new run"
+            f"cannot resume: the checkpoint's recipe differs ({say_differences(changed)}); give the recipe it was"
+            " started with (recipe.yaml in the run's folder; trainer.max_steps may be raised), or another output for a"
+            " new run"
         )
-
-
-def _flatten(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flatten(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value

@@ -11,7 +11,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 _MORE = 1000  # entries read at once when the buffer holds no full batch
 
@@ -19,26 +19,31 @@ _MORE = 1000  # entries read at once when the buffer holds no full batch
 class Sized(Protocol):
     """Whatever has a number of samples."""
 
-    samples: int
+    @property
+    def samples(self) -> int:
+        """At 16 kHz."""
 
 
-class Bucket:
+T = TypeVar("T", bound=Sized)
+
+
+class Bucket(Generic[T]):
     """Entries of like duration."""
 
     __slots__ = ("entries", "samples")
 
     def __init__(self) -> None:
-        self.entries: list[Sized] = []
+        self.entries: list[T] = []
         self.samples = 0
 
-    def put(self, entry: Sized) -> None:
+    def put(self, entry: T) -> None:
         """Add one."""
         self.entries.append(entry)
         self.samples += entry.samples
 
-    def draw(self, budget: int, most: int, rng: random.Random) -> list[Sized]:
+    def draw(self, budget: int, most: int, rng: random.Random) -> list[T]:
         """Take out a random batch: at most ``most`` entries and ``budget`` samples, padding included; at least one."""
-        batch: list[Sized] = []
+        batch: list[T] = []
         longest = 0
         while self.entries and len(batch) < most:
             index = rng.randrange(len(self.entries))
@@ -66,14 +71,14 @@ def duration_bounds(samples: Iterable[int], buckets: int) -> list[int]:
 
 
 def draw_batches(
-    entries: Iterable[Sized],
+    entries: Iterable[T],
     bounds: Sequence[int],
     *,
     budget: int,
     most: int | None,
     buffer: int,
     rng: random.Random,
-) -> Iterator[list[Sized]]:
+) -> Iterator[list[T]]:
     """Every entry once, in random batches of entries from one bucket.
 
     Args:
@@ -84,15 +89,15 @@ def draw_batches(
         buffer: entries held to draw from.
         rng: makes all choices.
     """
-    buckets = [Bucket() for _ in range(len(bounds) + 1)]
-    entries = iter(entries)
+    buckets = [Bucket[T]() for _ in range(len(bounds) + 1)]
+    waiting = iter(entries)
     most = most if most is not None else budget
 
     def fill(count: int) -> bool:
-        before = None
-        for before in islice(entries, count):
-            buckets[bisect_right(bounds, before.samples)].put(before)
-        return before is not None
+        more = list(islice(waiting, count))
+        for entry in more:
+            buckets[bisect_right(bounds, entry.samples)].put(entry)
+        return bool(more)
 
     fill(buffer)
     while True:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from lhotse import AudioSource, Recording
 from lhotse.recipes.rir_noise import PARTS as RIR_PARTS
@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from s3prl_ekd import MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import BadRecordings
+from s3prl_ekd.audio.manifests import read_entries
 from s3prl_ekd.audio.read import audio_files, read_header
 from s3prl_ekd.audio.text import read_tsv, write_lengths
 from s3prl_ekd.cuts.read import read_cut
-from s3prl_ekd.cuts.sources import read_entries, resolve_sources
+from s3prl_ekd.cuts.sources import resolve_sources
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import atomic_path, files_below
 
@@ -39,7 +40,7 @@ _CHECKED = 20  # files of a tsv list whose headers are compared with it
 
 T = TypeVar("T")
 
-Described = Recording | tuple[str, UserError]
+Described: TypeAlias = Recording | tuple[str, UserError]
 """A recording, or the name of one that cannot be used and what is wrong with it."""
 
 

@@ -1,20 +1,21 @@
-"""From a manifest's line to samples: the cut it describes, the crop an epoch takes of it, and its audio."""
+"""From a manifest's line to samples: the cut that it describes, and the cut's audio."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
-from lhotse import AudioSource, MonoCut, MultiCut, Recording
+from lhotse import MonoCut, MultiCut, Recording
 from lhotse.serialization import decode_json_line, deserialize_item
 
-from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
-from s3prl_ekd.audio.randomness import integer, keyed_generator
+from s3prl_ekd import MIN_SAMPLES, SAMPLE_RATE
+from s3prl_ekd.audio.bad_recordings import SourceError
+from s3prl_ekd.audio.manifests import Entry, open_bytes
 from s3prl_ekd.audio.read import decode_channels, read_channels
 from s3prl_ekd.cuts.shar import TarReader
-from s3prl_ekd.cuts.sources import Entry, SourceError, open_bytes, tar_beside
+from s3prl_ekd.cuts.sources import tar_beside
 from s3prl_ekd.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
@@ -22,14 +23,33 @@ logger = logging.getLogger(__name__)
 _LONGEST = 1e7  # seconds, months
 _SHORTFALL = 400  # samples that a recording may lack: Lhotse's tolerance, and durations are rounded
 
-Cut = MonoCut | MultiCut
+
+class Source(Protocol):
+    """A file of a recording, which holds some or all of its channels: Lhotse's AudioSource."""
+
+    source: str
+    type: str
+    channels: Sequence[int]
 
 
-class Crop(NamedTuple):
-    """Which part of a cut an epoch hears, in samples at 16 kHz from the cut's start."""
+class Recorded(Protocol):
+    """What is used of Lhotse's Recording."""
 
-    start: int
-    samples: int
+    id: str
+    sources: Sequence[Source]
+
+
+class Cut(Protocol):
+    """What is used of Lhotse's MonoCut or MultiCut, which have no types; times are in seconds."""
+
+    id: str
+    start: float
+    duration: float
+    channel: int | Sequence[int]
+    recording: Recorded
+
+    def drop_supervisions(self) -> Cut:
+        """The same without what is said of it."""
 
 
 def read_cut(entry: Entry) -> Cut:
@@ -79,39 +99,33 @@ def _transform_name(transform: object) -> str:
     return transform["name"] if isinstance(transform, dict) else type(transform).__name__
 
 
-def draw_crop(cut: Cut, *, longest: int | None, whole_frames: bool, key: tuple[int | str, ...]) -> Crop:
-    """All of ``cut``, or a random part of ``longest`` samples, determined by ``key`` and the cut's name.
-
-    ``whole_frames`` starts it on a frame's first sample, where a cached target starts.
-    """
-    samples = round(cut.duration * SAMPLE_RATE)
-    if longest is None or samples <= longest:
-        return Crop(0, samples)
-    step = FRAME_SHIFT if whole_frames else 1
-    return Crop(step * integer(keyed_generator(*key, cut.id, "crop"), (samples - longest) // step + 1), longest)
-
-
 class CutReader:
     """Reads the audio of cuts, whatever kind of source it is in."""
 
     def __init__(self, tars: TarReader) -> None:
         self.tars = tars
         # kind of source -> (source, cut, manifest, start, samples) -> (C, S)
-        self._readers: dict[str, Callable[[AudioSource, Cut, str, int, int], torch.Tensor]] = {
+        self._readers: dict[str, Callable[[Source, Cut, str, int, int], torch.Tensor]] = {
             "file": self._read_file,
             "shar": self._read_shar,
             "url": self._read_url,
         }
 
-    def __call__(self, cut: Cut, crop: Crop, manifest: str) -> torch.Tensor:
-        """Samples (S,) of a crop, the cut's channels averaged.
+    def __call__(self, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
+        """A part (S,) of a cut, its channels averaged.
+
+        Args:
+            cut: as :func:`read_cut` gives it.
+            manifest: where it is from.
+            start: first sample of the part at 16 kHz, counted from the cut's own start.
+            samples: how many there are.
 
         Raises:
             UserError: the recording cannot be used.
-            SourceError: what holds it cannot.
+            SourceError: what holds it and others cannot.
         """
         channels = [cut.channel] if isinstance(cut.channel, int) else list(cut.channel)
-        start = round(cut.start * SAMPLE_RATE) + crop.start
+        start += round(cut.start * SAMPLE_RATE)
         parts = []
         for source in cut.recording.sources:
             rows = [source.channels.index(channel) for channel in channels if channel in source.channels]
@@ -122,7 +136,7 @@ class CutReader:
                     f"{manifest}: audio sources of type {source.type!r} are not read, only"
                     f" {', '.join(self._readers)}; save such recordings as audio files first"
                 )
-            values = self._readers[source.type](source, cut, manifest, start, crop.samples)
+            values = self._readers[source.type](source, cut, manifest, start, samples)
             if values.size(0) <= max(rows):
                 raise UserError(f"{cut.recording.id}: has {values.size(0)} channels, the manifest says more")
             parts.append(values[rows])
@@ -130,23 +144,23 @@ class CutReader:
             raise UserError(f"{cut.recording.id}: has no channel {channels}, which cut {cut.id} names")
         shortest = min(part.size(1) for part in parts)  # channels in files of their own
         waveform = torch.cat([part[:, :shortest] for part in parts]).mean(dim=0)
-        if waveform.numel() < max(MIN_SAMPLES, crop.samples - _SHORTFALL):
+        if waveform.numel() < max(MIN_SAMPLES, samples - _SHORTFALL):
             raise UserError(
-                f"{cut.recording.id}: ends {crop.samples - waveform.numel()} samples before the manifest says;"
+                f"{cut.recording.id}: ends {samples - waveform.numel()} samples before the manifest says;"
                 " replace it or make the manifest again"
             )
         return waveform
 
     @staticmethod
-    def _read_file(source: AudioSource, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
+    def _read_file(source: Source, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
         return read_channels(source.source, start=start, samples=samples)
 
-    def _read_shar(self, source: AudioSource, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
+    def _read_shar(self, source: Source, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
         tar = tar_beside(manifest)
         return decode_channels(self.tars.read(tar, cut.id), f"{tar}: {cut.id}", start=start, samples=samples)
 
     @staticmethod
-    def _read_url(source: AudioSource, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
+    def _read_url(source: Source, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
         if source.source.startswith("pipe:"):
             raise SourceError(f"{manifest}: cut {cut.id} names a command as its audio; manifests run no commands")
         try:

@@ -18,9 +18,10 @@ from collections import OrderedDict
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from s3prl_ekd.cuts.sources import SourceError, is_remote, open_bytes
+from s3prl_ekd.audio.bad_recordings import SourceError
+from s3prl_ekd.audio.manifests import open_bytes
 from s3prl_ekd.errors import UserError, one_line
-from s3prl_ekd.files import atomic_path
+from s3prl_ekd.files import atomic_path, is_remote
 
 logger = logging.getLogger(__name__)
 

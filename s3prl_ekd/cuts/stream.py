@@ -8,59 +8,79 @@ get an empty batch: nothing is lost, nothing comes twice, and all ranks make the
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import itertools
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import BadRecordings
-from s3prl_ekd.audio.batch import Batch, Loaded, collate, empty_batch
+from s3prl_ekd.audio.batch import Batch, Loaded
 from s3prl_ekd.audio.distortion import Distorter
-from s3prl_ekd.audio.workers import POLL_SECONDS, patient, prepare_worker
+from s3prl_ekd.audio.distortions import DistortionConfig
+from s3prl_ekd.audio.manifests import Entry
+from s3prl_ekd.audio.utterances import UtteranceReader
+from s3prl_ekd.audio.workers import make_loader, patient
 from s3prl_ekd.config.data import DataConfig
-from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.cuts.bucketing import draw_batches, duration_bounds
-from s3prl_ekd.cuts.read import Cut, CutReader, draw_crop, read_cut
+from s3prl_ekd.cuts.read import Cut, CutReader, read_cut
 from s3prl_ekd.cuts.shar import TarCache, TarReader
-from s3prl_ekd.cuts.sources import Entry, SourceError, digest, mix_sources, resolve_sources
+from s3prl_ekd.cuts.sources import CutSource, digest, mix_sources, resolve_sources
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_BOUNDS_FROM = 10_000  # utterances that the buckets' bounds are estimated from
+_BOUNDS_FROM = 10_000  # entries that the buckets' bounds are estimated from
 _PLANNED_AHEAD = 32  # batches
+
+Planned = tuple[int, list[Entry]]
+"""An epoch and the entries of one of its batches."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of the processes that train together."""
+
+    index: int = 0
+    world_size: int = 1
+
+
+ALONE = Rank()
+"""The only one."""
 
 
 class Targets(Protocol):
     """Targets computed before, see :class:`s3prl_ekd.target_cache.reading.TargetCache`."""
 
-    identity: str
-    """Equal where the targets are."""
+    @property
+    def identity(self) -> str:
+        """Equal where the targets are."""
 
-    def read(self, cut: Cut, start: int, samples: int) -> torch.Tensor:
+    def read(self, cut: Cut, start: int, samples: int) -> Tensor:
         """The targets (F, D) of a part of a cut that starts on a frame.
 
         Raises:
             UserError: this cut has none, since its recording is bad.
-            SourceError: there is another reason.
+            SourceError: there are none for another reason.
         """
 
 
 class Plan:
-    """Which utterances make which batch of an epoch, for all ranks together."""
+    """Which entries make which batch of an epoch, for all ranks together."""
 
-    def __init__(self, config: DataConfig, seed: int, key: str = "data.cuts") -> None:
+    def __init__(self, config: DataConfig, seed: int, sources: Sequence[CutSource]) -> None:
         self.config = config
         self.seed = seed
-        self.sources = resolve_sources(config.cuts, key)
+        self.sources = sources
 
     @functools.cached_property
     def bounds(self) -> list[int]:
@@ -83,96 +103,95 @@ class Plan:
         )
 
     def entries(self, epoch: int) -> Iterator[Entry]:
-        """The utterances of an epoch in the order in which batches are drawn from them."""
+        """The entries of an epoch in the order in which batches are drawn from them."""
         return mix_sources(self.sources, self.config.max_crop_samples, self._random(epoch, "order"))
 
     def _random(self, epoch: int, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {epoch} {purpose}")
 
-    def rank_batches(self, epoch: int, consumed: int, rank: int, world_size: int) -> Iterator[list[Entry]]:
+    def rank_batches(self, epoch: int, consumed: int, rank: Rank) -> Iterator[list[Entry]]:
         """Those of one rank, the first ``consumed`` left out; an empty list where only other ranks still have one."""
-        batches = itertools.islice(self.batches(epoch), consumed * world_size, None)
-        while group := list(itertools.islice(batches, world_size)):
-            yield group[rank] if rank < len(group) else []
+        batches = itertools.islice(self.batches(epoch), consumed * rank.world_size, None)
+        while group := list(itertools.islice(batches, rank.world_size)):
+            yield group[rank.index] if rank.index < len(group) else []
 
 
-class BatchReader(Dataset):
+@dataclass(frozen=True)
+class CutUtterance:
+    """A cut as an utterance of a batch, see :class:`~s3prl_ekd.audio.utterances.Utterance`."""
+
+    cut: Cut
+    manifest: str
+    audio: CutReader
+    targets: Targets | None
+
+    @property
+    def name(self) -> str:
+        return self.cut.id
+
+    @property
+    def samples(self) -> int:
+        return round(self.cut.duration * SAMPLE_RATE)
+
+    def read(self, start: int, longest: int | None) -> tuple[Tensor, Tensor | None]:
+        waveform = self.audio(self.cut, self.manifest, start, min(self.samples, longest or self.samples))
+        if self.targets is None:
+            return waveform, None
+        return waveform, self.targets.read(self.cut, start, waveform.numel())
+
+
+class BatchReader(Dataset[Loaded | UserError]):
     """Reads a batch of entries as an epoch hears it: ``reader[epoch, entries]``."""
 
     def __init__(self, config: DataConfig, distortion: DistortionConfig, seed: int, targets: Targets | None) -> None:
-        self.config = config
-        self.seed = seed
         self.targets = targets
-        self.distorter = Distorter(distortion)
-        self.read_audio = CutReader(TarReader(TarCache(config.shar_cache, config.shar_cache_gb)))
+        self.audio = CutReader(TarReader(TarCache(config.shar_cache, config.shar_cache_gb)))
+        self.utterances = UtteranceReader(
+            Distorter(distortion),
+            seed=seed,
+            longest=config.max_crop_samples,
+            step=1 if targets is None else FRAME_SHIFT,  # a cached target starts with its frame
+        )
 
-    def __getitem__(self, item: tuple[int, Sequence[Entry]] | UserError) -> Loaded | UserError:
+    def __getitem__(self, item: Planned | UserError) -> Loaded | UserError:
         """A UserError is returned, not raised: a worker's exception would reach the user wrapped in its traceback."""
         if isinstance(item, UserError):
             return item
+        epoch, entries = item
         try:
-            return self._read(*item)
+            cuts = (CutUtterance(read_cut(entry), entry.manifest, self.audio, self.targets) for entry in entries)
+            return self.utterances.read(epoch, cuts)
         except UserError as error:
             return error
 
-    def _read(self, epoch: int, entries: Sequence[Entry]) -> Loaded:
-        names, starts, clean, targets, bad = [], [], [], [], []
-        for entry in entries:
-            cut = read_cut(entry)
-            crop = draw_crop(
-                cut,
-                longest=self.config.max_crop_samples,
-                whole_frames=self.targets is not None,
-                key=(self.seed, epoch),
-            )
-            try:
-                wave = self.read_audio(cut, crop, entry.manifest)
-                if self.targets is not None:
-                    targets.append(self.targets.read(cut, crop.start, wave.numel()))
-            except SourceError:
-                raise
-            except UserError as error:
-                bad.append((cut.id, str(error)))
-            else:
-                clean.append(wave)
-                names.append(cut.id)
-                starts.append(crop.start)
-        if not names:
-            return Loaded(empty_batch(), len(entries), tuple(bad))
-        distorted = [self.distorter(wave, epoch=epoch, utterance=name) for wave, name in zip(clean, names, strict=True)]
-        batch = dataclasses.replace(collate(clean, distorted, names), starts=torch.tensor(starts))
-        if targets:
-            frames = torch.tensor([len(one) for one in targets])
-            batch = dataclasses.replace(batch, targets=torch.cat(targets), target_frames=frames)
-        return Loaded(batch, len(entries), tuple(bad))
 
-
-class _PlannedBatches(IterableDataset):
+class _PlannedBatches(IterableDataset[Planned | UserError]):
     """A rank's batches from a position on, for the process that plans."""
 
-    def __init__(self, plan: Plan, epoch: int, consumed: int, rank: int, world_size: int) -> None:
+    def __init__(self, plan: Plan, epoch: int, consumed: int, rank: Rank) -> None:
         self.plan = plan
         self.epoch = epoch
-        self.place = (consumed, rank, world_size)
+        self.consumed = consumed
+        self.rank = rank
 
-    def __iter__(self) -> Iterator[tuple[int, list[Entry]] | UserError]:
+    def __iter__(self) -> Iterator[Planned | UserError]:
         try:
-            for entries in self.plan.rank_batches(self.epoch, *self.place):
+            for entries in self.plan.rank_batches(self.epoch, self.consumed, self.rank):
                 yield self.epoch, entries
         except UserError as error:
             yield error
 
 
 class _FromAnotherProcess:
-    """What a loader of one worker gives, for another loader to ask for its items."""
+    """The items of a loader that plans in a process of its own, for another loader to read them."""
 
-    def __init__(self, planned: DataLoader, limit: float) -> None:
-        self.planned = planned
+    def __init__(self, planner: DataLoader[Planned | UserError], limit: float) -> None:
+        self.planner = planner
         self.limit = limit
 
-    def __iter__(self) -> Iterator[tuple[int, list[Entry]] | UserError]:
+    def __iter__(self) -> Iterator[Planned | UserError]:
         try:
-            yield from patient(self.planned, self.limit)
+            yield from patient(self.planner, self.limit)
         except UserError as error:
             yield error
 
@@ -198,22 +217,28 @@ class BatchStream:
         distortion: DistortionConfig,
         *,
         seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: Rank = ALONE,
         targets_cache: Targets | None = None,
         bad_recordings: str | Path | None = None,
-        key: str = "data.cuts",
+        sources: Sequence[CutSource] | None = None,
     ) -> None:
-        """``bad_recordings``: the file that lists what was skipped. ``targets_cache``: where batches get their targets
-        from; crops then start on whole frames. ``key``: what messages call ``config.cuts``.
+        """Find the sources, and the files of the distortions.
+
+        Args:
+            config: sizes of batches, and how they are read.
+            distortion: what the student hears.
+            seed: of the order and the crops.
+            rank: which of the processes that share the batches.
+            targets_cache: where batches get their targets from; crops then start on whole frames.
+            bad_recordings: the file that lists what was skipped.
+            sources: None: those of ``config.cuts``.
         """
         self.config = config
+        self.distortion = distortion
         self.rank = rank
-        self.world_size = world_size
-        self.plan = Plan(config, seed, key)
-        self.bad_recordings = BadRecordings(bad_recordings, alone=world_size == 1)
+        self.plan = Plan(config, seed, resolve_sources(config.cuts) if sources is None else sources)
+        self.bad_recordings = BadRecordings(bad_recordings, alone=rank.world_size == 1)
         self.reader = BatchReader(config, distortion, seed, targets_cache)
-        self._key = key
 
     def loader(self, epoch: int, consumed: int = 0) -> EpochLoader:
         """The batches of ``epoch`` after the first ``consumed`` ones of this rank.
@@ -226,19 +251,34 @@ class BatchStream:
         _ = self.plan.bounds  # once here, not in every epoch's planning process
         return EpochLoader(self, epoch, consumed)
 
-    def steps(self, epoch: int) -> int:
-        """Number of batches of each rank in an epoch; takes a pass over the manifests."""
-        return -(-sum(1 for _ in self.plan.batches(epoch)) // self.world_size)
+    def dev_loader(self) -> EpochLoader | None:
+        """The dev data, with the same crops and distortions at each pass; None where the configuration names none.
+
+        Raises:
+            UserError: as of this class.
+        """
+        if not self.config.dev_cuts:
+            return None
+        dev = BatchStream(
+            self.config,
+            self.distortion,
+            seed=self.plan.seed,
+            rank=self.rank,
+            targets_cache=self.reader.targets,
+            bad_recordings=self.bad_recordings.path,
+            sources=resolve_sources(self.config.dev_cuts, "data.dev_cuts"),
+        )
+        return dev.loader(0)
 
     def identity(self) -> dict[str, str]:
         """What a position depends on, to be stored with it; see :meth:`require_identity`."""
         settings = ("batch_seconds", "max_batch_utterances", "num_buckets", "buffer_cuts", "max_crop_samples")
         identity = {f"data.{name}": str(getattr(self.config, name)) for name in settings}
-        identity |= {"seed": str(self.plan.seed), "number of processes": str(self.world_size)}
+        identity |= {"seed": str(self.plan.seed), "number of processes": str(self.rank.world_size)}
         identity["targets.cache"] = self.reader.targets.identity if self.reader.targets is not None else "none"
         for index, source in enumerate(self.plan.sources):
             digests = " ".join(digest(manifest) for manifest in source.manifests)
-            identity[f"{self._key}[{index}]"] = f"{source.name} {len(source.manifests)} {_short(digests)}"
+            identity[f"{source.key}[{index}]"] = f"{source.name} {len(source.manifests)} {_short(digests)}"
         return identity
 
     def require_identity(self, stored: Mapping[str, str]) -> None:
@@ -260,7 +300,7 @@ class BatchStream:
         for source in self.plan.sources:
             if not source.resumable:
                 raise UserError(
-                    f"{self._key}: {source.name!r} cannot be resumed exactly, since a command may print something else"
+                    f"{source.key}: {source.name!r} cannot be resumed exactly, since a command may print something else"
                     " the next time; name files or an object store's addresses, or start a new run"
                 )
 
@@ -272,68 +312,36 @@ class EpochLoader:
         self.stream = stream
         self.epoch = epoch
         self.consumed = consumed
-
-    @property
-    def bad_recordings(self) -> BadRecordings:
-        """The stream's."""
-        return self.stream.bad_recordings
+        self.bad_recordings = stream.bad_recordings
 
     def __iter__(self) -> Iterator[Batch]:
         self.bad_recordings.begin_pass()
-        for loaded in patient(self._loaders(), self.stream.config.timeout_seconds):
+        for loaded in patient(self._loader(), self.stream.config.timeout_seconds):
             if isinstance(loaded, UserError):
                 raise loaded
             self.bad_recordings.note(loaded.read, loaded.bad)
             yield loaded.batch
 
-    def _loaders(self) -> DataLoader:
+    def _loader(self) -> DataLoader[Loaded | UserError]:
+        """Of the batches; where there are workers, another process plans them.
+
+        Each loader has a generator of its own, since the global one's state is part of what a resumed run restores.
+        """
         stream, workers = self.stream, self.stream.config.num_workers
-        planned = _PlannedBatches(stream.plan, self.epoch, self.consumed, stream.rank, stream.world_size)
-        options = {
-            "batch_size": None,
-            "worker_init_fn": prepare_worker if workers else None,
-            "timeout": POLL_SECONDS if workers else 0,
-        }
+        planned = _PlannedBatches(stream.plan, self.epoch, self.consumed, stream.rank)
+        sampler: Iterable[Planned | UserError] = planned
         if workers:
-            planner = DataLoader(
-                planned, num_workers=1, prefetch_factor=_PLANNED_AHEAD, generator=torch.Generator(), **options
+            planner = make_loader(
+                planned, workers=1, prefetch=_PLANNED_AHEAD, generator=torch.Generator(), pin_memory=False
             )
-            planned = _FromAnotherProcess(planner, stream.config.timeout_seconds)
-        return DataLoader(
+            sampler = _FromAnotherProcess(planner, stream.config.timeout_seconds)
+        return make_loader(
             stream.reader,
-            sampler=planned,
-            num_workers=workers,
-            prefetch_factor=stream.config.prefetch_batches if workers else None,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # not the global one: its state is part of what a resumed run restores
-            **options,
+            sampler=sampler,
+            workers=workers,
+            prefetch=stream.config.prefetch_batches,
+            generator=torch.Generator(),
         )
-
-
-def dev_loader(
-    config: DataConfig,
-    distortion: DistortionConfig,
-    *,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-    targets_cache: Targets | None = None,
-    bad_recordings: str | Path | None = None,
-) -> EpochLoader | None:
-    """The dev data, with the same crops and distortions at each pass; None where the configuration names none."""
-    if not config.dev_cuts:
-        return None
-    stream = BatchStream(
-        dataclasses.replace(config, cuts=config.dev_cuts, dev_cuts=()),
-        distortion,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        targets_cache=targets_cache,
-        bad_recordings=bad_recordings,
-        key="data.dev_cuts",
-    )
-    return stream.loader(0)
 
 
 def _short(text: str) -> str:

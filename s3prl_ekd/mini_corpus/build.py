@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from s3prl_ekd import SAMPLE_RATE
-from s3prl_ekd.audio.distortion import generated_impulse_response
+from s3prl_ekd.audio.acoustics import generated_impulse_response
 from s3prl_ekd.audio.randomness import keyed_generator
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.espeak import Espeak
@@ -113,7 +113,8 @@ def _speak(studio: Studio, root: Path, recording: Recording) -> Spoken:
     return Spoken(recording=recording, samples=len(wave), labels=labels)
 
 
-_speak_in_process: Callable[[Recording], Spoken] | None = None
+_speak_in_process: Callable[[Recording], Spoken]
+"""Set where a process of the pool starts."""
 
 
 def _start_process(root: Path, lexicon: Lexicon) -> None:
@@ -179,6 +180,7 @@ def _write(root: Path, config: MiniCorpusConfig, espeak: Espeak, jobs: int) -> N
     for part in sid:
         layouts.write_voxceleb(root, part)
     layouts.write_iemocap(root, *er)
+    counts = {name: _count(part) for name, part in sets.items()}
     description = {
         "kind": _KIND,
         "format": FORMAT,
@@ -187,12 +189,12 @@ def _write(root: Path, config: MiniCorpusConfig, espeak: Espeak, jobs: int) -> N
         "espeak_ng": espeak.version(),
         "sample_rate": SAMPLE_RATE,
         "words": len(studio.lexicon),
-        "parts": {name: _count(part) for name, part in sets.items()},
+        "parts": counts,
         "audio_sha256": _audio_hash(root),
         "files": 1 + sum(1 for path in root.rglob("*") if path.is_file()),
     }
     (root / _MANIFEST).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    minutes = sum(part["seconds"] for part in description["parts"].values()) / 60
+    minutes = sum(part["seconds"] for part in counts.values()) / 60
     logger.info("%.0f minutes of speech in %d files", minutes, description["files"])
 
 

@@ -11,15 +11,14 @@ import torchaudio
 from torch import Tensor
 
 from s3prl_ekd import SAMPLE_RATE
+from s3prl_ekd.arpabet import SILENCE, MispronouncedError, is_vowel, pronounce, to_arpabet
 from s3prl_ekd.audio.randomness import integer, keyed_generator, uniform
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.audio.text import Pronunciation
 from s3prl_ekd.espeak import Espeak
 from s3prl_ekd.mini_corpus import sounds, voices
-from s3prl_ekd.mini_corpus.phones import SILENCE, is_vowel, to_arpabet
 
 Labels = tuple[tuple[str, int, int], ...]
 """(phone, first sample, sample after the last) without gaps."""
-Pronunciation = tuple[str, ...]
 Lexicon = dict[str, Pronunciation]
 
 _SPEECH_LEVEL = -27.0  # dB below full scale
@@ -43,27 +42,9 @@ class Recording:
     seed: str
 
 
-def pronounce(espeak: Espeak, word: str) -> Pronunciation:
-    """The phones of ``word``, as espeak says it alone.
-
-    Raises:
-        MispronouncedError: it has a sound that ARPAbet lacks.
-    """
-    speech = espeak.speak(word, variant="", words_per_minute=150, seed=0)
-    phones = (phone for mnemonic, _ in speech.phonemes for phone in _to_arpabet(mnemonic))
-    return tuple(phone for phone in phones if phone != SILENCE)
-
-
 def make_lexicon(espeak: Espeak, words: list[str]) -> Lexicon:
     """The pronunciation of each word (lower case) in a sentence."""
     return {word: _UNSTRESSED.get(word) or pronounce(espeak, word) for word in words}
-
-
-class MispronouncedError(UserError):
-    """espeak says something that the table of phones or the lexicon does not have."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"this espeak-ng says {what}; the mini corpus needs version 1.52 (espeakng-loader 0.2.4)")
 
 
 class Studio:
@@ -124,7 +105,7 @@ class Studio:
 def _intervals(phonemes: tuple[tuple[str, int], ...]) -> Iterator[tuple[str | None, int, int]]:
     """(ARPAbet phone, first sample, sample after the last); no phone where espeak's has no counterpart."""
     for (mnemonic, start), (_, end) in itertools.pairwise(phonemes):
-        phones = _to_arpabet(mnemonic) or (None,)
+        phones = to_arpabet(mnemonic) or (None,)
         step = (end - start) / len(phones)
         for index, phone in enumerate(phones):
             yield phone, round(start + index * step), round(start + (index + 1) * step)
@@ -133,10 +114,3 @@ def _intervals(phonemes: tuple[tuple[str, int], ...]) -> Iterator[tuple[str | No
 def _same_but_reduced(spoken: str, expected: str) -> bool:
     """Whether two phones are one, but for a vowel that a sentence reduces or stresses otherwise."""
     return spoken == expected or (is_vowel(spoken) and is_vowel(expected))
-
-
-def _to_arpabet(mnemonic: str) -> tuple[str, ...]:
-    try:
-        return to_arpabet(mnemonic)
-    except KeyError as error:
-        raise MispronouncedError(f"the unknown phoneme {error}") from error

@@ -52,7 +52,7 @@ _WORDS = {slot: words.split() for slot, words in _SLOTS.items()}
 class Pool(Enum):
     """Which sets a sentence may be used in, with the share of all sentences."""
 
-    TRAIN = range(0, 7)
+    TRAIN = range(7)
     DEV = range(7, 8)
     TEST = range(8, 9)
     HIDDEN = range(9, 10)

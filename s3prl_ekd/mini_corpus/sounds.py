@@ -13,7 +13,7 @@ import torchaudio.functional as F
 from torch import Generator, Tensor
 
 from s3prl_ekd import SAMPLE_RATE
-from s3prl_ekd.audio.distortion import add_noise, generated_impulse_response, reverberate
+from s3prl_ekd.audio.acoustics import add_noise, generated_impulse_response, reverberate
 from s3prl_ekd.audio.randomness import integer, uniform
 
 _PEAK = 0.95
@@ -108,7 +108,7 @@ def _coloured(samples: int, rng: Generator, *, exponent: float) -> Tensor:
 def hall(rng: Generator, seconds: float) -> Tensor:
     """Impulse response (R,) of a hall with that reverberation time: the direct sound, then decaying noise.
 
-    Unlike the rooms that training hears (:func:`~s3prl_ekd.audio.distortion.generated_impulse_response`) it has no
+    Unlike the rooms that training hears (:func:`~s3prl_ekd.audio.acoustics.generated_impulse_response`) it has no
     early reflections.
     """
     time = torch.arange(int(SAMPLE_RATE * seconds)) / SAMPLE_RATE

@@ -28,7 +28,7 @@ class RememberedFeatures(nn.Module):
 
     def __init__(self, upstream: nn.Module, max_bytes: int) -> None:
         super().__init__()
-        self.upstream = upstream
+        self.upstream: Any = upstream  # s3prl gives its upstreams no common type
         self._left = max_bytes
         self._known: dict[bytes, list[Tensor]] = {}
 

@@ -13,24 +13,14 @@ from typing import Any
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, write_json, write_yaml
 from s3prl_ekd.superb import run_experiment
-from s3prl_ekd.superb.corpora import Corpora, Split
-from s3prl_ekd.superb.experiments import (
-    Experiment,
-    data_identity,
-    load_template,
-    plan,
-    require_given,
-    set_option,
-    with_steps,
-)
 from s3prl_ekd.superb.jobs import Job
-from s3prl_ekd.superb.outcome import METRICS
+from s3prl_ekd.superb.options import set_option, with_steps
 from s3prl_ekd.superb.summary import Row, flat
+from s3prl_ekd.tasks import DEFAULT, TASKS, require_given
+from s3prl_ekd.tasks.corpora import Corpora, Split
+from s3prl_ekd.tasks.task import Experiment, Settings
 
 logger = logging.getLogger(__name__)
-
-_LONGEST = "asr"
-"""The task to start first, so that no core waits for its BLSTM at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +33,8 @@ class Evaluation:
     """Its weights (``-k``), if it needs any."""
     label: str = ""
     """Name in tables; empty: made from upstream and ckpt."""
-    tasks: tuple[str, ...] = tuple(METRICS)
-    """Any of ``pr``, ``sid``, ``er`` and ``asr``."""
+    tasks: tuple[str, ...] = DEFAULT
+    """Any of :data:`~s3prl_ekd.tasks.TASKS`."""
     corpora: Corpora
     """Where the data is."""
     splits: frozenset[Split] = frozenset({Split.PUBLIC})
@@ -87,7 +77,9 @@ class Evaluation:
         return [
             experiment
             for task in self.tasks
-            for experiment in plan(task, self.corpora, self.splits, self._template(task), self.out / "prepared")
+            for experiment in TASKS[task].experiments(
+                self.corpora, self.splits, self._template(task), self.out / "prepared"
+            )
         ]
 
     def prepare(self) -> list[tuple[Experiment, Path]]:
@@ -107,7 +99,7 @@ class Evaluation:
             after: names of jobs to wait for.
         """
         jobs = []
-        for experiment in sorted(self.experiments, key=lambda one: one.task != _LONGEST):
+        for experiment in sorted(self.experiments, key=lambda one: not TASKS[one.task].longest):
             folder = self.out / experiment.name
             if not self._missing(experiment):
                 logger.info("%s: reusing the results in %s (same settings)", experiment.name, folder)
@@ -149,7 +141,7 @@ class Evaluation:
                 task=task,
                 split=str(split),
                 test_set=name,
-                metric=METRICS[task].name,
+                metric=TASKS[task].metric,
                 upstream=self.upstream,
                 ckpt=self.ckpt,
                 label=self.label or default_label(self.upstream, self.ckpt),
@@ -164,10 +156,10 @@ class Evaluation:
     def _all_settings(self, task: str, split: Split) -> dict[str, Any]:
         """:attr:`Row.settings`. The data are named by their source, not by what is prepared from it in ``out``."""
         common = {name: getattr(self, name) for name in ("fine_tune", "remember_features", "device")}
-        return {**common, "data": data_identity(task, self.corpora, split), "downstream": self._template(task)}
+        return {**common, "data": TASKS[task].data_identity(self.corpora, split), "downstream": self._template(task)}
 
-    def _template(self, task: str) -> dict[str, Any]:
-        config = load_template(task, self.corpora.recipes)
+    def _template(self, task: str) -> Settings:
+        config = TASKS[task].template(self.corpora.recipes)
         for only, key, value in self.options:
             if only in (None, task):
                 config = set_option(config, key, value)

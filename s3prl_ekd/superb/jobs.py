@@ -1,22 +1,21 @@
 """Processes of ours, a few at a time, behind one progress bar.
 
 They are forked off a process that has imported torch and s3prl (multiprocessing's forkserver), since importing them
-takes longer than some of the jobs.
+takes 5 to 6 seconds, longer than some of the jobs. The pools of concurrent.futures and joblib keep their processes for
+the next job, which must not find what the last one left behind, and end none of them when another one has failed.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import multiprocessing
-import multiprocessing.connection
-import multiprocessing.forkserver
 import os
 import re
 import runpy
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from s3prl_ekd.errors import EXIT_USER_ERROR, UserError
+from s3prl_ekd.processes import die_with_parent
 
 _ERROR_LINE = re.compile(r"^s3prl-ekd: error: (?P<message>.+)$", flags=re.MULTILINE)
 # s3prl's runners count optimizer steps on a bar of this name.
@@ -73,7 +73,8 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
         UserError: a process ended because of bad input.
         JobError: a process failed otherwise.
     """
-    waiting, running, ended = list(jobs), {}, set()
+    waiting, ended = list(jobs), set[str]()
+    running: dict[Job, BaseProcess] = {}
     bar = tqdm(total=sum(job.steps for job in jobs), desc=title, unit="step")
     shown = 0.0
     with bar, _terminated_as_exit(), contextlib.ExitStack() as cleanup:
@@ -121,53 +122,24 @@ def _start(job: Job, threads: int) -> BaseProcess:
         stream.write(f"{blank}=== started at {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["s3prl_ekd.superb.preload"])
-    with _environment_variables(_FROM_THE_START):
-        multiprocessing.forkserver.ensure_running()
-    environment = {**os.environ, **_FROM_THE_START, **dict.fromkeys(_THREADS, str(threads))}
-    process = context.Process(target=_work, args=(job, threads, environment), name=job.name)
+    process = context.Process(target=_work, args=(job, threads, dict(os.environ)), name=job.name)
     process.start()
     return process
 
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-# What Python and libraries read when they are loaded.
-_FROM_THE_START = {
-    **dict.fromkeys(_THREADS, "1"),
-    "PYTHONUNBUFFERED": "1",
-    "TQDM_MININTERVAL": "1",  # logs stay small
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a process that has initialised CUDA cannot be forked
-}
-
-
-def _end_with_parent() -> None:
-    """Whatever ends the process that runs the jobs, ends this one."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _environment_variables(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _work(job: Job, threads: int, environment: Mapping[str, str]) -> None:
     """In the new process: be ``python -m MODULE``, its output in the log."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from s3prl_ekd.superb.preload import ENVIRONMENT, THREADS
+
+    die_with_parent(os.getppid())  # the forkserver, which ends with the process that runs the jobs
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update({**environment, **ENVIRONMENT, **dict.fromkeys(THREADS, str(threads))})
     multiprocessing.set_start_method(None, force=True)  # not forkserver: a loader's workers need not import s3prl anew
     with job.log.open("ab") as log, open(os.devnull, "rb") as nothing:
         for stream, number in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(stream.fileno(), number)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     import torch
 
     torch.set_num_threads(threads)

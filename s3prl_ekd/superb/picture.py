@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.pictures import COLOURS, literal, new_figure, save
-from s3prl_ekd.superb.outcome import METRICS
 from s3prl_ekd.superb.tables import Cell, Column, Table
+from s3prl_ekd.tasks import TASKS
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -76,14 +77,14 @@ def _grid(panels: int) -> tuple[int, int]:
 
 
 def _panel(axes: Axes, column: Column, cells: Sequence[Cell | None]) -> None:
-    metric = METRICS[column.task]
+    task = TASKS[column.task]
     end = _end(column, cells)
     for place, (cell, colour) in enumerate(zip(cells, itertools.cycle(COLOURS))):
         if cell is None:
             axes.text(0.015 * end, place, NO_RESULT, va="center", color="dimgray", fontsize="small", style="italic")
             continue
         clipped = cell.mean > end
-        marked = {"hatch": "///", "edgecolor": "white"} if clipped else {}
+        marked: dict[str, Any] = {"hatch": "///", "edgecolor": "white"} if clipped else {}
         axes.barh(place, min(cell.mean, end), 0.72, color=colour, linewidth=0, **marked)
         kind = _interval(cell)
         reach = 0.0
@@ -101,8 +102,8 @@ def _panel(axes: Axes, column: Column, cells: Sequence[Cell | None]) -> None:
     axes.tick_params(axis="x", labelsize="small")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(literal(column.name), fontsize="medium")
-    better = "→ higher is better" if metric.higher_is_better else "← lower is better"
-    axes.set_xlabel(f"{metric.name} (%)   {better}", fontsize="small")
+    better = "→ higher is better" if task.higher_is_better else "← lower is better"
+    axes.set_xlabel(f"{task.metric} (%)   {better}", fontsize="small")
 
 
 def _end(column: Column, cells: Iterable[Cell | None]) -> float:
@@ -119,7 +120,7 @@ def _legend(figure: Figure, tables: Sequence[Table]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    entries = [Line2D([], [], label="chance: the best constant answer", **_CHANCE)]
+    entries: list[Artist] = [Line2D([], [], label="chance: the best constant answer", **_CHANCE)]
     columns = [(table.columns[n], [line.cells[n] for line in table.lines]) for table in tables
                for n in range(len(table.columns))]  # fmt: skip
     every = [cell for _, cells in columns for cell in cells if cell]
@@ -133,8 +134,8 @@ def _legend(figure: Figure, tables: Sequence[Table]) -> None:
     figure.legend(handles=entries, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
 
 
-_CHANCE = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 1}
-_OVER_CHANCE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+_CHANCE: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 1}
+_OVER_CHANCE: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 # Attribute of a cell -> what it is, and how it looks.
 _INTERVALS: dict[str, tuple[str, dict[str, Any]]] = {
     "deviation": ("standard deviation over n seeds", {"color": "black", "elinewidth": 1.6, "capsize": 3}),

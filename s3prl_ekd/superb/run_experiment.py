@@ -22,8 +22,9 @@ from typing import Any
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, write_json, write_yaml
 from s3prl_ekd.processes import run_command
-from s3prl_ekd.superb.experiments import Experiment, TestSet, changed
-from s3prl_ekd.superb.outcome import METRICS, Outcome, read_outcome
+from s3prl_ekd.superb.outcome import read_outcome
+from s3prl_ekd.tasks import TASKS
+from s3prl_ekd.tasks.task import Experiment, TestSet, changed
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     return run_command("s3prl-ekd", lambda: run(Path(argv[0])))
 
 
-def run(folder: Path) -> None:
-    """Train and evaluate what is not yet there.
+def run(folder: Path) -> int:
+    """Train and evaluate what is not yet there; returns the exit status, 0.
 
     Raises:
         UserError: bad input, or another process is at work in the folder.
@@ -61,6 +62,7 @@ def run(folder: Path) -> None:
             for test in experiment.tests:
                 if not (TESTS / test.name / RESULT).is_file():
                     _evaluate(experiment, test, checkpoint, options)
+    return 0
 
 
 def begun(folder: Path) -> bool:
@@ -97,7 +99,7 @@ def fingerprint(ckpt: str | None) -> str:
 
 def _runner_options(experiment: Experiment, settings: dict[str, Any]) -> list[str]:
     """Options of s3prl's ``run_downstream`` that training and evaluation share."""
-    options = ["-d", METRICS[experiment.task].downstream, "-u", settings["upstream"], "--seed", str(settings["seed"])]
+    options = ["-d", TASKS[experiment.task].downstream, "-u", settings["upstream"], "--seed", str(settings["seed"])]
     options += ["-k", settings["ckpt"]] if settings["ckpt"] else []
     options += ["-f"] if settings["fine_tune"] else []
     return options + (["--device", settings["device"]] if settings["device"] else [])
@@ -111,7 +113,7 @@ def _train(experiment: Experiment, options: list[str], *, remember: bool) -> dic
     _stock_runner(
         ["-m", "train", "-p", str(TRAIN), "-c", str(TRAIN / "config.yaml"), "-a", *options], remember=remember
     )
-    best = METRICS[experiment.task].best
+    best = TASKS[experiment.task].best
     if not (TRAIN / best).is_file():
         # s3prl keeps a best checkpoint only if accuracy rises above 0, or WER falls below 100 %.
         states = sorted(TRAIN.glob("states-*.ckpt"), key=lambda path: int(path.stem.split("-")[-1]))
@@ -128,24 +130,24 @@ def _train(experiment: Experiment, options: list[str], *, remember: bool) -> dic
 
 def _evaluate(experiment: Experiment, test: TestSet, checkpoint: str, options: list[str]) -> None:
     """Judge one test set with ``-i``: with ``-e``, the checkpoint's own options and data would replace the test's."""
-    metric = METRICS[experiment.task]
+    task = TASKS[experiment.task]
     started = time.monotonic()
     folder = TESTS / test.name
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(folder / "config.yaml", changed(experiment.config, test.changes))
     places = ["-p", str(folder), "-c", str(folder / "config.yaml"), "-i", str(TRAIN / checkpoint)]
     with _copy_of_stdout() as output:
-        _stock_runner(["-m", "evaluate", "-t", metric.evaluate_split, *places, *options], remember=False)
-    outcome: Outcome = read_outcome(metric, folder, output.getvalue())
+        _stock_runner(["-m", "evaluate", "-t", task.evaluate_split, *places, *options], remember=False)
+    outcome = read_outcome(task, folder, output.getvalue())
     seconds = round(time.monotonic() - started, 1)
     write_json(folder / RESULT, {**asdict(outcome), "changes": test.changes, "seconds": seconds})
 
 
 def _stock_runner(argv: list[str], *, remember: bool) -> None:
-    from s3prl_ekd.s3prl_plugin import hub
+    from s3prl_ekd import s3prl_hub
     from s3prl_ekd.s3prl_plugin.runners import downstream as downstream_runner
 
-    hub.register()  # s3prl cannot be imported before
+    s3prl_hub.register()  # s3prl cannot be imported before
     from s3prl_ekd.superb.cached_features import features_remembered
 
     with features_remembered() if remember else contextlib.nullcontext():

@@ -12,7 +12,7 @@ from typing import Any
 
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import write_json
-from s3prl_ekd.superb.outcome import METRICS
+from s3prl_ekd.tasks import TASKS
 
 FORMAT = 2
 """Written; format 1 had neither ``value_error`` nor ``weights`` nor ``settings``."""
@@ -25,7 +25,7 @@ class Row:
     """One score."""
 
     task: str
-    """``pr``, ``sid``, ``er`` or ``asr``."""
+    """One of :data:`~s3prl_ekd.tasks.TASKS`."""
     split: str
     """``public`` or ``hidden``."""
     test_set: str
@@ -70,10 +70,10 @@ class Row:
     def from_folds(cls, entries: Sequence[Mapping[str, Any]], **common: Any) -> Row:
         """Combine the results of one test set over the folds of a task (most tasks have one)."""
         values = [entry["value"] for entry in entries]
-        errors = [entry.get("value_error") for entry in entries]  # results of earlier versions have none
+        errors = [entry["value_error"] for entry in entries if entry.get("value_error") is not None]
         return cls(
             value=fmean(values),
-            value_error=None if None in errors else _error_of_mean(errors),
+            value_error=_error_of_mean(errors) if len(errors) == len(entries) else None,  # earlier versions had none
             chance=fmean(entry["chance"] for entry in entries),
             chance_error=_error_of_mean([entry["chance_error"] for entry in entries]),
             utterances=sum(entry["utterances"] for entry in entries),
@@ -87,7 +87,7 @@ class Row:
     @property
     def off_chance(self) -> bool:
         """Whether the score is better than the best constant answer's by three standard errors."""
-        return METRICS[self.task].off_chance(self.value, self.chance, self.chance_error)
+        return TASKS[self.task].off_chance(self.value, self.chance, self.chance_error)
 
     @property
     def place(self) -> tuple[str, str, str, str]:
@@ -210,9 +210,9 @@ def _row(item: Mapping[str, Any]) -> Row:
     """A row out of a file; what later versions may have added is left out."""
     values = {one.name: item[one.name] for one in fields(Row) if one.name in item}
     for one in fields(Row):
-        if one.name in values and not _KINDS[one.type](values[one.name]):
+        if one.name in values and not _KINDS[str(one.type)](values[one.name]):
             raise ValueError(f"{one.name} is {values[one.name]!r:.60}")
     row = Row(**values | {"folds": tuple(values.get("folds", ()))})
-    if row.task not in METRICS:
+    if row.task not in TASKS:
         raise ValueError(f"unknown task {row.task!r:.60}")
     return row

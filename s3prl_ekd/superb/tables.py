@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from s3prl_ekd.superb.outcome import METRICS
 from s3prl_ekd.superb.summary import Row, canonical, distinct
+from s3prl_ekd.tasks import TASKS
 
 CHANCE = "chance"
 """Label of a table's first line, the best constant answer's scores."""
@@ -28,7 +28,7 @@ class Column:
     """One test set."""
 
     task: str
-    """``pr``, ``sid``, ``er`` or ``asr``."""
+    """One of :data:`~s3prl_ekd.tasks.TASKS`."""
     test_set: str
     """Its name in the results."""
     utterances: int
@@ -47,8 +47,8 @@ class Column:
     @property
     def heading(self) -> str:
         """``PR test-clean PER ↓``; the arrow shows where better is."""
-        metric = METRICS[self.task]
-        return f"{self.name} {metric.name} {'↑' if metric.higher_is_better else '↓'}"
+        task = TASKS[self.task]
+        return f"{self.name} {task.metric} {'↑' if task.higher_is_better else '↓'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,7 @@ def tables(rows: Iterable[Row]) -> list[Table]:
 
 
 def _table(corpus: str, split: str, rows: Sequence[Row]) -> Table:
-    order = list(METRICS)
+    order = list(TASKS)
     columns: dict[tuple[Any, ...], Row] = {}
     for row in sorted(rows, key=lambda row: (order.index(row.task), row.test_set)):
         columns.setdefault(_column(row), row)
@@ -274,7 +274,7 @@ def _lines(rows: Sequence[Row]) -> list[tuple[str, dict[str, _Runs]]]:
     several settings, one for each of them."""
     lines: dict[tuple[str, str, int], dict[str, _Runs]] = {}
     for label in dict.fromkeys(row.label for row in rows):
-        for task in METRICS:
+        for task in TASKS:
             taken: Counter[str] = Counter()
             for runs in _runs([row for row in rows if (row.label, row.task) == (label, task)]):
                 common = canonical(runs.rows[0].common)
@@ -352,7 +352,7 @@ def _common(values: Sequence[Any]) -> str | None:
             merged.setdefault(task, set()).add(text)
     if any(len(several) > 1 for several in merged.values()):
         return None
-    return _by_task({task: merged[task].pop() for task in METRICS if task in merged})
+    return _by_task({task: merged[task].pop() for task in TASKS if task in merged})
 
 
 def _by_task(values: Mapping[str, str]) -> str:

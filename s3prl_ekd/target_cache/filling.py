@@ -29,7 +29,7 @@ from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.config.training import Precision, RunConfig
 from s3prl_ekd.cuts.read import Cut
-from s3prl_ekd.cuts.sources import Entry, mix_sources, resolve_sources, tar_beside
+from s3prl_ekd.cuts.sources import CutSource, Entry, mix_sources, resolve_sources, tar_beside
 from s3prl_ekd.cuts.stream import BatchStream, Plan
 from s3prl_ekd.devices import check_device, default_device
 from s3prl_ekd.distiller import pack_states, sources_of, teacher_states
@@ -131,9 +131,9 @@ def _require_same_audio(lists: Sequence[tuple[str, DataConfig]], repeated: set[i
 class _Missing(Plan):
     """Batches of the cuts that are to be computed, in the manifests' order."""
 
-    def __init__(self, config: DataConfig, key: str, wanted: np.ndarray) -> None:
+    def __init__(self, config: DataConfig, sources: Sequence[CutSource], wanted: np.ndarray) -> None:
         """``wanted``: their keys, sorted."""
-        super().__init__(config, 0, key)
+        super().__init__(config, 0, sources)
         self.wanted = wanted
 
     def entries(self, epoch: int) -> Iterator[Entry]:
@@ -294,14 +294,14 @@ class Caching:
                 seed=0,
                 targets_cache=_Keys(),
                 bad_recordings=self.folder / BAD_RECORDINGS if list_bad else None,
-                key=key,
+                sources=resolve_sources(data.cuts, key),
             )
-            stream.plan = _Missing(data, key, wanted)
+            stream.plan = _Missing(data, stream.plan.sources, wanted)
             # A run that goes on meets all the bad ones of before again: judge them among those that were good.
             stream.bad_recordings.skip(len(work.keys) - len(left.keys))
             for batch in stream.loader(0):
                 if batch.lengths.numel():
-                    seen += batch.targets[:, 0].tolist()
+                    seen += batch.cached.rows[:, 0].tolist()
                     yield stream, batch
             wanted = wanted[~np.isin(wanted, seen)]
 
@@ -330,7 +330,7 @@ class Caching:
         peaks = [float(part.max()) for part in largest.split(frames)]
         if any(HALF_MAX < peak < math.inf for peak in peaks):
             self._warn_of_large(targets)
-        keys = batch.targets[:, 0].tolist()
+        keys = batch.cached.rows[:, 0].tolist()
         stored = targets.clamp(-HALF_MAX, HALF_MAX).half().cpu().split(frames)
         for name, key, peak, value in zip(batch.utterances, keys, peaks, stored, strict=True):
             if math.isfinite(peak):

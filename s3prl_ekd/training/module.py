@@ -184,7 +184,7 @@ class DistillModule(LightningModule):
         self._batches += 1
         if placed.batch.lengths.numel() == 0:
             return self._nothing()
-        first = self.trainer.global_step == 0 and self._frames == 0 and placed.batch.targets is None
+        first = self.trainer.global_step == 0 and self._frames == 0 and placed.batch.cached is None
         if first and self.config.trainer.precision is Precision.FP16:
             self._warn_of_large_targets(placed.batch)
         details = (self.trainer.global_step + 1) % self.config.trainer.log_every == 0

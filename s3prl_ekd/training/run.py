@@ -67,17 +67,17 @@ def open_cache(config: RunConfig) -> TargetCache | None:
 
 def open_data(config: RunConfig, rank: int, world_size: int) -> tuple[Stream, Iterable[Batch] | None]:
     """The recipe's training and dev speech for one process."""
-    from s3prl_ekd.cuts.stream import BatchStream, dev_loader
+    from s3prl_ekd.cuts.stream import BatchStream, Rank
 
-    options = {
-        "seed": config.seed,
-        "rank": rank,
-        "world_size": world_size,
-        "targets_cache": open_cache(config),
-        "bad_recordings": Path(config.output, BAD_RECORDINGS),
-    }
-    stream = BatchStream(config.data, config.distortion, **options)
-    return stream, dev_loader(config.data, config.distortion, **options)
+    stream = BatchStream(
+        config.data,
+        config.distortion,
+        seed=config.seed,
+        rank=Rank(rank, world_size),
+        targets_cache=open_cache(config),
+        bad_recordings=Path(config.output, BAD_RECORDINGS),
+    )
+    return stream, stream.dev_loader()
 
 
 def build_distiller(config: RunConfig) -> Distiller:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import pickle
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -10,14 +12,11 @@ import soundfile
 import torch
 from helpers_models import speech_like
 
-from s3prl_ekd.audio.distortion import (
-    Distorter,
-    add_noise,
-    direct_path,
-    generated_impulse_response,
-)
+from s3prl_ekd.audio.acoustics import add_noise, direct_path, generated_impulse_response
+from s3prl_ekd.audio.distortion import Distorter
+from s3prl_ekd.audio.distortions import DistortionConfig
+from s3prl_ekd.audio.distortions.base import Distortion
 from s3prl_ekd.audio.randomness import integer, keyed_generator
-from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.errors import UserError
 
 RATE = 16000
@@ -98,6 +97,44 @@ def test_one_part_does_not_change_the_draws_of_another(noises):
     torch.testing.assert_close(both(wave, epoch=0, utterance="a") - wave, alone, atol=1e-6, rtol=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Clipping(Distortion):
+    """Cuts off what is louder than a limit."""
+
+    limit: float = 0.05
+
+    def build(self):
+        return self._clip
+
+    def _clip(self, waveform, generator):
+        return waveform.clamp(-self.limit, self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithClipping(DistortionConfig):
+    """What one more field of DistortionConfig makes of it."""
+
+    clipping: Clipping = field(default_factory=Clipping)
+
+
+def test_one_more_distortion_is_a_class_and_a_field(noises):
+    """It comes last, since its field does, and leaves the draws of the others as they were."""
+    before = everything(noises)
+    config = WithClipping.from_mapping({**before.to_mapping(), "clipping": {"probability": 0.5, "limit": 0.02}})
+    assert WithClipping.from_mapping(config.to_mapping()) == config
+    assert list(config.active) == ["reverberation", "noise", "gaussian_noise", "clipping"]
+    plain, more = Distorter(before), pickle.loads(pickle.dumps(Distorter(config)))
+    clipped = 0
+    for epoch in range(20):
+        wave = plain(speech_like(800), epoch=epoch, utterance="a")
+        other = more(speech_like(800), epoch=epoch, utterance="a")
+        clipped += not torch.equal(wave, other)
+        assert torch.equal(other, wave) or torch.equal(other, wave.clamp(-0.02, 0.02))
+    assert 4 < clipped < 16
+    with pytest.raises(UserError, match=r"unknown key 'distortion.clipping.limt'; .*limit"):
+        WithClipping.from_mapping({"clipping": {"limt": 1}}, "distortion")
+
+
 def test_probabilities_are_kept():
     config = DistortionConfig.from_mapping({"gaussian_noise": {"probability": 0.3}})
     distorter, wave = Distorter(config), torch.ones(400)
@@ -165,11 +202,12 @@ def test_direct_path_is_the_first_sound():
 
 
 def test_silence_and_short_utterances_stay_finite(noises):
-    config = everything(noises, **{
-        "reverberation": {"probability": 1.0},
-        "noise": {"folder": str(noises), "probability": 1.0},
-        "gaussian_noise": {"probability": 1.0},
-    })  # fmt: skip
+    config = everything(
+        noises,
+        reverberation={"probability": 1.0},
+        noise={"folder": str(noises), "probability": 1.0},
+        gaussian_noise={"probability": 1.0},
+    )
     distorter = Distorter(config)
     assert torch.equal(distorter(torch.zeros(3000), epoch=0, utterance="a"), torch.zeros(3000))
     for wave in (speech_like(400), torch.full((1000,), 1e-20), 0.9 * torch.ones(5000)):

@@ -9,13 +9,13 @@ import soundfile
 from helpers_models import speech_like
 
 from s3prl_ekd import assets
-from s3prl_ekd.audio.text import read_lengths, read_lexicon, read_transcripts
+from s3prl_ekd.audio.text import read_lengths, read_lexicon, read_transcripts, write_lengths
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_compat import patches, task_patches
 from s3prl_ekd.s3prl_compat.ctc_corpus.libriphone import LibriPhoneDataset
 from s3prl_ekd.s3prl_compat.ctc_corpus.librispeech import LibriDataset
 from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import PretrainDataConfig, read_utterances
-from s3prl_ekd.superb import lexicon, librispeech
+from s3prl_ekd.tasks import lexicon, read_speech
 
 TRANSCRIPT = "1-2-0000 CAT SUN\n1-2-0001 SUN\n"
 LEXICON = "SUN\tS AH1 N\nCAT  K AE1 T\nSUN\tS AH0 N\n"
@@ -59,7 +59,7 @@ def test_everyone_reads_the_same_transcripts(corpus, saved):
     (corpus / "train/1/2/1-2.trans.txt").write_bytes(SAVED[saved](TRANSCRIPT))
     expected = [("1-2-0000", ["CAT", "SUN"]), ("1-2-0001", ["SUN"])]
     assert list(read_transcripts(corpus / "train/1/2/1-2.trans.txt")) == expected
-    assert list(librispeech.transcripts(corpus, ["train"])) == expected
+    assert read_speech.words(corpus, ["train"]) == {"CAT", "SUN"}
     characters = _tokenizer("character", "character")
     data = LibriDataset(["train"], characters, 1, path=str(corpus))
     assert [(path.stem, characters.decode(labels)) for path, labels in (data[0], data[1])] == [
@@ -129,8 +129,8 @@ def test_everyone_reads_the_same_lengths(corpus, saved):
     expected = [("train/1/2/1-2-0000.flac", 9000), ("train/1/2/1-2-0001.flac", 8000)]
     assert read_lengths(corpus / "train.csv") == expected
     assert [(utterance.name, utterance.samples) for utterance in read_utterances(pretrain(corpus, "train"))] == expected
-    assert librispeech.lengths_folder(corpus, ["train"], corpus, corpus / "made") == corpus
-    librispeech.write_lengths(corpus, "train", corpus / "again.csv")
+    assert read_speech.lengths_folder(corpus, ["train"], corpus, corpus / "made") == corpus
+    write_lengths(corpus, "train", corpus / "again.csv")
     assert read_lengths(corpus / "again.csv") == expected
 
 
@@ -169,7 +169,7 @@ def test_lists_of_lengths_that_cannot_be_used(corpus, data, message):
     (corpus / "train.csv").write_bytes(data if isinstance(data, bytes) else data.encode())
     for read in (
         lambda: read_utterances(pretrain(corpus, "train")),
-        lambda: librispeech.lengths_folder(corpus, ["train"], corpus, corpus / "made"),
+        lambda: read_speech.lengths_folder(corpus, ["train"], corpus, corpus / "made"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             read()
@@ -186,4 +186,4 @@ def test_an_empty_list_beside_a_good_one_is_named(corpus, text, caplog):
     with pytest.raises(UserError, match="no recording of at least 400 samples"):
         read_utterances(pretrain(corpus, "none"))
     with pytest.raises(UserError, match=r"none\.csv: empty; leave --len-for-bucket out"):
-        librispeech.lengths_folder(corpus, ["train", "none"], corpus, corpus / "made")
+        read_speech.lengths_folder(corpus, ["train", "none"], corpus, corpus / "made")

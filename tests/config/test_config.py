@@ -36,7 +36,7 @@ def test_defaults_are_distilhubert():
     assert config.student.feature_grad_scale == 0.1
     assert config.objective.cosine_weight == 1.0
     assert not config.objective.loss_on_padding
-    assert not config.distortion.enabled
+    assert not config.distortion.active
 
 
 def test_round_trip_through_plain_values():

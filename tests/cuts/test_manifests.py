@@ -156,8 +156,9 @@ def test_pretraining_and_distortion_use_what_is_read_and_name_the_rest(mixed, ca
     for part in ("noise", "reverberation"):
         with caplog.at_level(logging.WARNING):
             config = DistortionConfig.from_mapping({part: {"probability": 1.0, "folder": str(mixed)}})
-            ((_, _, distortion),) = Distorter(config).parts
-        assert [path.relative_to(mixed).as_posix() for path in distortion.files] == READ
+            (distortion,) = config.active.values()
+            found = distortion.build().args[0]
+        assert [path.relative_to(mixed).as_posix() for path in found] == READ
         assert f"{mixed}: 2 of 9 recordings are in a format that is not read" in caplog.text
         caplog.clear()
     wave = speech_like(16000, 9)

@@ -24,15 +24,17 @@ import torch
 from helpers_models import speech_like
 
 from s3prl_ekd import cli
-from s3prl_ekd.audio.bad_recordings import BadRecordings, Counts
+from s3prl_ekd.audio.bad_recordings import BadRecordings, Counts, SourceError
+from s3prl_ekd.audio.batch import Loaded
+from s3prl_ekd.audio.manifests import read_entries
 from s3prl_ekd.audio.read import audio_files, load_audio
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.cuts.bucketing import draw_batches, duration_bounds
 from s3prl_ekd.cuts.manifests import folder_recordings, write_manifest, write_shar
 from s3prl_ekd.cuts.shar import TarCache, TarReader
-from s3prl_ekd.cuts.sources import SourceError, mix_sources, read_entries, resolve_sources
-from s3prl_ekd.cuts.stream import BatchReader, BatchStream, Loaded, dev_loader
+from s3prl_ekd.cuts.sources import mix_sources, resolve_sources
+from s3prl_ekd.cuts.stream import BatchReader, BatchStream, Rank
 from s3prl_ekd.errors import UserError
 
 RATE = 16000
@@ -74,8 +76,7 @@ def stream(*cuts, distortion=NOISY, seed=1, rank=0, world_size=1, targets_cache=
         config(*cuts, **extra),
         distortion,
         seed=seed,
-        rank=rank,
-        world_size=world_size,
+        rank=Rank(rank, world_size),
         targets_cache=targets_cache,
         bad_recordings=bad,
     )
@@ -153,7 +154,6 @@ def test_ranks_share_an_epoch(corpus, world_size):
     ranks = [list(stream(cuts, rank=r, world_size=world_size).loader(2)) for r in range(world_size)]
     steps = -(-len(whole) // world_size)
     assert [len(batches) for batches in ranks] == [steps] * world_size
-    assert stream(cuts, world_size=world_size).steps(2) == steps
     # In turn they are the epoch of one rank, then empty: nothing twice, nothing lost.
     dealt = [batch for step in zip(*ranks, strict=True) for batch in step]
     assert_same(dealt[: len(whole)], whole)
@@ -177,9 +177,9 @@ def test_crops_are_where_they_say(corpus):
                 starts.append(int(start))
             assert batch.distorted is batch.clean
             if cache is not None:
-                targets = batch.targets.split(batch.target_frames.tolist())
+                targets = batch.cached.rows.split(batch.cached.frames.tolist())
                 assert [320 * int(rows[0]) for rows in targets] == batch.starts.tolist()
-                assert batch.target_frames.tolist() == [len(rows) for rows in targets]
+                assert batch.cached.frames.tolist() == [len(rows) for rows in targets]
         assert all(start % step == 0 for start in starts)
         assert cache or any(start % 320 for start in starts)
     uncropped = stream(corpus / "speech.jsonl.gz", max_crop_samples=None).loader(0)
@@ -193,13 +193,13 @@ def test_clean_and_distorted_stay_one_tensor_through_workers(corpus):
 
 def test_dev_data_is_the_same_each_time(corpus):
     both = config(corpus / "speech.jsonl.gz", dev_cuts=[str(corpus / "more.jsonl.gz")])
-    dev = dev_loader(both, NOISY, seed=1)
+    dev = BatchStream(both, NOISY, seed=1).dev_loader()
     first = list(dev)
     assert sorted(names(first)) == [f"more{i}.wav" for i in range(9)]
     assert_same(list(dev), first)
-    assert dev_loader(config(corpus / "speech.jsonl.gz"), NOISY, seed=1) is None
+    assert stream(corpus / "speech.jsonl.gz").dev_loader() is None
     with pytest.raises(UserError, match=r"data\.dev_cuts: no file"):
-        dev_loader(config(corpus / "speech.jsonl.gz", dev_cuts=["nowhere.jsonl"]), NOISY, seed=1)
+        stream(corpus / "speech.jsonl.gz", dev_cuts=["nowhere.jsonl"]).dev_loader()
 
 
 def test_workers_outlive_a_scheduler_s_signals(corpus):
@@ -641,7 +641,7 @@ def test_a_batch_that_cannot_be_handed_over_is_named(corpus, monkeypatch):
         def __reduce__(self):
             raise RuntimeError("unable to write to file </torch_1>:\nNo space left on device (28)")
 
-    monkeypatch.setattr("s3prl_ekd.cuts.stream.Loaded", NoRoom)
+    monkeypatch.setattr("s3prl_ekd.audio.utterances.Loaded", NoRoom)
     loader = stream(corpus / "speech.jsonl.gz", num_workers=2).loader(0)
     with pytest.raises(UserError, match=r"hand over a batch \(unable to .*: No space .*/dev/shm \(\d+ MiB in all\)"):
         list(loader)
@@ -664,7 +664,7 @@ def test_workers_that_cannot_be_started_are_named(corpus, monkeypatch):
 
 
 def test_a_wait_has_an_end(corpus, monkeypatch):
-    monkeypatch.setattr(BatchReader, "_read", lambda *_: time.sleep(600))
+    monkeypatch.setattr(BatchReader, "__getitem__", lambda *_: time.sleep(600))
     loader = stream(corpus / "speech.jsonl.gz", num_workers=1, timeout_seconds=0.5).loader(0)
     with pytest.raises(UserError, match=r"no batch has come for [12] s \(timeout_seconds"):
         list(loader)

@@ -15,6 +15,7 @@ import soundfile
 import torch
 
 from s3prl_ekd import assets, cli
+from s3prl_ekd.arpabet import MispronouncedError, pronounce, to_arpabet
 from s3prl_ekd.audio.distortion import Distorter
 from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.errors import UserError
@@ -22,8 +23,7 @@ from s3prl_ekd.espeak import Espeak
 from s3prl_ekd.mini_corpus import plan
 from s3prl_ekd.mini_corpus.build import build
 from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
-from s3prl_ekd.mini_corpus.phones import to_arpabet
-from s3prl_ekd.mini_corpus.recording import MispronouncedError, Studio, make_lexicon, pronounce
+from s3prl_ekd.mini_corpus.recording import Studio, make_lexicon
 from s3prl_ekd.mini_corpus.sentences import Pool, pool, vocabulary
 
 SPLITS = ("distil-train", "train-clean", "dev-clean", "test-clean", "test-noisy", "hidden-clean", "hidden-noisy")

@@ -14,11 +14,11 @@ from helpers_s3prl import python
 from torch.utils.data import ConcatDataset, DataLoader
 
 from s3prl_ekd import assets
+from s3prl_ekd.audio.text import write_lengths
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_compat import task_patches
 from s3prl_ekd.s3prl_plugin import hub
-from s3prl_ekd.superb import librispeech as lengths
-from s3prl_ekd.superb.iemocap import write_folds
+from s3prl_ekd.tasks.iemocap import write_folds
 
 METHODS = ("fork", "forkserver", "spawn")
 
@@ -41,7 +41,7 @@ def datasets(tmp_path_factory) -> list:
     phones = LibriPhoneDataset(["dev-clean"], tokenizer, 4, str(libri), lexicon=[str(lexicon(root / "lexicon.txt"))])
     for file in libri.rglob("*.trans.txt"):
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n\r\n"))
-    lengths.write_lengths(libri, "dev-clean", root / "dev-clean.csv")
+    write_lengths(libri, "dev-clean", root / "dev-clean.csv")
     characters = Dictionary.load(str(assets.folder("vocab/char.dict")))
     words = SequenceDataset("dev-clean", 4, characters, str(libri), str(root), **{"dev-clean": ["dev-clean"]})
 
@@ -53,7 +53,7 @@ def datasets(tmp_path_factory) -> list:
 
 def _voxceleb1(root: Path) -> tuple[Path, str]:
     voxceleb1(root, speakers=2)
-    odd = sorted((root / "dev/wav").glob("*/*/*.wav"))[0]
+    odd = min((root / "dev/wav").glob("*/*/*.wav"))
     soundfile.write(odd, speech_like(16000).reshape(-1, 2).numpy(), 8000)
     return root, str(root / "iden_split.txt")
 

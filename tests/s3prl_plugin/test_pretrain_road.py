@@ -354,9 +354,9 @@ def test_packaged_recipes_hold_the_published_settings():
         assert len(model.teachers) == (1 if name == "ls960_distilhubert" else 3)
         assert runner["scheduler"]["num_warmup_steps"] == round(0.07 * runner["runner"]["total_steps"])
         assert (runner["optimizer"]["betas"], runner["runner"]["gradient_clipping"]) == ([0.9, 0.98], 5.0)
-        assert model.distortion.enabled is (name != "ls960_distilhubert")
+        assert bool(model.distortion.active) is (name != "ls960_distilhubert")
         if name == "mini":
             continue
         assert all(teacher.layers == (4, 8, 12) for teacher in model.teachers)
-        assert (data.train_batch_size, data.crop) == (24, 250_000)
+        assert (data.train_batch_size, data.max_crop_samples) == (24, 250_000)
         assert (runner["runner"]["total_steps"], runner["optimizer"]["lr"]) == (200_000, 2e-4)

@@ -17,13 +17,13 @@ from helpers_corpora import iemocap, lexicon, librispeech, musan, voxceleb1
 from helpers_s3prl import python
 
 from s3prl_ekd import assets, cli
+from s3prl_ekd.audio.text import write_lengths
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.files import read_yaml, write_yaml
 from s3prl_ekd.s3prl_plugin.runners import downstream as downstream_runner
-from s3prl_ekd.superb.corpora import Corpora, Split
-from s3prl_ekd.superb.experiments import load_template, plan, with_steps
-from s3prl_ekd.superb.librispeech import write_lengths
-from s3prl_ekd.superb.outcome import METRICS
+from s3prl_ekd.superb.options import with_steps
+from s3prl_ekd.tasks import TASKS
+from s3prl_ekd.tasks.corpora import Corpora, Split
 
 RECIPES = assets.recipe()
 PRETRAIN = sorted(file.parent.relative_to(RECIPES).as_posix() for file in RECIPES.rglob("config_model.yaml"))
@@ -37,7 +37,7 @@ TEACHERS = {"hubert_base": "hubert", "hubert_base_robust_mgr": "robust_hubert", 
 """s3prl's upstreams and the packaged ones in their place."""
 SPLITS = {
     "train-clean-100": 1, "train-clean-360": 1, "train-other-500": 1, "train-clean": 2, "distil-train": 2,
-    "dev-clean": 1, "test-clean": 1,
+    "dev-clean": 1, "test-clean": 1, "test-noisy": 1,
 }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def copied(name: str, root: Path, folder: Path) -> Path:
 def test_every_kind_of_recipe_is_found():
     assert {"mini", "ls960_distilhubert", "ls960_ekd_average"} <= set(PRETRAIN)
     assert DISTILL == ["ls960_ekd/distill.yaml", "mini/ekd.yaml"]
-    assert {f"downstream/{kind}/{task}.yaml" for kind in ("mini", "real") for task in METRICS} == set(DOWNSTREAM)
+    assert {f"downstream/{kind}/{task}.yaml" for kind in ("mini", "real") for task in TASKS} == set(DOWNSTREAM)
 
 
 # --- run_pretrain -----------------------------------------------------------------------------------------------------
@@ -173,25 +173,25 @@ def test_recipe_of_distill(workplace, monkeypatch, name):
 def test_recipe_of_run_downstream(workplace, monkeypatch, name):
     _, kind, task = Path(name).with_suffix("").parts
     data, folder = workplace / "data", workplace / "downstream" / kind / task
-    corpora = Corpora(
-        recipes=kind,
-        librispeech=data / "LibriSpeech",
-        lexicons=(data / "lexicon.txt",),
-        voxceleb1=data / "VoxCeleb1",
-        iden_split=data / "VoxCeleb1/iden_split.txt",
-        iemocap=data / "IEMOCAP",
-    )
-    template = with_steps(load_template(task, kind), 1)
+    given = {
+        "librispeech": data / "LibriSpeech",
+        "lexicons": (data / "lexicon.txt",),
+        "voxceleb1": data / "VoxCeleb1",
+        "iden_split": data / "VoxCeleb1/iden_split.txt",
+        "iemocap": data / "IEMOCAP",
+    }
+    corpora = Corpora(recipes=kind, given=given)
+    template = with_steps(TASKS[task].template(kind), 1)
     if task == "asr" and kind == "real":
         template["downstream_expert"]["modelrc"]["RNNs"]["dim"] = [64, 64]
-    experiment = plan(task, corpora, frozenset({Split.PUBLIC}), template, folder / "prepared")[0]
+    experiment = TASKS[task].experiments(corpora, frozenset({Split.PUBLIC}), template, folder / "prepared")[0]
     write_yaml(folder / f"{task}.yaml", experiment.config)
     workers = []
     from torch.utils.data import DataLoader
 
     made = DataLoader.__iter__
     monkeypatch.setattr(DataLoader, "__iter__", lambda loader: (workers.append(loader.num_workers), made(loader))[1])
-    options = ["-m", "train", "-d", METRICS[task].downstream, "-u", "ekd_student_mini", "-p", str(folder / "run")]
+    options = ["-m", "train", "-d", TASKS[task].downstream, "-u", "ekd_student_mini", "-p", str(folder / "run")]
     downstream_runner.run([*options, "-c", str(folder / f"{task}.yaml"), "--device", "cpu"])
     shipped = read_yaml(RECIPES / name)["downstream_expert"]
     assert set(workers) == {(shipped.get("datarc") or shipped["corpus"])["num_workers"]}

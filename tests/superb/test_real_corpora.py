@@ -15,11 +15,10 @@ from s3prl_ekd import cli
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_lines, read_yaml
 from s3prl_ekd.s3prl_plugin.runners import downstream_config
-from s3prl_ekd.superb import iemocap as labels
-from s3prl_ekd.superb import voxceleb
-from s3prl_ekd.superb.corpora import Corpora, HiddenSets, Split
-from s3prl_ekd.superb.experiments import load_template, plan
 from s3prl_ekd.superb.summary import read_summary
+from s3prl_ekd.tasks import TASKS, sid
+from s3prl_ekd.tasks import iemocap as labels
+from s3prl_ekd.tasks.corpora import Corpora, Split
 
 BOTH = frozenset(Split)
 MACOS = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "  # how a ._ file begins
@@ -80,7 +79,7 @@ def test_each_task_is_trained_and_judged_with_the_workers_of_its_recipe(judged, 
     assert (row.utterances, row.steps, row.corpus) == (utterances, 1, "real")
     for config in (out / folder / "train/config.yaml", *(out / folder).glob("tests/*/config.yaml")):
         settings = read_yaml(config)["downstream_expert"][workers]
-        assert settings["num_workers"] == load_template(task, "real")["downstream_expert"][workers]["num_workers"] == 4
+        assert settings["num_workers"] == TASKS[task].template("real")["downstream_expert"][workers]["num_workers"] == 4
 
 
 # --- lists and labels as they come ------------------------------------------------------------------------------------
@@ -106,11 +105,11 @@ def test_what_the_runner_reads_can_be_had_alone(root, tmp_path, capsys):
 
 
 def test_a_split_list_of_any_editor_is_the_list(root, tmp_path):
-    voxceleb.check_split_file(root / "VoxCeleb1", root / "iden_split.txt")
+    sid.check_split_file(root / "VoxCeleb1", root / "iden_split.txt")
     assert len(read_lines(root / "iden_split.txt")) == 18
     (tmp_path / "list.txt").write_bytes("1 id10001/\xe9/00001.wav\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"list\.txt, line 1: not UTF-8 \(byte 0xE9, Latin-1 perhaps\)"):
-        voxceleb.check_split_file(root / "VoxCeleb1", tmp_path / "list.txt")
+        sid.check_split_file(root / "VoxCeleb1", tmp_path / "list.txt")
 
 
 def test_iemocap_is_read_beside_the_files_of_macos(root):
@@ -132,16 +131,15 @@ def originals(tmp_path_factory) -> Path:
 
 
 def _planned(task: str, root: Path, hidden: Path, folder: Path) -> list:
-    corpora = Corpora(
-        recipes="real",
-        librispeech=root / "LibriSpeech",
-        lexicons=(root / "librispeech-lexicon.txt",),
-        voxceleb1=root / "VoxCeleb1",
-        iden_split=root / "iden_split.txt",
-        iemocap=root / "IEMOCAP_full_release",
-        hidden=HiddenSets(root=hidden),
-    )
-    return plan(task, corpora, BOTH, load_template(task, "real"), folder)
+    given = {
+        "librispeech": root / "LibriSpeech",
+        "lexicons": (root / "librispeech-lexicon.txt",),
+        "voxceleb1": root / "VoxCeleb1",
+        "iden_split": root / "iden_split.txt",
+        "iemocap": root / "IEMOCAP_full_release",
+        "hidden": hidden,
+    }
+    return TASKS[task].experiments(Corpora(recipes="real", given=given), BOTH, TASKS[task].template("real"), folder)
 
 
 def test_hidden_read_speech_in_librispeechs_own_layout(root, originals, tmp_path):

@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from s3prl_ekd import cli, pictures
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.superb import picture, run_experiment
-from s3prl_ekd.superb.corpora import Corpora, HiddenSets, Split
 from s3prl_ekd.superb.evaluation import Evaluation
-from s3prl_ekd.superb.experiments import data_identity
 from s3prl_ekd.superb.summary import Row, read_summary, write_summary
 from s3prl_ekd.superb.tables import tables
+from s3prl_ekd.tasks import TASKS
+from s3prl_ekd.tasks.corpora import Corpora, Split
 
 
 def shown(*rows: Row) -> list[list[str]]:
@@ -93,8 +93,8 @@ def evaluate(tmp_path):
 
     def evaluated(out: str, *, score: float, corpus: str = "corpus", **asked) -> Path:
         (tmp_path / corpus / "labels").mkdir(parents=True, exist_ok=True)
-        corpora = Corpora(recipes="mini", iemocap=tmp_path / corpus, iemocap_labels=tmp_path / corpus / "labels",
-                          folds=("fold1",))  # fmt: skip
+        places = {"iemocap": tmp_path / corpus, "iemocap_labels": tmp_path / corpus / "labels"}
+        corpora = Corpora(recipes="mini", given=places)
         given = {"upstream": "fbank", "tasks": ("er",), "label": "mine", **asked}
         evaluation = Evaluation(corpora=corpora, out=tmp_path / out, **given)
         assert len(evaluation.jobs()) == 1
@@ -168,17 +168,17 @@ def test_what_tells_data_from_other_data(tmp_path):
     lexicon, split_file = tmp_path / "lexicon.txt", tmp_path / "iden_split.txt"
     lexicon.write_text("A\tAH\n")
     split_file.write_text("1 a\n")
-    corpora = Corpora(recipes="real", librispeech=tmp_path, lexicons=(lexicon,), voxceleb1=tmp_path,
-                      iden_split=split_file, hidden=HiddenSets(root=tmp_path / "hidden"))  # fmt: skip
-    public = data_identity("pr", corpora, Split.PUBLIC)
+    given = {"librispeech": tmp_path, "lexicons": (lexicon,), "voxceleb1": tmp_path, "iden_split": split_file}
+    corpora = Corpora(recipes="real", given={**given, "hidden": tmp_path / "hidden"})
+    public = TASKS["pr"].data_identity(corpora, Split.PUBLIC)
     assert public["librispeech"] == str(tmp_path)
     assert public["lexicon_fallback"] is False
     assert "hidden" not in public
-    assert data_identity("pr", corpora, Split.HIDDEN)["hidden"] == str(tmp_path / "hidden")
-    voices = data_identity("sid", corpora, Split.PUBLIC)
+    assert TASKS["pr"].data_identity(corpora, Split.HIDDEN)["hidden"] == str(tmp_path / "hidden")
+    voices = TASKS["sid"].data_identity(corpora, Split.PUBLIC)
     lexicon.write_text("A\tEY\n")
-    assert data_identity("pr", corpora, Split.PUBLIC)["lexicons"] != public["lexicons"]
-    assert data_identity("sid", corpora, Split.PUBLIC) == voices
+    assert TASKS["pr"].data_identity(corpora, Split.PUBLIC)["lexicons"] != public["lexicons"]
+    assert TASKS["sid"].data_identity(corpora, Split.PUBLIC) == voices
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -155,8 +155,8 @@ def test_a_cached_step_is_an_online_step(aggregation, root, tmp_path):
     cached.load_state_dict(online.state_dict())
     rule = online.rule
     for batch in stream(config, cache).loader(0):
-        assert batch.targets.dtype == torch.float16
-        plain = dataclasses.replace(batch, targets=None, target_frames=None)
+        assert batch.cached.rows.dtype == torch.float16
+        plain = dataclasses.replace(batch, cached=None)
         ours, exact = cached(batch, details=True), online(plain, details=True)
         online.rule = Rounded(rule)
         rounded = online(plain).loss
@@ -178,8 +178,8 @@ def test_crops_take_matching_frames(workers, root, cache):
     student = Student(config.student)
     cropped = 0
     for batch in stream(config, cache).loader(0):
-        assert torch.equal(batch.target_frames, student.frame_lengths(batch.lengths))
-        rows = batch.targets.split(batch.target_frames.tolist())
+        assert torch.equal(batch.cached.frames, student.frame_lengths(batch.lengths))
+        rows = batch.cached.rows.split(batch.cached.frames.tolist())
         for name, start, targets in zip(batch.utterances, batch.starts.tolist(), rows, strict=True):
             assert start % 320 == 0
             cropped += start > 0
@@ -200,7 +200,7 @@ def test_a_cropped_step_is_an_online_step(root, tmp_path, monkeypatch):
     for epoch in (0, 1):
         for batch in stream(config, cache).loader(epoch):
             starts += batch.starts.tolist()
-            exact = online(dataclasses.replace(batch, targets=None, target_frames=None))
+            exact = online(dataclasses.replace(batch, cached=None))
             torch.testing.assert_close(cached(batch).loss, exact.loss, rtol=1e-4, atol=0)
     assert len({start for start in starts if start}) > 5
 
@@ -700,7 +700,7 @@ def test_a_forged_index_is_named(change, root, cache, tmp_path):
 )
 def test_a_forged_file_of_targets_is_named(change, root, cache, tmp_path):
     folder = shutil.copytree(cache.folder, tmp_path / "out")
-    name = sorted(folder.glob("targets-*"))[0].name
+    name = min(folder.glob("targets-*")).name
     forge(folder / name, **change)
     for use in (lambda: TargetCache(folder).require(recipe(root)), lambda: Caching(recipe(root), folder).run()):
         with pytest.raises(UserError, match=rf"{name}: damaged or incomplete .*; delete it and run"):

@@ -488,7 +488,7 @@ def test_a_folder_with_a_run_is_not_overwritten(finished):
 
 def test_resume_refuses_another_recipe(finished):
     changed = dataclasses.replace(h.recipe(finished, accumulate=2), seed=7)
-    with pytest.raises(UserError, match=r"seed: 0 there, 7 here; trainer.accumulate: 1 there, 2 here"):
+    with pytest.raises(UserError, match=r"trainer.accumulate: 1 there, 2 here; seed: 0 there, 7 here"):
         h.run(changed, resume=True)
     saved = h.recipe("elsewhere", log_every=7, strategy="ddp", data={"num_workers": 0}).to_mapping()
     check_resumable(saved, h.recipe(finished))

@@ -68,9 +68,9 @@ def applied(text: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: ``text`` cannot be taken apart.
     """
-    config = copy.deepcopy(dict(config))
-    _override(text, argparse.Namespace(), config)
-    return config
+    result = copy.deepcopy(dict(config))
+    _override(text, argparse.Namespace(), result)
+    return result
 
 
 def alone(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -79,7 +79,8 @@ def alone(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: ``text`` cannot be taken apart.
     """
-    args, config = argparse.Namespace(), {}
+    args = argparse.Namespace()
+    config: dict[str, Any] = {}
     _override(text, args, config)
     return vars(args), config
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.config.base import Difference, differences, say_differences
 from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
@@ -39,11 +40,13 @@ def check_recipe(file: str, states: Mapping[str, Any]) -> None:
     """
     if CHECKPOINT_KEY not in states:
         return
-    given = DistillConfig.from_yaml(file).to_mapping()
-    changed = _differences(given, DistillConfig.from_mapping(states[RECIPE_KEY], RECIPE_KEY).to_mapping())
+    changed = differences(
+        DistillConfig.from_saved(states[RECIPE_KEY], "the run's recipe"), DistillConfig.from_yaml(file)
+    )
     if changed:
         raise UserError(
-            f"-g {file}: {changed}; a run keeps its recipe: leave -g and -c out to go on, or begin another (-n, -p)"
+            f"-g {file}: {_said(changed)}; a run keeps its recipe: leave -g and -c out to go on, or begin another (-n,"
+            " -p)"
         )
 
 
@@ -55,24 +58,10 @@ def warn_of_changes(file: str, changes: str | None, config: Mapping[str, Any]) -
         changes: ``-o``.
         config: the checkpoint's configuration, ``-o`` applied.
     """
-    changed = _differences(override.applied(changes, read_yaml(file)), config)
+    changed = differences(config, override.applied(changes, read_yaml(file)))
     if changed:
-        _log.warning("-c %s: %s; the run goes on as it was: use -o config.KEY=VALUE to change it", file, changed)
+        _log.warning("-c %s: %s; the run goes on as it was: use -o config.KEY=VALUE to change it", file, _said(changed))
 
 
-def _differences(given: Mapping[str, Any], kept: Mapping[str, Any]) -> str:
-    """``student.hidden_size is 8, the run's is 4, ...``; empty where there is no difference."""
-    ours, theirs = dict(_leaves(given)), dict(_leaves(kept))
-    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-    return ", ".join(f"{key} is {ours.get(key)!r}, the run's is {theirs.get(key)!r}" for key in keys)
-
-
-def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(item, f"{where}.{key}" if where else str(key))
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        for index, item in enumerate(value):
-            yield from _leaves(item, f"{where}[{index}]")
-    else:
-        yield where, value
+def _said(changed: list[Difference]) -> str:
+    return say_differences(changed, "{name} is {now!r}, the run's is {before!r}", ", ")

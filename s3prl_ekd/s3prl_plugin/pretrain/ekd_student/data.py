@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from s3prl_ekd import MIN_SAMPLES
 from s3prl_ekd.audio.bad_recordings import BadRecordings
-from s3prl_ekd.audio.batch import Batch, Loaded, collate, empty_batch
+from s3prl_ekd.audio.batch import Batch, Loaded, empty_batch
 from s3prl_ekd.audio.distortion import Distorter
-from s3prl_ekd.audio.randomness import integer, keyed_generator
+from s3prl_ekd.audio.randomness import keyed_generator
 from s3prl_ekd.audio.read import audio_files, audio_length, load_audio
 from s3prl_ekd.audio.text import read_lengths
-from s3prl_ekd.audio.workers import POLL_SECONDS, patient, prepare_worker
+from s3prl_ekd.audio.utterances import UtteranceReader
+from s3prl_ekd.audio.workers import make_loader, patient
 from s3prl_ekd.config.base import Config, Range, Seconds, Seed, Size, Workers
 from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.errors import UserError
@@ -63,8 +65,10 @@ class PretrainDataConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crop is not None and self.crop < MIN_SAMPLES:
-            raise UserError(f"max_timestep: a frame needs {MIN_SAMPLES} samples, found {self.crop}; null: no crops")
+        if self.max_crop_samples is not None and self.max_crop_samples < MIN_SAMPLES:
+            raise UserError(
+                f"max_timestep: a frame needs {MIN_SAMPLES} samples, found {self.max_crop_samples}; null: no crops"
+            )
         lists = {name: getattr(self, name) for name in ("libri_root", "file_path", "sets")}
         missing = [name for name, value in lists.items() if not value]
         if self.audio_folder is not None and len(missing) < len(lists):
@@ -73,21 +77,29 @@ class PretrainDataConfig(Config):
             raise UserError(f"no recordings: {', '.join(missing)} missing; give {', '.join(lists)}, or audio_folder")
 
     @property
-    def crop(self) -> int | None:
-        """Samples that an utterance keeps at most, or None."""
+    def max_crop_samples(self) -> int | None:
+        """Samples that an utterance keeps at most, or None; ``max_timestep`` is s3prl's name for it."""
         return self.max_timestep if self.max_timestep is not None and self.max_timestep > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
-class Utterance:
-    """One recording: its name (the path relative to the corpus, so that no draw depends on where that is)."""
+class ListedFile:
+    """A recording, and what a list or its header says of it."""
 
     name: str
+    """Path relative to the corpus, so that no random draw depends on where that is."""
     path: Path
     samples: int
 
+    def read(self, start: int, longest: int | None) -> tuple[Tensor, None]:
+        """Its waveform, see :class:`~s3prl_ekd.audio.utterances.Utterance`."""
+        waveform = load_audio(self.path, start=start, samples=longest)
+        if waveform.numel() < MIN_SAMPLES:
+            raise UserError(f"{self.path}: has {start + waveform.numel()} samples, the list says more")
+        return waveform, None
 
-def read_utterances(config: PretrainDataConfig) -> list[Utterance]:
+
+def read_utterances(config: PretrainDataConfig) -> list[ListedFile]:
     """The recordings that ``config`` names, those shorter than a frame left out with a warning.
 
     Raises:
@@ -107,12 +119,12 @@ def read_utterances(config: PretrainDataConfig) -> list[Utterance]:
     return kept
 
 
-def _scan(folder: Path) -> list[Utterance]:
+def _scan(folder: Path) -> list[ListedFile]:
     found, bad_recordings = [], BadRecordings()
     for path in tqdm(audio_files(folder), desc="lengths of recordings", unit="file", delay=2):
         name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
         try:
-            found.append(Utterance(name, path, audio_length(path)))
+            found.append(ListedFile(name, path, audio_length(path)))
         except UserError as error:
             bad_recordings.note(1, [(name, str(error))])
         else:
@@ -120,8 +132,11 @@ def _scan(folder: Path) -> list[Utterance]:
     return found
 
 
-def _read_lists(config: PretrainDataConfig) -> list[Utterance]:
-    root, found = Path(config.libri_root), []
+def _read_lists(config: PretrainDataConfig) -> list[ListedFile]:
+    assert config.libri_root is not None  # these three: see PretrainDataConfig.__post_init__
+    assert config.file_path is not None
+    assert config.sets is not None
+    root, found = Path(config.libri_root), list[ListedFile]()
     if not root.is_dir():
         raise UserError(f"libri_root: no folder {root}")
     for name in config.sets:
@@ -129,25 +144,25 @@ def _read_lists(config: PretrainDataConfig) -> list[Utterance]:
         rows = read_lengths(path)
         if not rows:
             logger.warning("%s: empty, no recording in it", path)
-        found += [Utterance(file, root / file, samples) for file, samples in rows]
+        found += [ListedFile(file, root / file, samples) for file, samples in rows]
     if found and not any(utterance.path.is_file() for utterance in found[:_BATCHES_IN_A_ROW]):
         raise UserError(f"{found[0].path}: no such file; libri_root does not fit the lists' file_path column")
     return found
 
 
-def make_buckets(utterances: Sequence[Utterance], size: int) -> list[list[Utterance]]:
+def make_buckets(utterances: Sequence[ListedFile], size: int) -> list[list[ListedFile]]:
     """Batches of ``size`` utterances of like length, longest first, as s3prl's WaveDataset; the last may be smaller."""
     ordered = sorted(utterances, key=lambda utterance: (-utterance.samples, utterance.name))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-class PretrainDataset(Dataset):
+class PretrainDataset(Dataset[Loaded | UserError]):
     """Batches by ``(epoch, index)``; its length is the number of batches, from which s3prl's runner counts epochs."""
 
     def __init__(self, config: PretrainDataConfig, distortion: DistortionConfig) -> None:
         self.config = config
         self.buckets = make_buckets(read_utterances(config), config.train_batch_size)
-        self.distorter = Distorter(distortion)
+        self.reader = UtteranceReader(Distorter(distortion), seed=config.seed, longest=config.max_crop_samples)
 
     def __len__(self) -> int:
         return len(self.buckets)
@@ -159,41 +174,16 @@ class PretrainDataset(Dataset):
         exception would reach the user wrapped in its traceback.
         """
         epoch, index = key
-        read, bad = 0, []
+        loaded = Loaded(empty_batch(), 0, ())
         try:
             for step in range(_BATCHES_IN_A_ROW):
-                bucket = self.buckets[(index + step) % len(self.buckets)]
-                batch = self._read(epoch, bucket, bad)
-                read += len(bucket)
-                if batch is not None:
-                    return Loaded(batch, read, tuple(bad))
+                found = self.reader.read(epoch, self.buckets[(index + step) % len(self.buckets)])
+                loaded = Loaded(found.batch, loaded.read + found.read, loaded.bad + found.bad)
+                if found.batch.utterances:
+                    break
         except UserError as error:
             return error
-        return Loaded(empty_batch(), read, tuple(bad))
-
-    def _read(self, epoch: int, bucket: Sequence[Utterance], bad: list[tuple[str, str]]) -> Batch | None:
-        clean, names = [], []
-        for utterance in bucket:
-            try:
-                clean.append(self._crop(epoch, utterance))
-            except UserError as error:
-                bad.append((utterance.name, str(error)))
-            else:
-                names.append(utterance.name)
-        if not clean:
-            return None
-        distorted = [self.distorter(wave, epoch=epoch, utterance=name) for wave, name in zip(clean, names, strict=True)]
-        return collate(clean, distorted, names)
-
-    def _crop(self, epoch: int, utterance: Utterance) -> torch.Tensor:
-        crop, start = self.config.crop, 0
-        if crop is not None and utterance.samples > crop:
-            generator = keyed_generator(self.config.seed, epoch, utterance.name, "crop")
-            start = integer(generator, utterance.samples - crop + 1)
-        waveform = load_audio(utterance.path, start=start, samples=crop)
-        if waveform.numel() < MIN_SAMPLES:
-            raise UserError(f"{utterance.path}: has {start + waveform.numel()} samples, the list says more")
-        return waveform
+        return loaded
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -253,14 +243,7 @@ class PretrainLoader:
                 )
             yield item.batch
 
-    def _loader(self) -> DataLoader:
-        workers = self.dataset.config.num_workers
-        return DataLoader(
-            self.dataset,
-            batch_size=None,  # an item of the dataset is a batch already
-            sampler=EpochSampler(len(self.dataset), self.dataset.config.seed, self._position),
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            timeout=POLL_SECONDS if workers else 0,
-            worker_init_fn=prepare_worker if workers else None,
-        )
+    def _loader(self) -> DataLoader[Loaded | UserError]:
+        config = self.dataset.config
+        sampler = EpochSampler(len(self.dataset), config.seed, self._position)
+        return make_loader(self.dataset, sampler=sampler, workers=config.num_workers)

