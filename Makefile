@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 DEMO ?= demo
 
-.PHONY: demo demo-full test test-all fuzz lint bench bench-all bench-gpu clean
+.PHONY: demo demo-full test test-all fuzz links lint bench bench-all bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/python examples/mini/demo.py --out $(DEMO)
@@ -15,16 +15,20 @@ demo-full: $(READY)
 	$(BIN)/python examples/mini/demo.py --out $(DEMO) --hidden
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-all: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu and not network"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not gpu and not network"
 
 # Hostile input of every kind, N cases of each in at most MINUTES for all: docs/reliability.md is written anew.
 N ?= 1000
 MINUTES ?= 10
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz --n $(N) --minutes $(MINUTES) --keep build/fuzz --write
+
+# The lines that docs/architecture.md's links lead to.
+links:
+	python3 tests/helpers_lines.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
-"""Documents whose shell commands are run as they stand: in a copy of the checkout whose recipes are made small.
+"""Documents whose shell commands are run as they stand: in a copy of the checkout, with small recipes.
 
 What is replaced is named here and nothing else: ``/data`` by a folder of small corpora, the mini corpus by its smallest
-form, the teachers that would have to be downloaded by the package's tiny ones, and numbers of steps. Options, settings
-and numbers of workers stay.
+form, the teachers that would have to be downloaded by the package's tiny ones, and numbers of steps and of batches in a
+step. Options, settings and numbers of workers stay.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from typing import Any
 
 import helpers_corpora
 import helpers_results
+import helpers_warm
 import soundfile
 import yaml
-from helpers_models import ROOT
+from helpers_models import ROOT, TESTS
 
 from s3prl_ekd import assets
+from s3prl_ekd.cli import main
 from s3prl_ekd.superb.summary import write_summary
 
 _TEACHERS = {"hubert": "hubert", "robust_hubert": "robust_hubert", "wavlm": "wavlm"}  # names in recipes -> `mini:`
@@ -33,7 +35,7 @@ _STUDENT = {
     "intermediate_size": 768,
     "conv_dim": [32, 48, 64, 96, 128, 160, 192],
 }
-_STEPS = 3
+_STEPS = 2
 
 # Programs that a reader has and a test must not run in earnest; each only looks whether what it is given exists.
 _STAND_INS = {
@@ -44,6 +46,15 @@ _STAND_INS = {
     "tensorboard": 'test "$1" = --logdir && test -d "$2"',
     "sbatch": 'for word in "$@"; do case $word in *.sbatch) test -f "$word";; esac; done',
 }
+
+# `python -m MODULE` of this package, from its second start on in the warm process; all else as it is.
+_PYTHON = """
+case "$1 $2" in "-m s3prl_ekd"*)
+    if test -e {root}/started-"$2"; then shift; exec {python} -I -S {root}/client.py "$@"; fi
+    touch {root}/started-"$2";;
+esac
+exec {python} "$@"
+"""
 
 _SMALL_MINI_CORPUS = """
 import sys
@@ -71,61 +82,90 @@ def blocks(document: str, language: str) -> list[Block]:
     ]
 
 
-class Checkout:
-    """A copy of the checkout with small recipes, a folder in place of ``/data``, and a shell in it.
+class Shop:
+    """What all documents' commands share: the package with small recipes, an environment, and what to start from.
+
+    Each kind of program (``s3prl-ekd``, ``python -m s3prl_ekd.run_downstream`` ...) starts as a process of its own
+    the first time; after that it is forked off one that has imported torch and s3prl (``helpers_warm``), which takes
+    longer than most commands.
 
     Args:
         root: an empty folder.
     """
 
     def __init__(self, root: Path) -> None:
-        self.folder = root / "s3prl-ekd"
+        self.root = root
         self.data = root / "data"
         self.data.mkdir(parents=True)
+        self._package, self._template = root / "package", root / "template"
         ignored = shutil.ignore_patterns("__pycache__")
         for name in ("s3prl_ekd", "recipes"):
-            shutil.copytree(ROOT / name, self.folder / name, ignore=ignored)
+            shutil.copytree(ROOT / name, self._package / name, ignore=ignored)
+        for path in (self._package / "recipes").rglob("*.yaml"):
+            recipe = small(yaml.safe_load(self.here(path.read_text())))
+            path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        shutil.copytree(self._package / "recipes", self._template / "recipes")
         for name in ("Makefile", "setup.cfg", "noxfile.py", "hubconf.py", "requirements"):
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, self.folder / name)
-        for path in (self.folder / "recipes").rglob("*.yaml"):
-            recipe = small(yaml.safe_load(self._here(path.read_text())))
-            path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        self._bin = _environment(root / "environment")
-        (root / "small_mini_corpus.py").write_text(_SMALL_MINI_CORPUS)
-        scripts = {
-            "s3prl-ekd": f'[ "$1" = mini-corpus ] && exec python {root}/small_mini_corpus.py "$2"\n'
-            'exec python -m s3prl_ekd "$@"',
-            "torchrun": 'exec python -m torch.distributed.run "$@"',
-        } | _STAND_INS
-        for name, script in scripts.items():
-            path = self._bin / name
-            path.write_text(f"#!/bin/sh\n{script}\n")
-            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+            copy(ROOT / name, self._template / name)
+        _fill(self.data, self._template)
+        self._given = sorted(self.data.iterdir())
+        self._programs = root / "programs"
+        self._write_programs(_environment(root / "environment"))
+        self._warm = helpers_warm.start(root / "warm", root / "environment/bin/python", self.environment(TESTS))
 
-    def _here(self, text: str) -> str:
+    def close(self) -> None:
+        """End the processes that were started."""
+        self._warm.kill()
+        self._warm.wait()
+
+    def checkout(self, root: Path) -> Path:
+        """A reader's checkout in a new folder, with ``/data`` as if no command had been there."""
+        for path in set(self.data.iterdir()).difference(self._given):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return shutil.copytree(self._template, root / "s3prl-ekd")
+
+    def here(self, text: str) -> str:
         """What stands for the reader's folders and long trainings, replaced."""
         steps = 2 * _STEPS if "--resume" in text else _STEPS  # a run is resumed to be made longer
         return re.sub(r"\bmax_steps=\d+", f"max_steps={steps}", text).replace("/data/", f"{self.data}/")
 
-    def run(self, block: Block, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a block in one shell that stops at the first command that fails."""
+    def environment(self, *more: Path) -> dict[str, str]:
+        """The variables of a reader's shell."""
+        return {
+            "PATH": f"{self._programs}:{self.root / 'environment/bin'}:/usr/bin:/bin",
+            "HOME": str(self.root),
+            "PYTHONPATH": ":".join(map(str, (self._package, *more))),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+
+    def run(self, block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
+        """Run a block in one shell, in a folder; it stops at the first command that fails."""
         return subprocess.run(
-            ["bash", "-e", "-o", "pipefail", "-c", self._here(block.text)],
+            ["bash", "-e", "-o", "pipefail", "-c", self.here(block.text)],
             capture_output=True,
             text=True,
-            cwd=self.folder,
+            cwd=folder,
             timeout=600,
-            env={
-                "PATH": f"{self._bin}:/usr/bin:/bin",
-                "HOME": str(self.folder.parent),
-                "PYTHONPATH": str(self.folder),
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
-                "PYTHONWARNINGS": "ignore",
-                **variables,
-            },
+            env=self.environment(),
         )
+
+    def _write_programs(self, environment: Path) -> None:
+        self._programs.mkdir()
+        (self.root / "small_mini_corpus.py").write_text(_SMALL_MINI_CORPUS)
+        (self.root / "client.py").write_text(helpers_warm.client(self.root / "warm"))
+        scripts = {
+            "python": _PYTHON.format(root=self.root, python=environment / "python"),
+            "s3prl-ekd": f'[ "$1" = mini-corpus ] && exec python {self.root}/small_mini_corpus.py "$2"\n'
+            'exec python -m s3prl_ekd "$@"',
+            "torchrun": 'exec python -m torch.distributed.run "$@"',
+        } | _STAND_INS
+        for name, script in scripts.items():
+            path = self._programs / name
+            path.write_text(f"#!/bin/sh\n{script}\n")
+            path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
 def _environment(folder: Path) -> Path:
@@ -150,18 +190,15 @@ def small(recipe: dict[str, Any]) -> dict[str, Any]:
         recipe["trainer"]["max_steps"] = _STEPS
     if "runner" in recipe:
         every = {"log_step": 1, "save_step": 1, "eval_step": _STEPS}
-        recipe["runner"] |= {"total_steps": _STEPS} | {key: every[key] for key in every if key in recipe["runner"]}
+        recipe["runner"] |= {"total_steps": _STEPS, "gradient_accumulate_steps": 1}
+        recipe["runner"] |= {key: every[key] for key in every if key in recipe["runner"]}
     if "scheduler" in recipe:
         recipe["scheduler"]["num_warmup_steps"] = 1
     return recipe
 
 
-def fill(checkout: Checkout, *, mini_corpus: bool) -> None:
-    """What documents take for granted: below ``/data`` corpora in their real layouts; a student, a recipe, results.
-
-    ``mini_corpus``: also noise where ``s3prl-ekd mini-corpus mini-corpus`` would put it.
-    """
-    data = checkout.data
+def _fill(data: Path, checkout: Path) -> None:
+    """What documents take for granted: below ``/data`` corpora in their real layouts; a student, a recipe, results."""
     helpers_corpora.librispeech(data / "LibriSpeech")
     helpers_corpora.lexicon(data / "librispeech-lexicon.txt")
     helpers_corpora.voxceleb1(data / "VoxCeleb1")
@@ -173,24 +210,23 @@ def fill(checkout: Checkout, *, mini_corpus: bool) -> None:
     lines = [f"{file.relative_to(data / 'speech')}\t{soundfile.info(file).frames}\n" for file in files]
     (data / "train.tsv").write_text(f"{data / 'speech'}\n{''.join(lines)}")
     for name in ("ekd_student", "demo/student"):
-        shutil.copytree(assets.folder("student_mini"), checkout.folder / name)
+        shutil.copytree(assets.folder("student_mini"), checkout / name)
     for part in ("train", "dev"):
-        shutil.copytree(data / "speech", checkout.folder / "speechocean762" / part)
-    if mini_corpus:
-        shutil.copytree(data / "musan/noise", checkout.folder / "mini-corpus/noise")
-    write_summary(checkout.folder / "demo/results/fbank/summary.json", [helpers_results.row()])
-    recipe = yaml.safe_load((checkout.folder / "recipes/mini/ekd.yaml").read_text())
+        shutil.copytree(data / "speech", checkout / "speechocean762" / part)
+    write_summary(checkout / "demo/results/fbank/summary.json", [helpers_results.row()])
+    recipe = yaml.safe_load((checkout / "recipes/mini/ekd.yaml").read_text())
     recipe["data"] |= {"cuts": ["speech.jsonl.gz"], "dev_cuts": []}
     for name in ("recipe.yaml", "RECIPE.yaml"):
-        (checkout.folder / name).write_text(yaml.safe_dump(recipe))
-    checkout.run(Block(0, "s3prl-ekd data folder /data/speech speech.jsonl.gz")).check_returncode()
+        (checkout / name).write_text(yaml.safe_dump(recipe))
+    assert main(["data", "folder", str(data / "speech"), str(checkout / "speech.jsonl.gz")]) == 0
 
 
-def run_commands(name: str, root: Path) -> None:
+def run_commands(name: str, shop: Shop, root: Path) -> None:
     """Run all of a document's shell commands, block by block, in a checkout below ``root``."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    checkout = Checkout(root)
-    fill(checkout, mini_corpus="s3prl-ekd mini-corpus" not in text)
+    folder = shop.checkout(root)
+    if "s3prl-ekd mini-corpus" not in text:  # where it would put noise
+        shutil.copytree(shop.data / "musan/noise", folder / "mini-corpus/noise")
     for block in blocks(text, "bash"):
-        done = checkout.run(block)
+        done = shop.run(block, folder)
         assert done.returncode == 0, f"{name}, line {block.line}:\n{block.text}\n{done.stderr[-3000:]}"

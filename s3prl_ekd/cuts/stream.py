@@ -11,9 +11,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,14 +29,27 @@ from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.manifests import Entry
 from s3prl_ekd.audio.utterances import UtteranceReader
 from s3prl_ekd.audio.workers import make_loader, patient
+from s3prl_ekd.config.base import differences, say_differences
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.cuts.bucketing import draw_batches, duration_bounds
-from s3prl_ekd.cuts.read import Cut, CutReader, read_cut
+from s3prl_ekd.cuts.read import Cut, CutReader, cut_key, read_cut
 from s3prl_ekd.cuts.shar import TarCache, TarReader
 from s3prl_ekd.cuts.sources import CutSource, digest, mix_sources, resolve_sources
 from s3prl_ekd.errors import UserError
 
-logger = logging.getLogger(__name__)
+FREE = frozenset(
+    {
+        "cuts",  # compared by their content
+        "dev_cuts",
+        "global_batch_seconds",
+        "num_workers",
+        "prefetch_batches",
+        "shar_cache",
+        "shar_cache_gb",
+        "timeout_seconds",
+    }
+)
+"""The settings of data that a position in it does not depend on; on all others, new ones included, it does."""
 
 _BOUNDS_FROM = 10_000  # entries that the buckets' bounds are estimated from
 _PLANNED_AHEAD = 32  # batches
@@ -63,7 +75,7 @@ class Targets(Protocol):
 
     @property
     def identity(self) -> str:
-        """Equal where the targets are."""
+        """Equal for equal targets."""
 
     def read(self, cut: Cut, start: int, samples: int) -> Tensor:
         """The targets (F, D) of a part of a cut that starts on a frame.
@@ -77,10 +89,14 @@ class Targets(Protocol):
 class Plan:
     """Which entries make which batch of an epoch, for all ranks together."""
 
-    def __init__(self, config: DataConfig, seed: int, sources: Sequence[CutSource]) -> None:
+    def __init__(
+        self, config: DataConfig, seed: int, sources: Sequence[CutSource], only: Callable[[Entry], bool] | None = None
+    ) -> None:
+        """``only``: the entries to take, in the manifests' order; None: all, in another order in each epoch."""
         self.config = config
         self.seed = seed
         self.sources = sources
+        self.only = only
 
     @functools.cached_property
     def bounds(self) -> list[int]:
@@ -104,16 +120,18 @@ class Plan:
 
     def entries(self, epoch: int) -> Iterator[Entry]:
         """The entries of an epoch in the order in which batches are drawn from them."""
+        if self.only is not None:
+            return filter(self.only, mix_sources(self.sources, self.config.max_crop_samples, None))
         return mix_sources(self.sources, self.config.max_crop_samples, self._random(epoch, "order"))
 
     def _random(self, epoch: int, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {epoch} {purpose}")
 
-    def rank_batches(self, epoch: int, consumed: int, rank: Rank) -> Iterator[list[Entry]]:
-        """Those of one rank, the first ``consumed`` left out; an empty list where only other ranks still have one."""
+    def rank_batches(self, epoch: int, consumed: int, rank: Rank) -> Iterator[Planned]:
+        """Those of one rank, the first ``consumed`` left out; without entries where only other ranks have some left."""
         batches = itertools.islice(self.batches(epoch), consumed * rank.world_size, None)
         while group := list(itertools.islice(batches, rank.world_size)):
-            yield group[rank.index] if rank.index < len(group) else []
+            yield epoch, group[rank.index] if rank.index < len(group) else []
 
 
 @dataclass(frozen=True)
@@ -132,6 +150,10 @@ class CutUtterance:
     @property
     def samples(self) -> int:
         return round(self.cut.duration * SAMPLE_RATE)
+
+    @property
+    def key(self) -> int:
+        return cut_key(self.cut.id, self.cut.start, self.samples)
 
     def read(self, start: int, longest: int | None) -> tuple[Tensor, Tensor | None]:
         waveform = self.audio(self.cut, self.manifest, start, min(self.samples, longest or self.samples))
@@ -154,7 +176,7 @@ class BatchReader(Dataset[Loaded | UserError]):
         )
 
     def __getitem__(self, item: Planned | UserError) -> Loaded | UserError:
-        """A UserError is returned, not raised: a worker's exception would reach the user wrapped in its traceback."""
+        """A UserError is returned, see :func:`~s3prl_ekd.audio.workers.patient`."""
         if isinstance(item, UserError):
             return item
         epoch, entries = item
@@ -165,33 +187,15 @@ class BatchReader(Dataset[Loaded | UserError]):
             return error
 
 
-class _PlannedBatches(IterableDataset[Planned | UserError]):
-    """A rank's batches from a position on, for the process that plans."""
+class _Planned(IterableDataset[Planned | UserError]):
+    """What a function plans, anew in each pass. A UserError is the last item: it comes through processes like them."""
 
-    def __init__(self, plan: Plan, epoch: int, consumed: int, rank: Rank) -> None:
+    def __init__(self, plan: Callable[[], Iterable[Planned]]) -> None:
         self.plan = plan
-        self.epoch = epoch
-        self.consumed = consumed
-        self.rank = rank
 
     def __iter__(self) -> Iterator[Planned | UserError]:
         try:
-            for entries in self.plan.rank_batches(self.epoch, self.consumed, self.rank):
-                yield self.epoch, entries
-        except UserError as error:
-            yield error
-
-
-class _FromAnotherProcess:
-    """The items of a loader that plans in a process of its own, for another loader to read them."""
-
-    def __init__(self, planner: DataLoader[Planned | UserError], limit: float) -> None:
-        self.planner = planner
-        self.limit = limit
-
-    def __iter__(self) -> Iterator[Planned | UserError]:
-        try:
-            yield from patient(self.planner, self.limit)
+            yield from self.plan()
         except UserError as error:
             yield error
 
@@ -221,22 +225,16 @@ class BatchStream:
         targets_cache: Targets | None = None,
         bad_recordings: str | Path | None = None,
         sources: Sequence[CutSource] | None = None,
+        only: Callable[[Entry], bool] | None = None,
     ) -> None:
-        """Find the sources, and the files of the distortions.
-
-        Args:
-            config: sizes of batches, and how they are read.
-            distortion: what the student hears.
-            seed: of the order and the crops.
-            rank: which of the processes that share the batches.
-            targets_cache: where batches get their targets from; crops then start on whole frames.
-            bad_recordings: the file that lists what was skipped.
-            sources: None: those of ``config.cuts``.
+        """``seed``: of order and crops. ``targets_cache``: where batches get their targets from; crops then start on
+        whole frames. ``bad_recordings``: the file that lists what was skipped. ``sources``: None: ``config.cuts``.
+        ``only``: the entries to take, in the manifests' order; None: all, in another order in each epoch.
         """
         self.config = config
         self.distortion = distortion
         self.rank = rank
-        self.plan = Plan(config, seed, resolve_sources(config.cuts) if sources is None else sources)
+        self.plan = Plan(config, seed, resolve_sources(config.cuts) if sources is None else sources, only)
         self.bad_recordings = BadRecordings(bad_recordings, alone=rank.world_size == 1)
         self.reader = BatchReader(config, distortion, seed, targets_cache)
 
@@ -252,11 +250,7 @@ class BatchStream:
         return EpochLoader(self, epoch, consumed)
 
     def dev_loader(self) -> EpochLoader | None:
-        """The dev data, with the same crops and distortions at each pass; None where the configuration names none.
-
-        Raises:
-            UserError: as of this class.
-        """
+        """The dev data, with the same crops and distortions at each pass; None where the configuration names none."""
         if not self.config.dev_cuts:
             return None
         dev = BatchStream(
@@ -272,8 +266,7 @@ class BatchStream:
 
     def identity(self) -> dict[str, str]:
         """What a position depends on, to be stored with it; see :meth:`require_identity`."""
-        settings = ("batch_seconds", "max_batch_utterances", "num_buckets", "buffer_cuts", "max_crop_samples")
-        identity = {f"data.{name}": str(getattr(self.config, name)) for name in settings}
+        identity = _settings(self.config)
         identity |= {"seed": str(self.plan.seed), "number of processes": str(self.rank.world_size)}
         identity["targets.cache"] = self.reader.targets.identity if self.reader.targets is not None else "none"
         for index, source in enumerate(self.plan.sources):
@@ -288,13 +281,10 @@ class BatchStream:
             UserError: names the source that cannot be resumed exactly, or what has changed.
         """
         self._require_resumable()
-        now = self.identity()
-        for name in {**stored, **now}:
-            if stored.get(name) != now.get(name):
-                raise UserError(
-                    f"cannot resume exactly: {name} was {stored.get(name, 'absent')}, now it is"
-                    f" {now.get(name, 'absent')}; restore it, or start a new run"
-                )
+        changed = differences(_settings(DataConfig(cuts=self.config.cuts)) | dict(stored), self.identity())
+        if changed:
+            said = say_differences(changed, "{name} was {before}, now it is {now}")
+            raise UserError(f"cannot resume exactly: {said}; restore it, or start a new run")
 
     def _require_resumable(self) -> None:
         for source in self.plan.sources:
@@ -317,8 +307,6 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Batch]:
         self.bad_recordings.begin_pass()
         for loaded in patient(self._loader(), self.stream.config.timeout_seconds):
-            if isinstance(loaded, UserError):
-                raise loaded
             self.bad_recordings.note(loaded.read, loaded.bad)
             yield loaded.batch
 
@@ -328,20 +316,24 @@ class EpochLoader:
         Each loader has a generator of its own, since the global one's state is part of what a resumed run restores.
         """
         stream, workers = self.stream, self.stream.config.num_workers
-        planned = _PlannedBatches(stream.plan, self.epoch, self.consumed, stream.rank)
-        sampler: Iterable[Planned | UserError] = planned
+        planned = _Planned(functools.partial(stream.plan.rank_batches, self.epoch, self.consumed, stream.rank))
         if workers:
             planner = make_loader(
                 planned, workers=1, prefetch=_PLANNED_AHEAD, generator=torch.Generator(), pin_memory=False
             )
-            sampler = _FromAnotherProcess(planner, stream.config.timeout_seconds)
+            planned = _Planned(functools.partial(patient, planner, stream.config.timeout_seconds))
         return make_loader(
             stream.reader,
-            sampler=sampler,
+            sampler=planned,
             workers=workers,
             prefetch=stream.config.prefetch_batches,
             generator=torch.Generator(),
         )
+
+
+def _settings(config: DataConfig) -> dict[str, str]:
+    """What the order of the batches and the crops depend on."""
+    return {f"data.{name}": str(value) for name, value in config.to_mapping().items() if name not in FREE}
 
 
 def _short(text: str) -> str:

@@ -23,7 +23,7 @@ def read_outcome(task: Task, folder: Path, output: str) -> Outcome:
     printed = re.findall(rf"^{re.escape(task.printed)}: (\S+)$", output, flags=re.MULTILINE)
     if not printed:
         raise UserError(f"{folder}: s3prl's runner printed no '{task.printed}'")
-    answers, references = (_column(folder, pattern) for pattern in task.answers)
+    answers, references = (_column(folder, pattern, task.separator) for pattern in task.answers)
     value = task.scale * float(printed[-1])
     outcome = task.score(answers, references)
     if not abs(value - outcome.value) <= TOLERANCE:
@@ -31,10 +31,10 @@ def read_outcome(task: Task, folder: Path, output: str) -> Outcome:
     return replace(outcome, value=value)
 
 
-def _column(folder: Path, pattern: str) -> list[str]:
+def _column(folder: Path, pattern: str, separator: str) -> list[str]:
     """What follows the utterance's name on each line of the one file that fits ``pattern``."""
     paths = sorted(folder.glob(pattern))
     if len(paths) != 1:
         raise UserError(f"{folder}: expected one file {pattern}, found {len(paths)}")
     lines = paths[0].read_text(encoding="utf-8").splitlines()
-    return [line.partition(" ")[2].strip() for line in lines]
+    return [line.partition(separator)[2].strip() for line in lines]

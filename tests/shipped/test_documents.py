@@ -1,24 +1,31 @@
-"""Every shell command of docs/ is run as it stands, on small corpora in the real layouts."""
+"""Every shell command of README.md and docs/ is run as it stands, on small corpora in the real layouts."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
-from helpers_documents import ROOT, blocks, run_commands
+from helpers_documents import ROOT, Shop, blocks, run_commands
 
-# Files of tests of their own, so that they run side by side; `make fuzz` takes ten minutes, test_fuzz.py runs a part.
-ELSEWHERE = {"your_corpora.md", "reliability.md"}
 DOCUMENTS = [
-    path.name
-    for path in sorted((ROOT / "docs").glob("*.md"))
-    if path.name not in ELSEWHERE and blocks(path.read_text(encoding="utf-8"), "bash")
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if path.name != "reliability.md"  # `make fuzz` takes ten minutes, test_fuzz.py runs a part
+    and blocks(path.read_text(encoding="utf-8"), "bash")
 ]
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    with contextlib.closing(Shop(tmp_path_factory.mktemp("shop"))) as shop:
+        yield shop
+
+
+@pytest.mark.timeout(1800)  # a minute or two for the longest, on cores that do nothing else
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_commands(name, tmp_path):
-    run_commands(f"docs/{name}", tmp_path)
+def test_commands(name, shop, tmp_path):
+    run_commands(name, shop, tmp_path)
 
 
 def test_nothing_is_left_open():

@@ -1,13 +1,14 @@
-"""CITATION.cff, CHANGELOG.md and the third-party notices say what the package says."""
+"""CITATION.cff, CHANGELOG.md and the third-party notices say what the package says; tests keep their own order."""
 
 from __future__ import annotations
 
+import ast
 import configparser
 import datetime
 import re
 
 import yaml
-from helpers_models import ROOT
+from helpers_models import ROOT, TESTS
 
 from s3prl_ekd import __version__
 
@@ -67,3 +68,11 @@ def test_notices_name_what_is_distributed_and_required():
         assert f"`{name.name}`" in text, name
     for name in settings["metadata"]["license_files"].split():
         assert (ROOT / name).is_file(), name
+
+
+def test_nothing_is_imported_from_a_test_file():
+    """What two files of tests share is in a helper."""
+    for path in TESTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").rpartition(".")[2].startswith("test_"), path

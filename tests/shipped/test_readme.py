@@ -1,4 +1,4 @@
-"""README.md: its Python runs and what it names is there; its commands are run by tests/test_readme_commands.py."""
+"""README.md: its Python runs and what it names is there; its commands are run by tests/shipped/test_documents.py."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import yaml
+from helpers_lines import relinked
 from helpers_models import ROOT
 
 from s3prl_ekd import assets, cli
@@ -29,11 +31,24 @@ def commands() -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+def of_the_plain_loop() -> list[str]:
+    """The snippets that are lines of examples/plain_loop.py, which tests/shipped/test_examples.py runs."""
+    script = (ROOT / "examples/plain_loop.py").read_text(encoding="utf-8")
+    return [snippet for snippet in blocks("python") if textwrap.indent(snippet, 4 * " ") in script]
+
+
+def test_the_plain_loop_is_shown_as_it_stands():
+    (core,) = of_the_plain_loop()
+    assert "load_teachers" in core
+    assert "backward" in core
+    assert "load_student" in core
+
+
 def test_python_runs(tmp_path):
     """All of it, one snippet after the other, where a student is in demo/student; hub's "." is this repository."""
     shutil.copytree(assets.folder("student_mini"), tmp_path / "demo/student")
     shutil.copy(ROOT / "hubconf.py", tmp_path)
-    snippets = blocks("python")
+    snippets = [snippet for snippet in blocks("python") if snippet not in of_the_plain_loop()]
     assert len(snippets) == 4
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(snippets)],
@@ -53,19 +68,23 @@ def test_files_are_there():
         assert (ROOT / name).exists(), name
 
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/mini/README.md"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
-    """To files that are there, and to headings that are in them."""
-    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+    """To files that are there, to headings that are in them, and to the lines where what they name is defined."""
+    text = path.read_text(encoding="utf-8")
+    assert relinked(text, path.parent) == text, "lines have moved; `make links` writes them anew"
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
         name, _, heading = target.partition("#")
         if "://" in target:
             continue
         file = path.parent / name if name else path
         assert file.exists(), target
-        if heading:
+        if file.suffix == ".py":
+            assert re.fullmatch(r"(L\d+)?", heading), target
+        elif heading:
             titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
             assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
 
@@ -82,7 +101,8 @@ def test_recipes_are_not_copied_over_anything(tmp_path, capsys):
 
 def test_targets_of_make_are_there():
     rules = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake ([a-z-]+)", README)):
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for target in set(re.findall(r"\bmake ([a-z-]+)", README + contributing)):
         assert re.search(rf"^{target}:", rules, flags=re.MULTILINE), target
 
 
