@@ -31,7 +31,7 @@ def check_unchanged(options: Options, syntax: Syntax, stored: Mapping[str, Any],
     """
     for name in (*syntax.kept, *also):
         if name in options and name in stored and not options.overrides(name):
-            given, kept = options.get(name), stored[name]
+            given, kept = options.given[name], stored[name]
             if str(given) != str(kept):
                 option = syntax.spelling(name)
                 value = "" if given is True else f" {given}"
