@@ -233,7 +233,7 @@ def _check_resumed_configuration(options: Options) -> None:
     states = checkpoints.read_states(path)
     task, config = states["Args"].downstream, override.applied(changes, states["Config"])
     try:
-        downstream_config.check_keys(task, override.alone(changes)[1])
+        downstream_config.check_keys(task, override.applied(changes, {}))
         if changes and options["mode"] == "train":
             _check_training(config)
     except UserError as error:
