@@ -22,6 +22,8 @@ from models import Ensemble, OurStep, our_step
 from peers import BASE, TINY
 from torch import Tensor
 
+from s3prl_ekd import SAMPLE_RATE
+
 INFERENCE_SECONDS = 10.0
 LIMITS = {"student_relative": 0.02, "student_1_minus_cosine": 1e-3, "loss_relative": 0.02}
 
@@ -65,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "inference_transformers_bf16": common.ratio(timings["inference"], "transformers_bf16", "ours_bf16"),
     }
     values: dict[str, Any] = {
-        "batch_seconds": [len(waveform) / common.SAMPLE_RATE for waveform in waveforms],
-        "inference_seconds": len(heard[0]) / common.SAMPLE_RATE,
+        "batch_seconds": [len(waveform) / SAMPLE_RATE for waveform in waveforms],
+        "inference_seconds": len(heard[0]) / SAMPLE_RATE,
         "timings": {name: common.summary(times) for name, times in timings.items()},
         "ratios": ratios,
         "max_differences": checked,

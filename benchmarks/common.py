@@ -77,7 +77,7 @@ def speech(seconds: Iterable[float]) -> list[Tensor]:
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
     """No TF32 inside the block, so that a GPU's outputs can be compared."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
         backend.allow_tf32 = False
@@ -101,9 +101,9 @@ def seconds(work: Work, device: torch.device) -> float:
         end.record()
         torch.cuda.synchronize(device)
         return start.elapsed_time(end) / 1000
-    start = time.process_time()
+    began = time.process_time()
     work()
-    return time.process_time() - start
+    return time.process_time() - began
 
 
 def interleaved(

@@ -101,7 +101,7 @@ def differences(ensemble: Ensemble, counts: Sequence[int], waveforms: Sequence[T
             losses[count] += loss.item()
             parameters = dict(recipe.distiller.named_parameters())
             for name, part in zip(
-                parameters, torch.autograd.grad(loss, parameters.values(), retain_graph=True), strict=True
+                parameters, torch.autograd.grad(loss, [*parameters.values()], retain_graph=True), strict=True
             ):
                 gradients[count][name] = gradients[count].get(name, 0) + part
     for count in counts:
@@ -112,11 +112,15 @@ def differences(ensemble: Ensemble, counts: Sequence[int], waveforms: Sequence[T
         with torch.no_grad():
             cached = distiller(with_targets(distiller, batch, device).to(device)).loss
         note("loss_of_cached_targets", abs(cached.item() - loss.item()))
-        reference = from_distiller(gradients[count])
-        mine = {name.removeprefix("student."): parameter.grad for name, parameter in distiller.named_parameters()}
-        assert mine.keys() == reference.keys()
-        ours, theirs = (torch.cat([side[name].flatten() for name in mine]) for side in (mine, reference))
-        note("gradient_relative", (ours - theirs).norm() / theirs.norm())
+        expected = from_distiller(gradients[count])
+        given = {
+            name.removeprefix("student."): parameter.grad
+            for name, parameter in distiller.named_parameters()
+            if parameter.grad is not None
+        }
+        assert given.keys() == expected.keys()
+        one, other = (torch.cat([side[name].flatten() for name in given]) for side in (given, expected))
+        note("gradient_relative", (one - other).norm() / other.norm())
     return found
 
 

@@ -19,6 +19,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,12 @@ class Curves:
         """One more x for these curves; a warm-up is only needed for the memory, and at the first."""
         short = common.speech([0.5])
         memory = {
-            name: common.extra_memory_mb(lambda s=s: s(waveforms), lambda s=s: s(short), self.device)
+            name: common.extra_memory_mb(partial(s, waveforms), partial(s, short), self.device)
             for name, s in subjects.items()
         }
         for subject in subjects.values():
             subject(short)
-        candidates = {name: lambda s=s: s(waveforms) for name, s in subjects.items()}
+        candidates = {name: partial(s, waveforms) for name, s in subjects.items()}
         times = common.interleaved(candidates, self.repeats, self.device, warm_up=0)
         for name, values in common.summary(times).items():
             self.points.append(
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = common.parser(__doc__.splitlines()[0], repeats=3).parse_args(argv)
     device = common.prepare(args)
     xs = QUICK if args.quick else {"length": LENGTHS, "batch": BATCHES, "teachers": TEACHERS}
+    counts = [int(x) for x in xs["teachers"]]
     sizes = TINY if args.quick else BASE
     utterance = UTTERANCE_SECONDS if not args.quick else 0.5
     curves = Curves(args.repeats, device)
@@ -113,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         curves.add("length", x, subjects, common.speech([x]))
 
     with tempfile.TemporaryDirectory() as folder:
-        ensemble = Ensemble(Path(folder), sizes, max(xs["teachers"]), device)
+        ensemble = Ensemble(Path(folder), sizes, max(counts), device)
     start = common.speech([0.5])
     ours = as_subject(our_step(ensemble, 1, start))
     for x in xs["length"]:
@@ -122,12 +124,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for x in xs["batch"]:
         curves.add("batch", x, both, common.speech([utterance] * round(x / utterance)))
     del ours, both
-    for x in xs["teachers"]:
+    for count in counts:
         both = {
-            "ours": as_subject(our_step(ensemble, x, start)),
-            "s3prl": as_subject(their_step(ensemble, x, start, teachers_train=False)),
+            "ours": as_subject(our_step(ensemble, count, start)),
+            "s3prl": as_subject(their_step(ensemble, count, start, teachers_train=False)),
         }
-        curves.add("teachers", x, both, common.speech([utterance] * 2))
+        curves.add("teachers", count, both, common.speech([utterance] * 2))
 
     slopes = curves.slopes()
     result = common.result(args, "growth of time and memory") | {

@@ -19,8 +19,10 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import common
 import torch
@@ -36,7 +38,7 @@ QUICK_INPUTS = {"b1": (1.0,), "mixed8": tuple(length / 10 for length in INPUTS["
 GOALS = {"infer_b1": 1.45, "infer_mixed8": 2.5, "memory_b1": 1 / 3, "memory_mixed8": 1 / 8}
 LIMITS = {"cpu": {"s3prl": 2e-5, "transformers": 2e-5}, "cuda": {"s3prl": 1e-3, "transformers": 1e-3}}
 
-Extractor = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+Extractor = Callable[[Sequence[Tensor]], Sequence[Any]]
 """Waveforms (S,) to the hidden states (B, F, D): the projected features, where a peer gives them, then the layers."""
 
 
@@ -55,14 +57,14 @@ class Transformers:
         self.model = HubertModel(config).eval()
         self.model.load_state_dict(student.state_dict())
 
-    def __call__(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
+    def __call__(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Index 0 is None: transformers counts differently there."""
         padded = pad_sequence(list(waveforms), batch_first=True)
         mask = torch.zeros(padded.shape, dtype=torch.long, device=padded.device)
         for row, waveform in enumerate(waveforms):
             mask[row, : len(waveform)] = 1
-        mask = None if bool(mask.all()) else mask
-        return [None, *self.model(padded, attention_mask=mask, output_hidden_states=True).hidden_states[1:]]
+        shown = None if bool(mask.all()) else mask
+        return [None, *self.model(padded, attention_mask=shown, output_hidden_states=True).hidden_states[1:]]
 
 
 def extractors(sizes: Sizes, device: torch.device) -> dict[str, Extractor]:
@@ -82,7 +84,7 @@ def extractors(sizes: Sizes, device: torch.device) -> dict[str, Extractor]:
     }
 
 
-def differences(candidates: dict[str, Extractor], inputs: dict[str, Sequence[Tensor]]) -> dict[str, float]:
+def differences(candidates: Mapping[str, Extractor], inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
     """Largest difference to each peer."""
     found = {"s3prl": 0.0, "transformers": 0.0}
     for waveforms in inputs.values():
@@ -112,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return {
                 name: {
                     which: common.extra_memory_mb(
-                        lambda e=e, w=w: e(w), lambda e=e: e(short), device, default_malloc=default_malloc
+                        partial(e, w), partial(e, short), device, default_malloc=default_malloc
                     )
                     for which, e in candidates.items()
                 }
@@ -127,9 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             checked = differences(candidates, inputs)
         print(f"equal outputs: {common.rounded(checked)}", file=sys.stderr)
         times = {
-            name: common.interleaved(
-                {which: lambda e=e, w=w: e(w) for which, e in candidates.items()}, args.repeats, device
-            )
+            name: common.interleaved({which: partial(e, w) for which, e in candidates.items()}, args.repeats, device)
             for name, w in inputs.items()
         }
 

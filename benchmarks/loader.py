@@ -17,8 +17,8 @@ from pathlib import Path
 import common
 import soundfile
 
+from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.config.data import DataConfig
-from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.cuts.manifests import folder_recordings, write_manifest
 from s3prl_ekd.cuts.stream import BatchStream
 

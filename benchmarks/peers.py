@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ UPSTREAMS = {"hubert": "hubert_local", "wavlm": "wavlm_local"}
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Without what s3prl prints."""
     with contextlib.redirect_stdout(io.StringIO()), patches.quiet():
         yield
@@ -92,11 +92,15 @@ def write_teacher(path: Path, kind: str, sizes: Sizes, seed: int) -> Path:
                 "relative_position_embedding": True, "gru_rel_pos": True, "num_buckets": 320, "max_distance": 800,
                 "normalize": False,
             }  # fmt: skip
-            checkpoint = {"cfg": settings, "model": _randomize(WavLM(WavLMConfig(settings))).state_dict()}
+            checkpoint: dict[str, Any] = {
+                "cfg": settings,
+                "model": _randomize(WavLM(WavLMConfig(settings))).state_dict(),
+            }
         else:
             from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
 
-            task, symbols, settings = {"sample_rate": 16000}, [list("abcde")], settings | {"label_rate": 50.0}
+            task, symbols = {"sample_rate": 16000}, [list("abcde")]
+            settings |= {"label_rate": 50.0}
             model = HubertModel(HubertConfig(**settings), HubertPretrainingConfig(**task), symbols)
             checkpoint = {
                 "task_cfg": task, "model_cfg": settings, "dictionaries_symbols": symbols,
@@ -150,7 +154,7 @@ class Recipe(nn.Module):
     With several teachers, which s3prl does not have, the target is the mean of their hidden states.
     """
 
-    def __init__(self, distiller: nn.Module, teachers: Sequence[nn.Module]) -> None:
+    def __init__(self, distiller: Any, teachers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.distiller = distiller
         self.teachers = nn.ModuleList(teachers)

@@ -24,6 +24,8 @@ from peers import BASE, TINY
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from s3prl_ekd import SAMPLE_RATE
+
 KINDS = {
     "matrix products": ("mm", "addmm", "addmm_", "bmm", "baddbmm"),
     "convolutions forward": ("mkldnn_convolution", "thnn_conv2d", "slow_conv2d_forward"),
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     waveforms = common.speech(QUICK_SECONDS if args.quick else SECONDS["cpu"])
     with tempfile.TemporaryDirectory() as folder:
         ensemble = Ensemble(Path(folder), TINY if args.quick else BASE, 1, device)
-    steps = {
+    steps: dict[str, common.Work] = {
         "s3prl": their_step(ensemble, 1, waveforms, teachers_train=False),
         "ours": our_step(ensemble, 1, waveforms),
     }
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rounds = [{name: self_times(step) for name, step in steps.items()} for _ in range(args.repeats)]
     kinds = [*KINDS, "other"]
     values = {
-        "batch_seconds": [len(waveform) / common.SAMPLE_RATE for waveform in waveforms],
+        "batch_seconds": [len(waveform) / SAMPLE_RATE for waveform in waveforms],
         "self_seconds": {
             name: {kind: statistics.median(round_[name][kind] for round_ in rounds) for kind in kinds} for name in steps
         },

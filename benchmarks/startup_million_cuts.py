@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 RECORDINGS = 50
 LIMITS = {"first_batch_s": 10, "resumed_at_end_s": 60, "memory_mb": 1000}
@@ -80,11 +81,11 @@ class Memory(threading.Thread):
         self.peak_mb = max(self.peak_mb, total / 1000)
 
 
-def measure(manifest: str, consumed: int | None, workers: int, started: float) -> dict:
+def measure(manifest: str, consumed: int | None, workers: int, started: float) -> dict[str, Any]:
     """In a fresh process: the first two batches after ``consumed`` ones; None: plan the whole epoch."""
     memory = Memory()
+    from s3prl_ekd.audio.distortions import DistortionConfig
     from s3prl_ekd.config.data import DataConfig
-    from s3prl_ekd.config.recipe import DistortionConfig
     from s3prl_ekd.cuts.stream import BatchStream
 
     imported = time.time()
@@ -115,7 +116,7 @@ def main() -> int:
         print(json.dumps(measure(manifest, consumed, args.workers, float(started))))
         return 0
 
-    def fresh(consumed: object) -> dict:
+    def fresh(consumed: object) -> Any:
         command = [sys.executable, __file__, "--workers", str(args.workers), "--measure", str(manifest), str(consumed)]
         return json.loads(subprocess.run([*command, str(time.time())], check=True, stdout=subprocess.PIPE).stdout)
 

@@ -16,17 +16,18 @@ MIN_SAMPLES = 400  # the least that gives a frame: the receptive field of the co
 TYPE_CHECKING = False  # as typing's, without its import: a plugged environment loads this file at every start
 if TYPE_CHECKING:
     from s3prl_ekd.student.folder import load_student
+else:
+
+    def __getattr__(name: str) -> object:
+        # torch takes seconds to import; `import s3prl_ekd` and the command line's help must not wait for it.
+        if name == "load_student":
+            from s3prl_ekd.student.folder import load_student
+
+            return load_student
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = ["FRAME_SHIFT", "MIN_SAMPLES", "SAMPLE_RATE", "__version__", "load_student"]
-
-
-def __getattr__(name: str):
-    # torch takes seconds to import; `import s3prl_ekd` and the command line's help must not wait for it.
-    if name == "load_student":
-        from s3prl_ekd.student.folder import load_student
-
-        return load_student
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

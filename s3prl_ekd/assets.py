@@ -1,4 +1,4 @@
-"""Where the files that travel with the package are: weights, vocabularies, recipes."""
+"""Paths of the files that come with the package: weights, vocabularies, recipes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from s3prl_ekd.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
-# A wheel carries the top-level recipes/ as the package s3prl_ekd.recipes; a checkout has it beside s3prl_ekd/.
+# A wheel carries the top-level recipes/ as s3prl_ekd/recipes/; a checkout has it beside s3prl_ekd/.
 _RECIPES = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
 
 

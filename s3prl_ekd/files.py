@@ -1,4 +1,4 @@
-"""Reading and writing small files: never half of one, and the same text and the same folder for every reader."""
+"""Small files: written whole or not at all, and lists, folders and YAML read the same way by everyone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from s3prl_ekd.errors import UserError, one_line, shorten
 
@@ -60,15 +60,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def _process() -> str:
-    """This process among those that may write there, which can be other machines'."""
+    """This process in the name of a temporary file: machine and number, since several machines may write there."""
     return f"{os.uname().nodename}-{os.getpid()}"
 
 
 def _clear_leftovers(path: Path) -> None:
-    """Remove what processes that are dead have left of :func:`atomic_path`; a folder that one had put aside is back."""
+    """Remove what killed processes left of :func:`atomic_path`; put back a folder that one of them had moved aside."""
     parts = rf"\.{re.escape(path.stem)}\.(?P<process>[^/]+)\.part{re.escape(path.suffix)}"
     olds = rf"\.{re.escape(path.name)}\.(?P<retired>[^/]+)\.old"
-    with contextlib.suppress(OSError):  # whoever writes next will say so
+    with contextlib.suppress(OSError):  # the write that follows reports it
         for name in os.listdir(path.parent):
             found = re.fullmatch(f"{parts}|{olds}", name) if name.startswith(".") else None
             if found is None or not _is_dead(found["process"] or found["retired"]):
@@ -82,7 +82,7 @@ def _clear_leftovers(path: Path) -> None:
 
 
 def _is_dead(process: str) -> bool:
-    """Whether that of a temporary name is known to have ended; one of this number is one of before a restart."""
+    """Whether the process in a temporary name is known to have ended (if it had our number, it ended before us)."""
     host, _, number = process.rpartition("-")
     if not number.isdigit() or host not in ("", os.uname().nodename):
         return False
@@ -96,7 +96,7 @@ def _is_dead(process: str) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names, so that there is no moment without either; False where the system cannot."""
+    """Exchange two names in one go, so that both exist at every moment; False where the system cannot do that."""
     try:
         exchange = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):
@@ -105,7 +105,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """A file or a folder, if it is there."""
+    """Delete a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -129,7 +129,8 @@ def only_writer(folder: str | Path) -> Iterator[None]:
     with path.open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())  # not one just removed
+            # Another process may have removed the file between open and lockf.
+            ours = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
         except OSError as error:
             ours = error.errno in _NO_LOCKS
             if ours:
@@ -146,7 +147,7 @@ def read_lines(path: str | Path, hint: str = "give the path of a text file") -> 
     """The lines of a list, transcript or lexicon that are not blank, each with its number from 1.
 
     The text is UTF-8, with or without a byte order mark; lines end as on any system. Another encoding is refused and
-    not guessed: a wrong guess would change words without a word.
+    not guessed: a wrong guess would change words silently.
 
     Args:
         path: the file.
@@ -215,7 +216,7 @@ def write_yaml(path: str | Path, value: Any) -> None:
 
 
 _YAML_BYTES = 1 << 20
-_YAML_VALUES = 10_000  # aliases expanded, so that nine lines cannot stand for gigabytes
+_YAML_VALUES = 10_000  # an alias counts as all that it stands for: nine lines of them can mean gigabytes
 _YAML_DEPTH = 50
 _YAML_BITS = 256  # of an integer; int() itself refuses long decimals only, and printing long ones fails
 _PLAIN = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map"))
@@ -230,14 +231,6 @@ def _strict_loader() -> type:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        yaml_constructors: ClassVar[dict] = {
-            tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in _PLAIN
-        }
-        yaml_implicit_resolvers: ClassVar[dict] = {
-            first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
-            for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
         def __init__(self, text: str) -> None:
             super().__init__(text)
             self._level = 0
@@ -253,6 +246,7 @@ def _strict_loader() -> type:
                 raise self._error(f"nested deeper than {_YAML_DEPTH} levels", mark)
             alias = self.check_event(yaml.AliasEvent)
             node = super().compose_node(parent, index)
+            assert node is not None  # PyYAML always gives one, though its type allows None
             self._level -= 1
             if not alias:
                 self._measure(node)
@@ -295,7 +289,12 @@ def _strict_loader() -> type:
                 raise self._error("a number of too many digits", node.start_mark)
             return value
 
+    Loader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in _PLAIN}
     Loader.add_constructor(None, Loader.refuse_tag)
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     return Loader
 
 

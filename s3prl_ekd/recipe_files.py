@@ -20,14 +20,14 @@ def folders() -> dict[str, Path]:
 
 
 def find(path: str, where: str = "") -> str:
-    """A YAML file of the user's, or else the packaged one of that name, which is said in the log.
+    """The path of a recipe: the user's own file, or else the packaged one of that name, which the log then says.
 
     Args:
-        path: a path, or below ``recipes/``, such as ``mini/ekd.yaml`` (``recipes/mini/ekd.yaml`` too).
+        path: a path, or a name below ``recipes/``, such as ``mini/ekd.yaml`` or ``recipes/mini/ekd.yaml``.
         where: the option it belongs to, for the message.
 
     Raises:
-        UserError: neither (said with the nearest packaged one).
+        UserError: there is neither; the message names the nearest packaged one.
     """
     if Path(path).is_file():
         return path

@@ -26,6 +26,7 @@ from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.training import checkpoints
+from s3prl_ekd.training.module import Inputs
 from s3prl_ekd.training.run import train
 
 BATCHES = 5  # of an epoch, of all processes together
@@ -112,17 +113,19 @@ def build(config: RunConfig, kind: type[Distiller] = Distiller) -> Distiller:
     return kind(config.distill, [TinyTeacher()])
 
 
-def open_data(config: RunConfig, rank: int, world_size: int, **options):
-    """As s3prl_ekd.training.run.open_data; four dev batches for all processes together."""
+def open_inputs(config: RunConfig, rank: int, world_size: int, *, kind: type[Distiller] = Distiller, **options):
+    """As s3prl_ekd.training.run.open_inputs; four dev batches for all processes together."""
     stream = SyntheticStream(config, rank, world_size, **options)
-    return stream, DevBatches(stream, world_size) if config.data.dev_cuts else None
+    dev = SyntheticDevData(stream, world_size) if config.data.dev_cuts else None
+    return Inputs(stream, dev, build(config, kind))
 
 
-class DevBatches:
+class SyntheticDevData:
     """Every ``world_size``-th of four; one that is ``stuck`` is looked for in epoch 99."""
 
     def __init__(self, stream: SyntheticStream, world_size: int) -> None:
         self.stream, self.world_size = stream, world_size
+        self.bad_recordings = BadRecordings()
 
     def __iter__(self):
         for index in range(self.stream.rank, 4, self.world_size):
@@ -132,10 +135,9 @@ class DevBatches:
             yield self.stream.batch(99, index)
 
 
-def run(config: RunConfig, *, resume: bool = False, kind: type[Distiller] = Distiller, **options) -> int:
-    """A run in this process; ``options`` are the stream's."""
-    data = functools.partial(open_data, **options)
-    return train(config, resume=resume, open_data=data, build=functools.partial(build, kind=kind))
+def run(config: RunConfig, *, resume: bool = False, **options) -> int:
+    """A run in this process; ``options`` are those of :func:`open_inputs`."""
+    return train(config, resume=resume, open_inputs=functools.partial(open_inputs, **options))
 
 
 def logged(output, column: str = "train/loss") -> dict[int, float]:

@@ -131,7 +131,8 @@ def draw_crops(
 ) -> Crops:
     """``count`` random crops of ``frames`` frames. ``labels``: per codebook, per stream, (F,)."""
     room = torch.tensor([max(0, frame_count(len(stream)) - frames) for stream in streams], dtype=torch.float)
-    waves, picked = [], [[] for _ in labels]
+    waves: list[Tensor] = []
+    picked: list[list[Tensor]] = [[] for _ in labels]
     for i in torch.multinomial(room, count, replacement=True, generator=rng).tolist():
         start = int(torch.randint(int(room[i]), (), generator=rng))
         waves.append(streams[i][start * FRAME_SHIFT : (start + frames - 1) * FRAME_SHIFT + WINDOW])

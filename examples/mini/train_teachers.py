@@ -35,7 +35,6 @@ from transformers import (
     AutoModel,
     HubertConfig,
     HubertModel,
-    PreTrainedModel,
     Wav2Vec2FeatureExtractor,
     WavLMConfig,
     WavLMModel,
@@ -43,7 +42,10 @@ from transformers import (
 
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
 from s3prl_ekd.audio.distortion import Distorter
-from s3prl_ekd.audio.distortions import DistortionConfig, GaussianNoiseConfig, NoiseConfig, ReverberationConfig
+from s3prl_ekd.audio.distortions import DistortionConfig
+from s3prl_ekd.audio.distortions.gaussian_noise import GaussianNoiseConfig
+from s3prl_ekd.audio.distortions.noise import NoiseConfig
+from s3prl_ekd.audio.distortions.reverberation import ReverberationConfig
 from s3prl_ekd.audio.randomness import keyed_generator
 from s3prl_ekd.config.base import Config
 from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, nearest
@@ -51,6 +53,7 @@ from s3prl_ekd.files import atomic_path
 
 log = logging.getLogger("train_teachers")
 
+Teacher = HubertModel | WavLMModel
 ARCHITECTURES = {"hubert": (HubertConfig, HubertModel), "wavlm": (WavLMConfig, WavLMModel)}
 
 
@@ -176,7 +179,7 @@ class RecipeConfig(Config):
     teachers: tuple[TeacherConfig, ...]
 
 
-def build_model(architecture: str, sizes: ModelConfig) -> PreTrainedModel:
+def build_model(architecture: str, sizes: ModelConfig) -> Teacher:
     """A randomly initialised encoder that can mask time (``mask_time_prob`` > 0 creates the mask embedding)."""
     config_class, model_class = ARCHITECTURES[architecture]
     dropouts = ("hidden", "attention", "activation", "feat_proj", "final")
@@ -200,7 +203,7 @@ def span_mask(batch: int, frames: int, recipe: RecipeConfig, rng: torch.Generato
 
 
 @torch.no_grad()
-def hidden_features(model: PreTrainedModel, streams: list[Tensor], layer: int) -> list[Tensor]:
+def hidden_features(model: Teacher, streams: list[Tensor], layer: int) -> list[Tensor]:
     """A hidden state of every stream, [(F, D)] in half precision."""
 
     def features(wave: Tensor) -> Tensor:
@@ -270,11 +273,11 @@ class Training:
 
     def labels(self, codebook: CodebookConfig) -> list[Tensor]:
         """The labels of one codebook, per stream (F,)."""
-        if codebook.teacher is None:
+        if codebook.features is not None:
             analyse = FEATURES[codebook.features]
             features = [chunked(s, analyse) for s in tqdm(self.streams, desc=codebook.features, leave=False)]
         else:
-            model = finished_teacher(self.out / codebook.teacher)
+            model = finished_teacher(self.out / str(codebook.teacher))
             features = hidden_features(model, self.streams, codebook.layer)
         return cluster(features, codebook.clusters, self.seed)
 
@@ -283,7 +286,7 @@ class Training:
         torch.manual_seed(self.seed)  # the same weights whatever was trained before in this process
         model = build_model(teacher.architecture, self.recipe.model)
         fresh = teacher.start_from is None
-        if not fresh:
+        if teacher.start_from is not None:
             load_body(model, self.out / teacher.start_from)
         for number, stage in enumerate(teacher.stages):
             name = f"{teacher.name}-{number}"
@@ -302,7 +305,7 @@ class Training:
             done.touch()
             (self.out / "work" / f"{name}.pt").unlink(missing_ok=True)
 
-    def _stage(self, name: str, model: PreTrainedModel, stage: StageConfig, fresh: bool) -> None:
+    def _stage(self, name: str, model: Teacher, stage: StageConfig, fresh: bool) -> None:
         recipe, checkpoint = self.recipe, self.out / "work" / f"{name}.pt"
         begun = time.monotonic()
         labels = [self.labels(codebook) for codebook in stage.codebooks]
@@ -355,7 +358,7 @@ class Training:
                     )
         log.info("%s: %d steps in %.0f s: %s", name, stage.steps - start, time.monotonic() - begun, progress.postfix)
 
-    def _warm_start(self, name: str, model: PreTrainedModel) -> None:
+    def _warm_start(self, name: str, model: Teacher) -> None:
         """Teach the conv stack and the feature projection alone what a filter bank knows.
 
         Cluster labels are a poor teacher for a conv stack that starts from random weights: in the few thousand steps a
@@ -399,14 +402,14 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.
     optimizer.step()
 
 
-def finished_teacher(folder: Path) -> PreTrainedModel:
+def finished_teacher(folder: Path) -> Teacher:
     """A teacher that this recipe has saved, for inference in single precision."""
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: no finished teacher there; train it first (--teacher {folder.name}, same --out)")
     return AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def load_body(model: PreTrainedModel, folder: Path) -> None:
+def load_body(model: Teacher, folder: Path) -> None:
     """Copy a finished teacher's weights into ``model``; only the mask embedding may be missing there."""
     weights, own = finished_teacher(folder).state_dict(), model.state_dict()
     shapes = {key: value.shape for key, value in weights.items()}
@@ -415,12 +418,12 @@ def load_body(model: PreTrainedModel, folder: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def save_teacher(model: PreTrainedModel, folder: Path) -> None:
+def save_teacher(model: Teacher, folder: Path) -> None:
     """Write a folder in transformers' format, half precision, which neither masks nor drops when fine-tuned."""
     config = type(model.config).from_dict(
         {**model.config.to_dict(), "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0}
     )
-    plain = type(model)(config)
+    plain = AutoModel.from_config(config)
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if k != "masked_spec_embed"})
     with atomic_path(folder) as temporary:
         plain.half().save_pretrained(temporary)

@@ -127,7 +127,7 @@ def _mp3(file: soundfile.SoundFile, data: BinaryIO) -> str | None:
     return None
 
 
-def _mp3_size(content: bytes, at: int, header: re.Match) -> str | None:
+def _mp3_size(content: bytes, at: int, header: re.Match[bytes]) -> str | None:
     """Whether frames follow those that a Xing header counts: of MP3s one behind the other the first would be read."""
     fields = content[header.end() : header.end() + 12]
     if header[0] == b"VBRI" or len(fields) < 12 or fields[3] & 3 != 3:  # it counts frames and bytes

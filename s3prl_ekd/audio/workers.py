@@ -32,10 +32,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 POLL_SECONDS = 1.0
-"""A loader's ``timeout``: so often its workers are looked after. Meant for :func:`patient` alone."""
+"""A loader's ``timeout``: so often :func:`patient` looks after its workers."""
 SAID_AFTER = 60.0
 """Seconds of waiting after which a line says so."""
 
+_PIN_SECONDS = 10.0  # the thread looks every five whether it should end
 _SHARED_MEMORY = "/dev/shm"
 _SHORT = (errno.ENOSPC, errno.EMFILE, errno.ENFILE)  # from torch; what a data set raises has no number by then
 _at_work: set[tuple[int, BaseProcess]] = set()  # with the process that started them
@@ -52,7 +53,7 @@ def prepare_worker(worker: int) -> None:
     Queue._on_queue_feeder_error = _send_the_problem  # type: ignore[attr-defined]
 
 
-def _send_the_problem(queue: Queue, error: Exception, item: Any) -> None:
+def _send_the_problem(queue: Queue[Any], error: Exception, item: Any) -> None:
     if not isinstance(item, tuple) or isinstance(item[-1], UserError):
         os._exit(1)  # not even this can be sent: that the worker is gone will be noticed
     problem = UserError(f"data: a worker cannot hand over a batch ({one_line(error)}); {_remedy()}")
@@ -79,15 +80,15 @@ def make_loader(
     generator: torch.Generator | None = None,
     pin_memory: bool = True,
 ) -> DataLoader[T]:
-    """A loader for :func:`patient`, whose data set gives whole batches.
+    """A loader for :func:`patient`.
 
     Args:
-        dataset: what is read.
+        dataset: whose items are whole batches.
         workers: processes that read; 0: this one.
-        sampler: keys of the data set, in order; None: the data set is an iterable one.
-        prefetch: batches that each worker prepares ahead; None: torch's default.
-        generator: what the workers' seeds are drawn from; None: torch's global one.
-        pin_memory: whether batches are made ready for a GPU, if there is one.
+        sampler: keys of the items, in order; None: the data set is an iterable one.
+        prefetch: items that each worker prepares ahead; None: torch's default.
+        generator: of the workers' seeds; None: torch's global one.
+        pin_memory: whether items are made ready for a GPU, if there is one.
     """
     return DataLoader(
         dataset,
@@ -102,18 +103,20 @@ def make_loader(
     )
 
 
-def patient(loader: DataLoader[T], limit: float) -> Iterator[T]:
-    """The items of a loader that has :data:`POLL_SECONDS` as its timeout if it has workers.
+def patient(loader: DataLoader[T | UserError], limit: float) -> Iterator[T]:
+    """The items of a loader, see :func:`make_loader`.
 
     Args:
-        loader: iterated once, without ``persistent_workers``.
+        loader: iterated once.
         limit: seconds that one item may take.
 
     Raises:
-        UserError: a worker has ended, or an item takes longer than ``limit``.
+        UserError: a worker has ended, an item takes longer than ``limit``, or is a UserError: data sets return theirs,
+            since what a worker raises would reach the user wrapped in its traceback.
     """
     before = set(multiprocessing.active_children())
     workers: set[BaseProcess] = set()
+    iterator: Iterator[T | UserError] = iter(())
     try:
         try:
             with _no_deaths_by_signal(), _ends_are_named(workers):
@@ -126,9 +129,26 @@ def patient(loader: DataLoader[T], limit: float) -> Iterator[T]:
                 item = _next(iterator, workers, limit)
             except StopIteration:
                 return
+            if isinstance(item, UserError):
+                raise item
             yield item
     finally:
+        _end_pinning(iterator)
         _end(workers)
+
+
+def _end_pinning(iterator: Iterator[Any]) -> None:
+    """End torch's thread that copies batches into pinned memory, if there is one, while the workers are still alive.
+
+    It reads what they send. Were they killed first, half a batch could be left in their queue; the thread would wait
+    for the other half, and torch, when it clears up the iterator, for the thread, both without end. This is the order
+    of torch's own ``_shutdown_workers``, which is not called since it also waits for the workers.
+    """
+    thread = getattr(iterator, "_pin_memory_thread", None)
+    if thread is not None:
+        iterator._pin_memory_thread_done_event.set()  # type: ignore[attr-defined]  # private to torch
+        iterator._worker_result_queue.put((None, None))  # type: ignore[attr-defined]  # so that it wakes up
+        thread.join(_PIN_SECONDS)
 
 
 def _end(workers: Iterable[BaseProcess]) -> None:

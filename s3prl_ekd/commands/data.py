@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from s3prl_ekd.command_line import whole_number
 from s3prl_ekd.errors import UserError
+
+if TYPE_CHECKING:
+    from s3prl_ekd.cuts.manifests import Written
 
 _CORPORA = {
     "librispeech": ("a corpus in LibriSpeech's layout: one manifest for each part", "/data/LibriSpeech cuts"),
@@ -61,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _corpus(args: argparse.Namespace) -> list:
+def _corpus(args: argparse.Namespace) -> list[Written]:
     from s3prl_ekd.cuts.manifests import CORPORA, write_corpus, write_lists
 
     places = [place for place in (args.corpus, args.out) if place is not None]
@@ -80,22 +84,22 @@ def _corpus(args: argparse.Namespace) -> list:
     return write_corpus(CORPORA[args.kind], corpus, out, parts or None)
 
 
-def _folder(args: argparse.Namespace) -> list:
+def _folder(args: argparse.Namespace) -> list[Written]:
     from s3prl_ekd.cuts.manifests import folder_recordings, write_manifest
 
     return [write_manifest(args.out, folder_recordings(args.folder))]
 
 
-def _tsv(args: argparse.Namespace) -> list:
+def _tsv(args: argparse.Namespace) -> list[Written]:
     from s3prl_ekd.cuts.manifests import tsv_recordings, write_manifest
 
     return [write_manifest(args.out, tsv_recordings(args.tsv, args.rate))]
 
 
-def _shar(args: argparse.Namespace) -> list:
+def _shar(args: argparse.Namespace) -> list[Written]:
     from s3prl_ekd.cuts.manifests import write_shar
 
     return [write_shar(args.cuts, args.out, shard_size=args.shard_size, audio=args.audio)]
 
 
-_ACTIONS: dict[str, Callable[[argparse.Namespace], list]] = {"folder": _folder, "tsv": _tsv, "shar": _shar}
+_ACTIONS: dict[str, Callable[[argparse.Namespace], list[Written]]] = {"folder": _folder, "tsv": _tsv, "shar": _shar}

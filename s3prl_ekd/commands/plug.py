@@ -9,7 +9,7 @@ from s3prl_ekd.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """The command's options."""
     add_target(parser)
     parser.add_argument(
         "--recipe",
@@ -30,7 +30,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plug one of the two."""
+    """Plug the checkout that ``--s3prl`` names, or this environment."""
     from s3prl_ekd.s3prl_plugin.plug import plug_checkout, plug_environment
 
     if args.s3prl is None:

@@ -11,7 +11,7 @@ from s3prl_ekd.errors import UserError, nearest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Define the command line."""
+    """The command's options."""
     parser.add_argument(
         "name", nargs="?", metavar="NAME", help="one of the list, such as ls960_ekd_average (default: print the list)"
     )
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the list, or copy one folder.
+    """Print the list or where one recipe is, or copy its folder.
 
     Raises:
         UserError: there is no such recipe, or ``out`` exists.
@@ -39,6 +39,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.out.exists():
         raise UserError(f"{args.out} exists; name another folder to copy the recipe to")
-    shutil.copytree(found[args.name], args.out, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(found[args.name], args.out)
     print(args.out)
     return 0

@@ -9,12 +9,12 @@ from s3prl_ekd.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """The command's options."""
     add_target(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Unplug one of the two."""
+    """Unplug the checkout that ``--s3prl`` names, or this environment."""
     from s3prl_ekd.s3prl_plugin.plug import unplug_checkout, unplug_environment
 
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES
-from s3prl_ekd.audio.distortions import DistortionConfig
+from s3prl_ekd.audio.distortions import DistortionConfig as DistortionConfig
 from s3prl_ekd.audio.distortions import TeacherInput as TeacherInput
 from s3prl_ekd.config.base import (
     Config,

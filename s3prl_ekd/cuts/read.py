@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from lhotse import MonoCut, MultiCut, Recording
@@ -24,21 +24,6 @@ _LONGEST = 1e7  # seconds, months
 _SHORTFALL = 400  # samples that a recording may lack: Lhotse's tolerance, and durations are rounded
 
 
-class Source(Protocol):
-    """A file of a recording, which holds some or all of its channels: Lhotse's AudioSource."""
-
-    source: str
-    type: str
-    channels: Sequence[int]
-
-
-class Recorded(Protocol):
-    """What is used of Lhotse's Recording."""
-
-    id: str
-    sources: Sequence[Source]
-
-
 class Cut(Protocol):
     """What is used of Lhotse's MonoCut or MultiCut, which have no types; times are in seconds."""
 
@@ -46,10 +31,10 @@ class Cut(Protocol):
     start: float
     duration: float
     channel: int | Sequence[int]
-    recording: Recorded
+    recording: Any
 
-    def drop_supervisions(self) -> Cut:
-        """The same without what is said of it."""
+    def drop_supervisions(self) -> Any:
+        """The cut without transcripts and the like."""
 
 
 def read_cut(entry: Entry) -> Cut:
@@ -79,7 +64,7 @@ def read_cut(entry: Entry) -> Cut:
     return cut
 
 
-def _is_sound(cut: Cut) -> bool:
+def _is_sound(cut: Any) -> bool:
     """Whether what is read of a cut is of the types that Lhotse writes; it checks none of them."""
     channels = [cut.channel] if isinstance(cut.channel, int) else cut.channel
     return (
@@ -104,8 +89,8 @@ class CutReader:
 
     def __init__(self, tars: TarReader) -> None:
         self.tars = tars
-        # kind of source -> (source, cut, manifest, start, samples) -> (C, S)
-        self._readers: dict[str, Callable[[Source, Cut, str, int, int], torch.Tensor]] = {
+        # type of an AudioSource -> (source, cut, manifest, start, samples) -> (C, S)
+        self._readers: dict[str, Callable[[Any, Cut, str, int, int], torch.Tensor]] = {
             "file": self._read_file,
             "shar": self._read_shar,
             "url": self._read_url,
@@ -152,15 +137,15 @@ class CutReader:
         return waveform
 
     @staticmethod
-    def _read_file(source: Source, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
+    def _read_file(source: Any, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
         return read_channels(source.source, start=start, samples=samples)
 
-    def _read_shar(self, source: Source, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
+    def _read_shar(self, source: Any, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
         tar = tar_beside(manifest)
         return decode_channels(self.tars.read(tar, cut.id), f"{tar}: {cut.id}", start=start, samples=samples)
 
     @staticmethod
-    def _read_url(source: Source, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
+    def _read_url(source: Any, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
         if source.source.startswith("pipe:"):
             raise SourceError(f"{manifest}: cut {cut.id} names a command as its audio; manifests run no commands")
         try:

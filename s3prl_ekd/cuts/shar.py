@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from s3prl_ekd.audio.bad_recordings import SourceError
 from s3prl_ekd.audio.manifests import open_bytes
@@ -37,7 +37,7 @@ class TarReader:
         self.cache = cache
         self._open: OrderedDict[str, tuple[BinaryIO, dict[str, tuple[int, int]]]] = OrderedDict()
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {"cache": self.cache, "_open": OrderedDict()}  # open files stay in their process
 
     def read(self, tar: str, name: str) -> bytes:
@@ -138,6 +138,7 @@ def _size(path: Path) -> int:
 
 
 def _fetch(address: str, copy: Path) -> None:
+    reason = ""
     for attempt in range(_ATTEMPTS):
         try:
             with atomic_path(copy) as temporary, open(temporary, "wb") as file, open_bytes(address) as source:

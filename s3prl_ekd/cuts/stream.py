@@ -11,9 +11,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -36,8 +35,6 @@ from s3prl_ekd.cuts.read import Cut, CutReader, read_cut
 from s3prl_ekd.cuts.shar import TarCache, TarReader
 from s3prl_ekd.cuts.sources import CutSource, digest, mix_sources, resolve_sources
 from s3prl_ekd.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 _BOUNDS_FROM = 10_000  # entries that the buckets' bounds are estimated from
 _PLANNED_AHEAD = 32  # batches
@@ -63,7 +60,7 @@ class Targets(Protocol):
 
     @property
     def identity(self) -> str:
-        """Equal where the targets are."""
+        """Equal for equal targets."""
 
     def read(self, cut: Cut, start: int, samples: int) -> Tensor:
         """The targets (F, D) of a part of a cut that starts on a frame.
@@ -109,11 +106,11 @@ class Plan:
     def _random(self, epoch: int, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {epoch} {purpose}")
 
-    def rank_batches(self, epoch: int, consumed: int, rank: Rank) -> Iterator[list[Entry]]:
-        """Those of one rank, the first ``consumed`` left out; an empty list where only other ranks still have one."""
+    def rank_batches(self, epoch: int, consumed: int, rank: Rank) -> Iterator[Planned]:
+        """Those of one rank, the first ``consumed`` left out; without entries where only other ranks have some left."""
         batches = itertools.islice(self.batches(epoch), consumed * rank.world_size, None)
         while group := list(itertools.islice(batches, rank.world_size)):
-            yield group[rank.index] if rank.index < len(group) else []
+            yield epoch, group[rank.index] if rank.index < len(group) else []
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ class BatchReader(Dataset[Loaded | UserError]):
         )
 
     def __getitem__(self, item: Planned | UserError) -> Loaded | UserError:
-        """A UserError is returned, not raised: a worker's exception would reach the user wrapped in its traceback."""
+        """A UserError is returned, see :func:`~s3prl_ekd.audio.workers.patient`."""
         if isinstance(item, UserError):
             return item
         epoch, entries = item
@@ -165,33 +162,15 @@ class BatchReader(Dataset[Loaded | UserError]):
             return error
 
 
-class _PlannedBatches(IterableDataset[Planned | UserError]):
-    """A rank's batches from a position on, for the process that plans."""
+class _Planned(IterableDataset[Planned | UserError]):
+    """What a function plans, anew in each pass. A UserError is the last item: it comes through processes like them."""
 
-    def __init__(self, plan: Plan, epoch: int, consumed: int, rank: Rank) -> None:
+    def __init__(self, plan: Callable[[], Iterable[Planned]]) -> None:
         self.plan = plan
-        self.epoch = epoch
-        self.consumed = consumed
-        self.rank = rank
 
     def __iter__(self) -> Iterator[Planned | UserError]:
         try:
-            for entries in self.plan.rank_batches(self.epoch, self.consumed, self.rank):
-                yield self.epoch, entries
-        except UserError as error:
-            yield error
-
-
-class _FromAnotherProcess:
-    """The items of a loader that plans in a process of its own, for another loader to read them."""
-
-    def __init__(self, planner: DataLoader[Planned | UserError], limit: float) -> None:
-        self.planner = planner
-        self.limit = limit
-
-    def __iter__(self) -> Iterator[Planned | UserError]:
-        try:
-            yield from patient(self.planner, self.limit)
+            yield from self.plan()
         except UserError as error:
             yield error
 
@@ -222,16 +201,8 @@ class BatchStream:
         bad_recordings: str | Path | None = None,
         sources: Sequence[CutSource] | None = None,
     ) -> None:
-        """Find the sources, and the files of the distortions.
-
-        Args:
-            config: sizes of batches, and how they are read.
-            distortion: what the student hears.
-            seed: of the order and the crops.
-            rank: which of the processes that share the batches.
-            targets_cache: where batches get their targets from; crops then start on whole frames.
-            bad_recordings: the file that lists what was skipped.
-            sources: None: those of ``config.cuts``.
+        """``seed``: of order and crops. ``targets_cache``: where batches get their targets from; crops then start on
+        whole frames. ``bad_recordings``: the file that lists what was skipped. ``sources``: None: ``config.cuts``.
         """
         self.config = config
         self.distortion = distortion
@@ -252,11 +223,7 @@ class BatchStream:
         return EpochLoader(self, epoch, consumed)
 
     def dev_loader(self) -> EpochLoader | None:
-        """The dev data, with the same crops and distortions at each pass; None where the configuration names none.
-
-        Raises:
-            UserError: as of this class.
-        """
+        """The dev data, with the same crops and distortions at each pass; None where the configuration names none."""
         if not self.config.dev_cuts:
             return None
         dev = BatchStream(
@@ -317,8 +284,6 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Batch]:
         self.bad_recordings.begin_pass()
         for loaded in patient(self._loader(), self.stream.config.timeout_seconds):
-            if isinstance(loaded, UserError):
-                raise loaded
             self.bad_recordings.note(loaded.read, loaded.bad)
             yield loaded.batch
 
@@ -328,16 +293,15 @@ class EpochLoader:
         Each loader has a generator of its own, since the global one's state is part of what a resumed run restores.
         """
         stream, workers = self.stream, self.stream.config.num_workers
-        planned = _PlannedBatches(stream.plan, self.epoch, self.consumed, stream.rank)
-        sampler: Iterable[Planned | UserError] = planned
+        planned = _Planned(functools.partial(stream.plan.rank_batches, self.epoch, self.consumed, stream.rank))
         if workers:
             planner = make_loader(
                 planned, workers=1, prefetch=_PLANNED_AHEAD, generator=torch.Generator(), pin_memory=False
             )
-            sampler = _FromAnotherProcess(planner, stream.config.timeout_seconds)
+            planned = _Planned(functools.partial(patient, planner, stream.config.timeout_seconds))
         return make_loader(
             stream.reader,
-            sampler=sampler,
+            sampler=planned,
             workers=workers,
             prefetch=stream.config.prefetch_batches,
             generator=torch.Generator(),

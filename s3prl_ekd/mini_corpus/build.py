@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -44,7 +45,7 @@ _BABBLERS = 6
 
 
 class OtherCorpusError(UserError):
-    """A mini corpus with other settings, or a part of one, is where this one shall be."""
+    """The folder holds a mini corpus with other settings, or an incomplete one."""
 
 
 def build(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1, force: bool = False) -> Path:
@@ -77,7 +78,7 @@ def build(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1, force: bo
 
 
 def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
-    """Whether ``out`` already is this corpus."""
+    """Whether ``out`` already holds this corpus."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     manifest = _read_manifest(out)
@@ -117,9 +118,9 @@ _speak_in_process: Callable[[Recording], Spoken]
 """Set where a process of the pool starts."""
 
 
-def _start_process(root: Path, lexicon: Lexicon) -> None:
+def _start_process(root: Path, lexicon: Lexicon, parent: int) -> None:
     global _speak_in_process
-    die_with_parent(multiprocessing.parent_process().pid)
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its processes
     torch.set_num_threads(1)
     _speak_in_process = partial(_speak, Studio(Espeak(), lexicon), root)
@@ -130,12 +131,12 @@ def _speak_one(recording: Recording) -> Spoken:
 
 
 def _speak_all(root: Path, recordings: list[Recording], studio: Studio, jobs: int) -> Iterator[Spoken]:
-    """The recordings in their order, whoever speaks them."""
+    """Speak all recordings, here or in ``jobs`` processes; yields them in their order."""
     if jobs == 1:
         yield from map(partial(_speak, studio, root), recordings)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, _start_process, (root, studio.lexicon)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, _start_process, (root, studio.lexicon, os.getpid())) as pool:
         yield from pool.map(_speak_one, recordings, chunksize=16)
 
 
@@ -151,7 +152,7 @@ def _read_audio(path: Path) -> Tensor:
     return torch.from_numpy(samples)
 
 
-def _progress(items: Iterable, total: int, what: str) -> tqdm:
+def _progress(items: Iterable[Any], total: int, what: str) -> tqdm[Any]:
     return tqdm(items, total=total, desc=f"mini corpus: {what}", unit="file", delay=1, dynamic_ncols=True)
 
 

@@ -33,12 +33,12 @@ class Recording:
     """One sentence to be said by one person."""
 
     path: str
-    """Of its audio file, below the corpus folder."""
+    """Path of its audio file below the corpus folder."""
     text: str
     speaker: voices.Speaker
     style: voices.Style
     tilt: float
-    """Of the microphone."""
+    """Of the microphone's frequency response, see :func:`~s3prl_ekd.mini_corpus.sounds.microphone`."""
     seed: str
 
 

@@ -67,7 +67,7 @@ def vocabulary() -> list[str]:
 
 
 def pool(sentence: str) -> Pool:
-    """The pool of ``sentence``; a property of its text alone."""
+    """The pool of ``sentence``, which depends on its text alone."""
     share = hashlib.sha256(sentence.encode()).digest()[0] * 10 // 256
     return next(pool for pool in Pool if share in pool.value)
 

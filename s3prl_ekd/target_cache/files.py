@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from s3prl_ekd.cuts.sources import SourceError
+from s3prl_ekd.audio.bad_recordings import SourceError
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import atomic_path
 

@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.audio.manifests import Entry
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.config.training import Precision, RunConfig
 from s3prl_ekd.cuts.read import Cut
-from s3prl_ekd.cuts.sources import CutSource, Entry, mix_sources, resolve_sources, tar_beside
+from s3prl_ekd.cuts.sources import CutSource, mix_sources, resolve_sources, tar_beside
 from s3prl_ekd.cuts.stream import BatchStream, Plan
 from s3prl_ekd.devices import check_device, default_device
 from s3prl_ekd.distiller import pack_states, sources_of, teacher_states

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
-from s3prl_ekd.audio.bad_recordings import listed
+from s3prl_ekd.audio.bad_recordings import SourceError, listed
 from s3prl_ekd.config.recipe import DistillConfig
-from s3prl_ekd.cuts.sources import SourceError
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.target_cache.files import CheckedFile, command
 from s3prl_ekd.target_cache.initial_weights import read_start

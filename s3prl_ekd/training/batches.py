@@ -1,12 +1,13 @@
-"""The training data as Lightning sees it: one epoch without end, each batch with the place that follows it.
+"""The training data as Lightning sees it: one epoch without end, each batch with the position after it.
 
-Lightning fetches a batch ahead, and workers more; what a checkpoint must hold is the place after the last batch that
-was *consumed*. So each batch carries its own; Lightning's way of resuming loaders, which is not exact, is not used.
+Lightning fetches a batch ahead, and workers more; what a checkpoint must hold is the position after the last batch that
+was *consumed*. So each batch carries its own. Lightning's way of resuming loaders is not exact and not used.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,38 +31,48 @@ class Stream(Protocol):
         """One epoch of this process, without its first ``consumed`` batches; equally many batches in each process."""
 
     def identity(self) -> dict[str, str]:
-        """What a place in the data depends on."""
+        """What a position in the data depends on."""
 
     def require_identity(self, stored: Mapping[str, str]) -> None:
-        """Raise a UserError if a place stored with another identity would mean something else."""
+        """Raise a UserError if a position stored with another identity would mean something else."""
+
+
+class DevData(Protocol):
+    """The dev batches of this process, the same at each pass."""
+
+    @property
+    def bad_recordings(self) -> BadRecordings:
+        """Counts of the recordings read in all passes."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the data: so many batches of an epoch are consumed, by each process."""
+    """A position in the data: so many batches of an epoch are consumed, by each process."""
 
     epoch: int = 0
     consumed: int = 0
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A batch and the place after it."""
+class PositionedBatch:
+    """A batch and the position after it."""
 
     batch: Batch
     after: Position
 
 
 class DataError(UserError):
-    """No batch comes any more; between two steps."""
+    """No batch comes any more; raised between two steps."""
 
 
 class EndlessBatches:
-    """Epoch after epoch from a place on.
+    """Epoch after epoch, from a position on.
 
     Args:
         stream: the data.
-        start: the place.
+        start: the position.
         signals: what may end the wait for a batch.
         world_size: number of processes, which make each step together.
 
@@ -79,13 +90,14 @@ class EndlessBatches:
         self.signals = signals
         self.grace = GRACE_SECONDS if world_size > 1 else 0.0
 
-    def __iter__(self) -> Iterator[Placed]:
-        place = self.start
+    def __iter__(self) -> Iterator[PositionedBatch]:
+        position = self.start
         while True:
             try:
-                for batch in quiet(self.stream.loader(place.epoch, place.consumed), self.signals, self.grace):
-                    place = Position(place.epoch, place.consumed + 1)
-                    yield Placed(batch, place)
+                batches = self.stream.loader(position.epoch, position.consumed)
+                for batch in without_consuming_rng(batches, self.signals, self.grace):
+                    position = Position(position.epoch, position.consumed + 1)
+                    yield PositionedBatch(batch, position)
             except UserError as error:
                 raise DataError(str(error)) from error
             except Interrupted:
@@ -93,31 +105,50 @@ class EndlessBatches:
                     raise
                 logger.warning("no batch has come since the signal; this process stops without those that are due")
                 while True:
-                    place = Position(place.epoch, place.consumed + 1)
-                    yield Placed(empty_batch(), place)
-            if place.consumed == 0:
+                    position = Position(position.epoch, position.consumed + 1)
+                    yield PositionedBatch(empty_batch(), position)
+            if position.consumed == 0:
                 raise DataError(
                     "data: an epoch holds not one batch for each process; give more speech or fewer devices"
                 )
-            place = Position(place.epoch + 1)
+            position = Position(position.epoch + 1)
 
 
-def quiet(batches: Iterable[Batch], signals: StopSignals | None = None, grace: float = 0.0) -> Iterator[Batch]:
+class DevBatches:
+    """The dev data, read without consuming random numbers.
+
+    Attributes:
+        complete: whether the last pass came to its end; a signal ends it if no batch comes any more.
+    """
+
+    def __init__(self, data: DevData, signals: StopSignals) -> None:
+        self.data = data
+        self.signals = signals
+        self.complete = True
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.complete = True
+        try:
+            yield from without_consuming_rng(self.data, self.signals, GRACE_SECONDS)
+        except Interrupted:
+            logger.warning("no dev batch has come since the signal; this dev loss is left out")
+            self.complete = False
+
+
+def without_consuming_rng(
+    batches: Iterable[Batch], signals: StopSignals | None = None, grace: float = 0.0
+) -> Iterator[Batch]:
     """The same batches, read without touching the random generators that dropout draws from.
 
     Raises:
         Interrupted: ``grace`` seconds after a signal, if the wait for a batch lasts as long.
     """
 
-    @contextlib.contextmanager
-    def waiting() -> Iterator[None]:
-        with preserved(), signals.waiting(grace) if signals is not None else contextlib.nullcontext():
-            yield
-
-    with waiting():
+    waiting = functools.partial(signals.waiting, grace) if signals is not None else contextlib.nullcontext
+    with preserved(), waiting():
         iterator = iter(batches)
     while True:
-        with waiting():
+        with preserved(), waiting():
             batch = next(iterator, None)
         if batch is None:
             return

@@ -18,17 +18,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path
 from s3prl_ekd.training.batches import DataError
+from s3prl_ekd.training.progress import Progress
 from s3prl_ekd.training.stopping import Interrupted, Preempted
 from s3prl_ekd.weights.pickles import load_pickle_safely
 
 logger = logging.getLogger(__name__)
 
-RUN_KEY = "EKD_Run"  # what a checkpoint holds besides Lightning's and the student's entries
-EMPTY_STEPS = 20
-"""So many steps in a row without a recording in any process end the run."""
+RUN_KEY = "EKD_Run"  # the entry of a checkpoint that is neither Lightning's nor the student's
 
 
 class SyncedCheckpointIO(TorchCheckpointIO):
@@ -117,20 +117,19 @@ class Checkpoints(Checkpoint):
     """Saves at intervals, at the end, for the best dev loss and when the run is asked to stop.
 
     Args:
-        folder: where.
-        every: steps between two checkpoints.
-        dev_every: steps between two dev losses, where there is a dev set.
-        keep: how many of the newest stay.
+        progress: how far the run is.
+        folder: where they are.
+        config: the recipe; says how often.
 
     Attributes:
-        saved: words that say what was kept when no batch came any more.
+        saved: the end of a message: which checkpoint was saved when no batch came any more.
     """
 
-    def __init__(self, folder: Path, *, every: int, dev_every: int, keep: int) -> None:
+    def __init__(self, progress: Progress, folder: Path, config: RunConfig) -> None:
+        self.progress = progress
         self.folder = folder
-        self.every = every
-        self.dev_every = dev_every
-        self.keep = keep
+        self.config = config.trainer
+        self.has_dev_loss = bool(config.data.dev_cuts)
         self.best_loss = float("inf")
         self.best_step = 0
         self.saved = ""
@@ -147,7 +146,7 @@ class Checkpoints(Checkpoint):
         return self.folder / f"step-{step:08d}.ckpt"
 
     def save(self, trainer: Trainer) -> Path:
-        """Write a checkpoint of the step just made; every process must call it."""
+        """Write a checkpoint of the step just made, and return its path; every process must call it."""
         path = self.path(trainer.global_step)
         if trainer.global_step != self._saved_at:
             trainer.save_checkpoint(path, weights_only=False)
@@ -157,60 +156,54 @@ class Checkpoints(Checkpoint):
             _point(self.folder / "last.ckpt", path)
             if self.best_step:
                 _point(self.folder / "best.ckpt", self.path(self.best_step))
-            for old in step_files(self.folder)[: -self.keep]:
+            for old in step_files(self.folder)[: -self.config.keep_checkpoints]:
                 if old != self.path(self.best_step):
                     old.unlink()
         return path
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._saved_at = trainer.global_step  # what a run starts from is there
+        self._saved_at = trainer.global_step  # a resumed run's checkpoint is there
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
-        if not module.step_done:
+        if not self.progress.step_done:
             return
-        if module.agreement.stop:
+        if self.progress.stop:
             raise Preempted(f"stopped after step {trainer.global_step}{self._kept(trainer)}")
-        self._stop_if_too_many_bad(trainer, module)
-        if module.empty_steps:
+        self._raise_error(trainer)
+        if self.progress.empty_steps:
             return
-        # Where a dev loss is due, the checkpoint waits for it: the next run must know the best one.
-        dev_loss_due = module.dev is not None and trainer.global_step % self.dev_every == 0
+        # Where a dev loss is due, the checkpoint waits for it: a resumed run must know the best one so far.
+        dev_loss_due = self.has_dev_loss and trainer.global_step % self.config.dev_every == 0
         if self._due(trainer) and not dev_loss_due:
             self.save(trainer)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Keep the last step where no batch comes any more; of several processes, the others are within a step."""
+        """Save the last step where no batch comes any more; of several processes, the others are within a step."""
         if isinstance(exception, Interrupted | DataError) and trainer.world_size == 1:
-            module.drop_unfinished_step()
+            self.progress.drop_unfinished_step(trainer)
             self.saved = self._kept(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        best = module.dev_loss < self.best_loss
+        best = self.progress.dev_loss < self.best_loss
         if best:
-            self.best_loss, self.best_step = module.dev_loss, trainer.global_step
+            self.best_loss, self.best_step = self.progress.dev_loss, trainer.global_step
         if best or self._due(trainer):
             self.save(trainer)
-        self._stop_if_too_many_bad(trainer, module)
+        self._raise_error(trainer)
 
-    def _stop_if_too_many_bad(self, trainer: Trainer, module: LightningModule) -> None:
-        problem = module.too_many_bad
-        if problem is None and module.empty_steps >= EMPTY_STEPS:
-            problem = (
-                f"not one usable recording in {module.empty_steps} steps in a row{module.stream.bad_recordings.hint};"
-                " see whether their storage is still there"
-            )
-        if problem is not None:
-            raise UserError(f"{problem}{self._kept(trainer)}")
+    def _raise_error(self, trainer: Trainer) -> None:
+        if self.progress.error is not None:
+            raise UserError(f"{self.progress.error}{self._kept(trainer)}")
 
     def _kept(self, trainer: Trainer) -> str:
-        """Save what has been trained, if anything; words that say so."""
+        """Save what has been trained, if anything; the end of a message that says so."""
         if not trainer.global_step:
             return ""
         path = self.save(trainer) if self._saved_at is not None else self.path(trainer.global_step)
         return f"; {path} holds the weights so far"
 
     def _due(self, trainer: Trainer) -> bool:
-        return trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps
+        return trainer.global_step % self.config.checkpoint_every == 0 or trainer.global_step == trainer.max_steps
 
 
 def _point(link: Path, path: Path) -> None:

@@ -153,7 +153,7 @@ def _cosines(axes: Axes, series: Series) -> list[Line2D]:
         {layer for _, layer in targets.values()}, key=lambda layer: list(map(int, re.findall(r"\d+", layer)))
     )
     styles = itertools.cycle(itertools.product(_MARKS, _DASHES))
-    style = {
+    style: dict[str, Any] = {
         layer: {"linestyle": dashes, "marker": mark} for layer, (mark, dashes) in zip(layers, styles, strict=False)
     }
     for name, (_, layer) in targets.items():
@@ -172,5 +172,6 @@ def _label(name: str, source: str, series: Series) -> str:
 def _line(axes: Axes, points: Sequence[tuple[int, float]], **style: Any) -> None:
     if len(points) == 1:  # a line of one point cannot be seen
         style["marker"] = style.get("marker") or "."
-    every = {"markevery": max(1, len(points) // 8)} if style.get("marker") not in (None, ".") else {}
-    axes.plot(*zip(*points, strict=True), linewidth=1.4, **every, **style)
+    if style.get("marker") not in (None, "."):
+        style["markevery"] = max(1, len(points) // 8)
+    axes.plot(*zip(*points, strict=True), linewidth=1.4, **style)

@@ -16,7 +16,8 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm)
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: what is decayed, and what is not: biases, norms, and the magnitudes of weight norm."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             magnitude = isinstance(part, ParametrizationList) and name == "original0"

@@ -17,15 +17,15 @@ def capture() -> States:
     """The states of Python's, numpy's, torch's and (where there is one) the current CUDA device's generator."""
     version, words, gauss = random.getstate()
     assert version == 3, f"random.getstate() has version {version}"
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    assert name == "MT19937", f"numpy's global generator is a {name}"
+    numpy = np.random.get_state(legacy=False)
+    assert numpy["bit_generator"] == "MT19937", f"numpy's global generator is a {numpy['bit_generator']}"
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0, dtype=torch.uint8)
     return {
         "python": torch.tensor(words),
         "python_gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
-        "numpy": torch.from_numpy(keys.astype(np.int64)),
-        "numpy_position": torch.tensor([position, has_gauss]),
-        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+        "numpy": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+        "numpy_position": torch.tensor([numpy["state"]["pos"], numpy["has_gauss"]]),
+        "numpy_gauss": torch.tensor([numpy["gauss"]], dtype=torch.float64),
         "torch": torch.get_rng_state(),
         "cuda": cuda,
     }
@@ -45,9 +45,11 @@ def restore(states: States) -> None:
 
 @contextlib.contextmanager
 def preserved() -> Iterator[None]:
-    """Whatever the block draws from the CPU's generators, they are afterwards as they were.
+    """Whatever the block draws from the CPU's generators, they are afterwards as they were, also if it fails.
 
-    Loading data may draw (a DataLoader does when it starts), and does so earlier or later in a resumed run.
+    Loading data may draw (a DataLoader does when it starts), and does so earlier or later in a resumed run. Lightning's
+    ``isolate_rng`` restores nothing if the block raises, as it does where a signal ends the wait for a batch: the
+    checkpoint saved then would hold other states than the uninterrupted run had.
     """
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:

@@ -1,6 +1,7 @@
 """Training as a recipe says: the Distiller in Lightning's Trainer, from an empty folder or from where it stopped.
 
-The adapters are in :mod:`s3prl_ekd.training`.
+:func:`train` is the whole run. In each process, Lightning then calls :class:`~s3prl_ekd.training.module.DistillModule`
+for each batch, and after it the callbacks, which log, save and stop.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ import contextlib
 import errno
 import importlib.util
 import logging
-import math
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -28,14 +28,14 @@ from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.audio.batch import Batch
 from s3prl_ekd.config.training import Precision, RunConfig, check_resumable
 from s3prl_ekd.devices import default_device
-from s3prl_ekd.distiller import Distiller
+from s3prl_ekd.distiller import AnyTeacher, Distiller
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import write_yaml
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.target_cache.reading import TargetCache
 from s3prl_ekd.teachers import load_teachers
 from s3prl_ekd.teachers.cached import cached_teachers
-from s3prl_ekd.training.batches import DataError, Stream
+from s3prl_ekd.training.batches import DataError, DevData, Stream
 from s3prl_ekd.training.checkpoints import (
     Checkpoints,
     SyncedCheckpointIO,
@@ -43,9 +43,10 @@ from s3prl_ekd.training.checkpoints import (
     remove_leftovers,
     step_files,
 )
-from s3prl_ekd.training.module import DistillModule, OpenData
-from s3prl_ekd.training.report import Report
+from s3prl_ekd.training.module import DistillModule, Inputs, OpenInputs
+from s3prl_ekd.training.progress import Progress
 from s3prl_ekd.training.run_folder import BAD_RECORDINGS, run_folder
+from s3prl_ekd.training.run_log import RunLog
 from s3prl_ekd.training.stopping import Preempted, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -56,17 +57,22 @@ EXIT_PREEMPTED = 75
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
-def open_cache(config: RunConfig) -> TargetCache | None:
-    """The recipe's cache of targets, if it names one.
+def open_inputs(config: RunConfig, rank: int, world_size: int) -> Inputs:
+    """What one process trains with: its part of the speech, and the Distiller.
 
     Raises:
-        UserError: it is incomplete, or another recipe's.
+        UserError: something in recipe, data or teachers is wrong; the cache of targets is incomplete or another
+            recipe's.
     """
-    return TargetCache(config.targets.cache).require(config) if config.targets.cache is not None else None
+    cache = TargetCache(config.targets.cache).require(config) if config.targets.cache is not None else None
+    stream, dev = open_data(config, rank, world_size, cache)
+    return Inputs(stream, dev, build_distiller(config, cache))
 
 
-def open_data(config: RunConfig, rank: int, world_size: int) -> tuple[Stream, Iterable[Batch] | None]:
-    """The recipe's training and dev speech for one process."""
+def open_data(
+    config: RunConfig, rank: int, world_size: int, cache: TargetCache | None
+) -> tuple[Stream, DevData | None]:
+    """The training and dev speech of one process; targets come from ``cache``, if there is one."""
     from s3prl_ekd.cuts.stream import BatchStream, Rank
 
     stream = BatchStream(
@@ -74,16 +80,16 @@ def open_data(config: RunConfig, rank: int, world_size: int) -> tuple[Stream, It
         config.distortion,
         seed=config.seed,
         rank=Rank(rank, world_size),
-        targets_cache=open_cache(config),
+        targets_cache=cache,
         bad_recordings=Path(config.output, BAD_RECORDINGS),
     )
     return stream, stream.dev_loader()
 
 
-def build_distiller(config: RunConfig) -> Distiller:
-    """Teachers (or what a cache knows of them), student and heads, the student with weights that depend on the seed
+def build_distiller(config: RunConfig, cache: TargetCache | None) -> Distiller:
+    """Teachers (or what ``cache`` knows of them), student and heads; the student's random weights depend on the seed
     alone."""
-    cache = open_cache(config)
+    teachers: Sequence[AnyTeacher]
     if cache is None:
         teachers = load_teachers(config.teachers, padded=config.objective.loss_on_padding)
     else:
@@ -92,20 +98,13 @@ def build_distiller(config: RunConfig) -> Distiller:
     return Distiller(config.distill, teachers)
 
 
-def train(
-    config: RunConfig,
-    *,
-    resume: bool = False,
-    open_data: OpenData = open_data,
-    build: Callable[[RunConfig], Distiller] = build_distiller,
-) -> int:
+def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = open_inputs) -> int:
     """Train, and export the student at the end.
 
     Args:
         config: the recipe.
         resume: go on from the newest readable checkpoint of ``config.output``, from the start if there is none.
-        open_data: opens the data.
-        build: makes the Distiller.
+        open_inputs: opens the data and builds the Distiller, once Lightning has set up its processes.
 
     Returns:
         0, or :data:`EXIT_PREEMPTED` where a signal stopped the run after a checkpoint.
@@ -115,48 +114,29 @@ def train(
             is at work there; the resumed recipe differs; memory or disk are full; the loss stays infinite.
         KeyboardInterrupt: from Ctrl-C.
     """
-    signals = StopSignals()
-    module = DistillModule(config, build, open_data, signals)
-    alone = contextlib.nullcontext()
-    if rank_zero_only.rank == 0:
-        alone = run_folder(Path(config.output), trained=lambda: not math.isnan(module.learning_rate))
-    with alone:
-        return _train(config, module, signals, resume)
-
-
-def _train(config: RunConfig, module: DistillModule, signals: StopSignals, resume: bool) -> int:
-    folder = Path(config.output)
-    start = _prepare(folder, config, resume)
-    signals.listen()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    try:
-        trainer = _trainer(config, folder, start, signals)
-        trainer.fit(module, ckpt_path=start, weights_only=True)
-    except (Preempted, SIGTERMException) as stop:
-        saved = trainer.checkpoint_callback.saved
-        logger.warning("%s%s; go on with --resume (exit status %d)", stop or "stopped", saved, EXIT_PREEMPTED)
-        return EXIT_PREEMPTED
-    except DataError as error:
-        raise UserError(f"{error}{trainer.checkpoint_callback.saved}") from error
-    except SystemExit as stop:  # what Lightning makes of a KeyboardInterrupt
-        raise KeyboardInterrupt("go on with --resume") from stop
-    except torch.OutOfMemoryError as error:
-        raise UserError(_out_of_memory(module.batch, config)) from error
-    except OSError as error:
-        if error.errno in _DISK_ERRORS:
-            raise UserError(f"{folder}: {error.strerror}; make room and go on with --resume") from error
-        raise
-    finally:
-        signals.unlisten()
-    if not module.learnt():
-        raise UserError(
-            f"{folder}: no step has learnt anything, loss or gradient were not finite in all {trainer.global_step}; no"
-            " student is exported. Look at the recordings; lower optimizer.lr, or use trainer.precision: bf16"
-        )
-    if trainer.is_global_zero:
-        student, heads = module.distiller.student, module.distiller.heads
-        save_student(folder / "student", student, heads, config.distill)
+    folder, signals, progress = Path(config.output), StopSignals(), Progress(config.trainer.accumulate)
+    module = DistillModule(config, open_inputs, progress, signals)
+    checkpoints = Checkpoints(progress, folder / "checkpoints", config)
+    callbacks = [signals, RunLog(progress, checkpoints, config.trainer), checkpoints]
+    with run_folder(folder, trained=lambda: progress.trained) if _is_first_process() else contextlib.nullcontext():
+        start = _prepare(folder, config, resume)
+        with signals.listening(), _errors_explained(config, progress, checkpoints):
+            trainer = _trainer(config, start, callbacks)
+            try:
+                trainer.fit(module, ckpt_path=start, weights_only=True)
+            except (Preempted, SIGTERMException) as stop:
+                saved = checkpoints.saved
+                logger.warning("%s%s; go on with --resume (exit status %d)", stop or "stopped", saved, EXIT_PREEMPTED)
+                return EXIT_PREEMPTED
+        _require_learnt(trainer, progress, folder)
+        if trainer.is_global_zero:
+            save_student(folder / "student", module.distiller.student, module.distiller.heads, config.distill)
     return 0
+
+
+def _is_first_process() -> bool:
+    """Whether this is the first of all processes, as their launcher's environment says."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on its function
 
 
 def _prepare(folder: Path, config: RunConfig, resume: bool) -> Path | None:
@@ -168,7 +148,7 @@ def _prepare(folder: Path, config: RunConfig, resume: bool) -> Path | None:
         logger.info("resuming from %s", found[0])
     elif resume:
         logger.info("%s: no checkpoint to resume from, starting anew", checkpoints)
-    if rank_zero_only.rank == 0:
+    if _is_first_process():
         if not resume and step_files(checkpoints):
             raise UserError(
                 f"{folder}: holds a run already ({step_files(checkpoints)[-1].name}); add --resume to go on with it,"
@@ -182,41 +162,57 @@ def _prepare(folder: Path, config: RunConfig, resume: bool) -> Path | None:
     return found[0] if found is not None else None
 
 
-def _trainer(config: RunConfig, folder: Path, start: Path | None, signals: StopSignals) -> Trainer:
-    settings = config.trainer
+@contextlib.contextmanager
+def _errors_explained(config: RunConfig, progress: Progress, checkpoints: Checkpoints) -> Iterator[None]:
+    """Say of what ends a run what the user can do about it, and which checkpoint there is."""
+    try:
+        yield
+    except DataError as error:
+        raise UserError(f"{error}{checkpoints.saved}") from error
+    except SystemExit as stop:  # what Lightning makes of a KeyboardInterrupt
+        raise KeyboardInterrupt("go on with --resume") from stop
+    except torch.OutOfMemoryError as error:
+        raise UserError(_out_of_memory(progress.batch, config)) from error
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise UserError(f"{config.output}: {error.strerror}; make room and go on with --resume") from error
+        raise
+
+
+def _require_learnt(trainer: Trainer, progress: Progress, folder: Path) -> None:
+    if trainer.global_step <= progress.statistics.skipped_ever():
+        raise UserError(
+            f"{folder}: no step has learnt anything, loss or gradient were not finite in all {trainer.global_step}; no"
+            " student is exported. Look at the recordings; lower optimizer.lr, or use trainer.precision: bf16"
+        )
+
+
+def _trainer(config: RunConfig, start: Path | None, callbacks: list[Callback]) -> Trainer:
+    options, folder = config.trainer, Path(config.output)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     plugins: list[Any] = [SyncedCheckpointIO()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # the job script does it, on our exit status
     # Not Trainer(precision="16-mixed"): on a CPU that silently is bf16.
-    if settings.precision is Precision.FP16:
-        plugins.append(MixedPrecision("16-mixed", default_device(settings.accelerator)))
-    elif settings.precision is Precision.BF16:
-        plugins.append(MixedPrecision("bf16-mixed", default_device(settings.accelerator)))
+    if options.precision is not Precision.FP32:
+        name: Literal["16-mixed", "bf16-mixed"] = "bf16-mixed" if options.precision is Precision.BF16 else "16-mixed"
+        plugins.append(MixedPrecision(name, default_device(options.accelerator)))
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*`lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`.*")  # skipped steps
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
     try:
         trainer = Trainer(
-            accelerator=settings.accelerator,
-            devices=settings.devices if settings.devices is not None else "auto",
-            num_nodes=settings.num_nodes,
-            strategy=settings.strategy,
+            accelerator=options.accelerator,
+            devices=options.devices if options.devices is not None else "auto",
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
             plugins=plugins,
             logger=_loggers(config, folder, start),
-            callbacks=[
-                signals,
-                Report(log_every=settings.log_every, max_nonfinite=settings.max_nonfinite),
-                Checkpoints(
-                    folder / "checkpoints",
-                    every=settings.checkpoint_every,
-                    dev_every=settings.dev_every,
-                    keep=settings.keep_checkpoints,
-                ),
-            ],
-            max_steps=settings.max_steps,
+            callbacks=callbacks,
+            max_steps=options.max_steps,
             max_epochs=-1,
-            accumulate_grad_batches=settings.accumulate,
-            val_check_interval=settings.dev_every * settings.accumulate,
+            accumulate_grad_batches=options.accumulate,
+            val_check_interval=options.dev_every * options.accumulate,
             check_val_every_n_epoch=None,
             limit_val_batches=None if config.data.dev_cuts else 0,
             num_sanity_val_steps=0,
@@ -225,7 +221,7 @@ def _trainer(config: RunConfig, folder: Path, start: Path | None, signals: StopS
             default_root_dir=folder,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        no_gpu = settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
+        no_gpu = options.accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
         hint = "; torch sees no GPU here: give trainer.accelerator=auto, which takes what there is" if no_gpu else ""
         raise UserError(f"trainer: {one_line(error)}{hint}") from error
     _check_processes(trainer)
@@ -249,7 +245,7 @@ def _loggers(config: RunConfig, folder: Path, start: Path | None) -> list[Logger
     first = int(start.stem.removeprefix("step-")) if start is not None else 0
     logs = folder / "logs"
     loggers: list[Logger] = [CSVLogger(logs, name="csv", version=f"from-step-{first:08d}", flush_logs_every_n_steps=1)]
-    said = logger.warning if rank_zero_only.rank == 0 else logger.debug
+    said = logger.warning if _is_first_process() else logger.debug
     if any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
         loggers.append(TensorBoardLogger(logs, name="tensorboard", version="", purge_step=first + 1 if first else None))
     else:

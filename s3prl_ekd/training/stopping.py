@@ -33,7 +33,7 @@ class Preempted(Exception):  # noqa: N818 (it is no error)
 
 
 class Interrupted(Preempted):
-    """It does so while it waits for a batch, between two steps."""
+    """The run stops while it waits for a batch."""
 
 
 class StopSignals(Callback):
@@ -94,18 +94,23 @@ class StopSignals(Callback):
             self._before.setdefault(number, signal.getsignal(number))
             signal.signal(number, self._note)
 
-    def unlisten(self) -> None:
-        """Put the handlers back that were there before."""
-        while self._before:
-            signal.signal(*self._before.popitem())
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen while the block runs; then put back the handlers that were there before."""
+        self.listen()
+        try:
+            yield
+        finally:
+            while self._before:
+                signal.signal(*self._before.popitem())
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Again: Lightning has put its own SIGTERM handler in front, which talks to the other processes from within.
         self.listen()
-        loop = trainer.fit_loop.epoch_loop
-        if hasattr(loop, "_broadcast_sigterm_tensor"):
-            # Lightning 2.6 asks process 0 for signals before every batch, and waits for the device to do so.
-            loop._broadcast_sigterm_tensor = lambda: None
+        # Lightning 2.6 asks process 0 for signals before every batch, and waits for the device to do so.
+        loop, asks = trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor"
+        if hasattr(loop, asks):
+            setattr(loop, asks, lambda: None)
 
 
 class Agreement:

@@ -1,4 +1,4 @@
-"""What a file that should hold weights really is, told by its bytes; and in a cache, that it is to be deleted."""
+"""What a file that should hold weights really is, judged by its bytes, and what to do about it."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ def again(path: str | Path) -> str:
 
 
 def _caches() -> list[Path]:
-    """Where files lie that were fetched without the user's naming them."""
+    """Folders of files that were downloaded, whose paths the user may not know."""
     folders = []
-    with contextlib.suppress(RuntimeError):  # no home folder is known
+    with contextlib.suppress(RuntimeError):  # the home folder is unknown
         folders.append(Path.home() / ".cache/s3prl/download")
     s3prl_download = sys.modules.get("s3prl.util.download")
     if s3prl_download is not None:
-        with contextlib.suppress(OSError):  # it makes the folder, too
-            folders.append(Path(s3prl_download.get_dir()))  # where it was told to keep them
+        with contextlib.suppress(OSError):  # get_dir also makes the folder
+            folders.append(Path(s3prl_download.get_dir()))  # which a user can set
     with contextlib.suppress(ImportError):
         from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -128,7 +128,7 @@ def _wrong(file: BinaryIO, size: int, pickled: bool) -> tuple[str, str | None] |
 
 
 def _wrong_zip(file: BinaryIO) -> tuple[str, str | None] | None:
-    """torch writes zip archives, whose list of contents is at the end."""
+    """Kind and remedy of a zip archive that is no checkpoint. (A zip archive has its list of contents at the end.)"""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -143,7 +143,7 @@ def _wrong_zip(file: BinaryIO) -> tuple[str, str | None] | None:
 
 
 def _wrong_safetensors(file: BinaryIO, header: int, size: int) -> tuple[str, str | None] | None:
-    """After eight bytes of length and a header in JSON come the tensors, which the header gives the places of."""
+    """The same for safetensors. (The header's length in 8 bytes; the header, in JSON, places the tensors behind it.)"""
     file.seek(8)
     try:
         entries = json.loads(file.read(header))
@@ -159,21 +159,21 @@ def _wrong_safetensors(file: BinaryIO, header: int, size: int) -> tuple[str, str
 
 
 def objects_in(path: str | Path) -> list[str]:
-    """The classes and functions that a pickle, alone or in a file of torch.save, would import; none is imported here.
+    """The classes and functions that a pickle (alone or in a file of torch.save) would import; nothing is imported.
 
-    Those that tensors are made of are left out, and what TorchScript calls its own classes.
+    Left out are those that tensors consist of, and TorchScript's own classes.
     """
     names: list[str] = []
     try:
         for pickled in _pickles(Path(path)):
             names += _imported(pickled)
-    except Exception as error:  # no pickle, no more of them, or damaged: their readers raise nearly anything
+    except Exception as error:  # no pickle, no further one, or damaged: reading it can raise nearly anything
         logger.debug("%s: %s: %s", path, type(error).__name__, error)
     return [name for name in dict.fromkeys(names) if not _OF_TENSORS.fullmatch(name)]
 
 
 def _pickles(path: Path) -> Iterator[IO[bytes]]:
-    """Where the pickles of a file begin: one in a zip archive of torch, one after the other in other files."""
+    """A file at the beginning of each pickle: one in a zip archive of torch, several in a row in other files."""
     with path.open("rb") as file:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
@@ -186,11 +186,12 @@ def _pickles(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _imported(file: IO[bytes]) -> list[str]:
-    """What one pickle imports, read to its end."""
-    names, words = [], []
+    """The names that one pickle imports; the file is read to the pickle's end."""
+    names: list[str] = []
+    words: list[str] = []
     for operation, argument, _ in pickletools.genops(file):
         if operation.name == "GLOBAL":
-            names.append(argument.replace(" ", "."))
+            names.append(str(argument).replace(" ", "."))
         elif operation.name == "STACK_GLOBAL":
             names.append(".".join(words[-2:]))
         elif isinstance(argument, str):
@@ -199,12 +200,12 @@ def _imported(file: IO[bytes]) -> list[str]:
 
 
 def _as_text(start: bytes) -> str | None:
-    """The first bytes of a file as text, without what is white; None if they are something else."""
+    """The first bytes of a file as text without white space around it; None if they are not text."""
     start = start.removeprefix(b"\xef\xbb\xbf")
     try:
         text = start.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(start) - 4:  # not only a character cut in two at the end
+        if error.start < len(start) - 4:  # more than a character that the sample cuts in two
             return None
         text = start[: error.start].decode("utf-8")
     printable = sum(character.isprintable() or character.isspace() for character in text)

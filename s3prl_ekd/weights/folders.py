@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The names and values in a JSON file.
 
     Raises:
-        UserError: it cannot be read, is no JSON (said what it is), or holds something else.
+        UserError: it cannot be read, is no JSON (the message says what it is), or holds something else.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -66,7 +66,7 @@ def read_shapes(files: Sequence[Path]) -> dict[str, Tensor]:
     """Tensors without memory that have the shapes of those in the files.
 
     Raises:
-        UserError: a file is damaged or of another kind (said which).
+        UserError: a file is damaged or of another kind (the message says which).
     """
     shapes: dict[str, Tensor] = {}
     for path in files:
@@ -86,7 +86,7 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     """All tensors of these files, as they are stored.
 
     Raises:
-        UserError: a file is damaged, of another kind (said which), or holds anything but tensors.
+        UserError: a file is damaged, of another kind (the message says which), or holds anything but tensors.
     """
     tensors: dict[str, Tensor] = {}
     for path in files:
@@ -116,7 +116,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def damage_in(folder: Path) -> str | None:
-    """The first file of a transformers folder that is damaged or something else, and what to do; None: all are well."""
+    """The first file of a transformers folder that is damaged or something else, and what to do; None if none is."""
     try:
         for name in ("config.json", *(name for name, _ in _PREPROCESSORS)):
             if (folder / name).is_file():
@@ -155,7 +155,7 @@ def stated_normalization(find: Callable[[str], str | Path | None]) -> bool | Non
         if path is None:
             continue
         values = read_json(Path(path))
-        values = values if part is None else values.get(part)
-        if isinstance(values, Mapping) and "do_normalize" in values:
-            return bool(values["do_normalize"])
+        stated = values if part is None else values.get(part)
+        if isinstance(stated, Mapping) and "do_normalize" in stated:
+            return bool(stated["do_normalize"])
     return None

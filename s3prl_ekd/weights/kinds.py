@@ -13,7 +13,7 @@ CHECKPOINT_KEY = "EKD_Student"  # the Distiller's state dict in a checkpoint of 
 
 _FAIRSEQ = f"a fairseq checkpoint ({CONVERT_FAIRSEQ} for s3prl)"
 
-# Entries that give a checkpoint away -> what it is, for the message; the first of which all are found counts.
+# Entries by which a checkpoint is recognised -> what it is, for the message; the first row that is found whole counts.
 _OTHER_KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((CHECKPOINT_KEY,), "a checkpoint of ekd_student (make a folder of it: s3prl-ekd export-checkpoint)"),
     (("Distiller",), "a checkpoint of s3prl's distiller (as a teacher: s3prl: distiller_local)"),

@@ -134,8 +134,8 @@ def base_model(state: Mapping[str, Tensor], prefix: str = "hubert.") -> tuple[di
     """The encoder inside a model that transformers puts on top of one, such as HubertForCTC.
 
     Returns:
-        Its weights without ``prefix``, and the modules of the others (``lm_head``); all weights and none, where no name
-        has the prefix.
+        Its weights without ``prefix``, and the names of the modules on top (``lm_head``). Where no name has the prefix:
+        all weights, and no modules.
     """
     inner = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     if not inner:

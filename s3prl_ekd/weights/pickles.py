@@ -47,13 +47,13 @@ def load_pickle_safely(path: str | Path, *, mapped: bool = False) -> Any:
         mapped: leave the tensors in the file where its format allows it, so that only what is used takes memory.
 
     Raises:
-        UserError: missing, not a checkpoint (said what it is), damaged, or holding objects that are not plain data.
+        UserError: the file is missing, damaged, no checkpoint (the message says what it is), or holds objects.
     """
-    # Only what is not allowed yet: torch would take the others off its list, too, at the end of the block.
+    # Only what is not allowed yet: at the end of the block torch takes all of these off its list, whoever added them.
     known = {_full_name(item) for item in torch.serialization.get_safe_globals() if isinstance(item, type)}
     allowed = [item for item in (argparse.Namespace, *_SCHEDULES) if _full_name(item) not in known]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals([*allowed]):
             mmap = mapped and zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a file of any other kind makes the unpickler raise nearly anything

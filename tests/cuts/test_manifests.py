@@ -10,6 +10,8 @@ import logging
 import helpers_corpora
 import pytest
 import soundfile
+from helpers_cuts import CLEAN, names, stream
+from helpers_cuts import write as write_wave
 from helpers_models import speech_like
 from lhotse.recipes.librispeech import prepare_librispeech
 from lhotse.recipes.musan import prepare_musan
@@ -17,6 +19,7 @@ from lhotse.recipes.rir_noise import prepare_rir_noise
 
 from s3prl_ekd import cli
 from s3prl_ekd.audio.distortion import Distorter
+from s3prl_ekd.audio.read import audio_files
 from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.cuts import manifests
 from s3prl_ekd.errors import UserError
@@ -246,3 +249,80 @@ def test_lists_for_run_pretrain(tmp_path, capsys):
     assert sorted(one.path for one in utterances) == sorted((corpus / "train-clean-100").rglob("*.flac"))
     assert cli.main(["data", "lengths", str(corpus), str(tmp_path / "lists"), "--parts", "train-other-500"]) == 2
     assert "no train-other-500 in it; found dev-clean, train-clean-100" in capsys.readouterr().err
+
+
+def heard(path):
+    return sorted(names(stream(path, distortion=CLEAN, max_crop_samples=None).loader(0)))
+
+
+def test_command_folder_and_tsv(corpus, tmp_path, capsys, caplog):
+    (tmp_path / "speech").mkdir()
+    for i in range(4):
+        write_wave(tmp_path / "speech" / f"{i}.wav", speech_like(8000 + i, i))
+    (tmp_path / "speech" / "junk.wav").write_text("no audio")
+    out = tmp_path / "out" / "speech.jsonl.gz"
+    assert cli.main(["data", "folder", str(tmp_path / "speech"), str(out)]) == 0
+    assert "speech.jsonl.gz: 4 cuts, 0.00 h, 1 bad recordings left out" in capsys.readouterr().out
+    assert "junk.wav\t" in (tmp_path / "out" / "speech.bad_recordings.tsv").read_text()
+    assert heard(out) == [f"{i}.wav" for i in range(4)]
+    before = out.read_bytes()
+    cli.main(["data", "folder", str(tmp_path / "speech"), str(out)])
+    assert out.read_bytes() == before
+
+    tsv = tmp_path / "train.tsv"
+    tsv.write_text(f"{tmp_path}/speech\n" + "".join(f"{i}.wav\t{8000 + i}\n" for i in range(4)))
+    assert cli.main(["data", "tsv", str(tsv), str(tmp_path / "tsv.jsonl.gz")]) == 0
+    assert heard(tmp_path / "tsv.jsonl.gz") == [f"{i}.wav" for i in range(4)]
+
+    capsys.readouterr()
+    for text, message in (
+        (f"{tmp_path}/speech\n0.wav\t7000\n", "says 7000 samples (at 16000 Hz) of 0.wav, the file has 8000"),
+        (f"{tmp_path}/speech\n0.wav 7000\n", "expected a root folder, then lines of path<tab>number"),
+        ("", "expected a root folder"),
+    ):
+        tsv.write_text(text)
+        assert cli.main(["data", "tsv", str(tsv), str(tmp_path / "wrong.jsonl.gz")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "wrong.jsonl.gz").exists()
+    assert cli.main(["data", "folder", str(tmp_path), str(tmp_path / "cuts.json")]) == 2
+    assert "ends in .jsonl.gz" in capsys.readouterr().err
+
+
+def test_command_corpora_of_lhotse(tmp_path, capsys):
+    for part, speaker in (("dev-clean", 84), ("own-part", 7)):
+        chapter = tmp_path / "LibriSpeech" / part / str(speaker) / "1"
+        for i in range(2):
+            write_wave(chapter / f"{speaker}-1-000{i}.flac", speech_like(6000, i))
+        (chapter / f"{speaker}-1.trans.txt").write_text("".join(f"{speaker}-1-000{i} HELLO\n" for i in range(2)))
+    for part in ("noise", "music"):
+        write_wave(tmp_path / "musan" / part / "free" / f"{part}-1.wav", speech_like(9000, 5))
+    (tmp_path / "musan" / "music" / "free" / "ANNOTATIONS").write_text("music-1 pop Y someone\n")
+    rirs = tmp_path / "RIRS_NOISES"
+    write_wave(rirs / "real_rirs_isotropic_noises" / "air_type1_rir_1.wav", speech_like(4000, 6))
+    write_wave(rirs / "simulated_rirs" / "smallroom" / "Room001" / "a.wav", speech_like(4000, 7))
+
+    out = tmp_path / "out"
+    assert cli.main(["data", "librispeech", str(tmp_path), str(out)]) == 0
+    assert cli.main(["data", "musan", str(tmp_path / "musan"), str(out), "--parts", "noise"]) == 0
+    assert cli.main(["data", "rirs", str(rirs), str(out), "--parts", "real_rir", "sim_rir"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "librispeech_cuts_dev-clean.jsonl.gz", "librispeech_cuts_own-part.jsonl.gz", "musan_cuts_noise.jsonl.gz",
+        "rirs_cuts_real_rir.jsonl.gz", "rirs_cuts_sim_rir.jsonl.gz",
+    ]  # fmt: skip
+    assert "librispeech_cuts_own-part.jsonl.gz: 2 cuts" in capsys.readouterr().out
+    assert heard(out / "librispeech_cuts_dev-clean.jsonl.gz") == ["84-1-0000", "84-1-0001"]
+    assert audio_files(out / "musan_cuts_noise.jsonl.gz") == [tmp_path / "musan/noise/free/noise-1.wav"]
+
+    shar = tmp_path / "shar"
+    assert cli.main(["data", "shar", str(out / "librispeech_cuts_*.jsonl.gz"), str(shar), "--shard-size", "3"]) == 0
+    assert heard(shar) == ["7-1-0000", "7-1-0001", "84-1-0000", "84-1-0001"]
+
+    capsys.readouterr()
+    for arguments, message in (
+        (["librispeech", str(tmp_path), str(out), "--parts", "train"], "no train in it; found dev-clean, own-part"),
+        (["musan", str(rirs), str(out)], "no part of musan in it"),
+        (["rirs", str(tmp_path / "nowhere"), str(out)], "no such folder"),
+        (["shar", str(out / "musan_cuts_noise.jsonl.gz"), str(shar)], "exists already"),
+    ):
+        assert cli.main(["data", *arguments]) == 2
+        assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Reading recordings, and the data of s3prl's run_pretrain: lists, folders, buckets, crops, workers, bad recordings."""
+"""The data of s3prl's run_pretrain: lists, folders, buckets, crops, workers, bad recordings."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import shutil
 import signal
 
 import pytest
-import soundfile
 import torch
+from helpers_cuts import CLEAN, write
 from helpers_models import speech_like
 
 from s3prl_ekd.audio import bad_recordings
-from s3prl_ekd.audio import read as audio
-from s3prl_ekd.audio.read import audio_files, audio_length, load_audio
+from s3prl_ekd.audio.read import load_audio
 from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import (
@@ -25,15 +24,7 @@ from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import (
     read_utterances,
 )
 
-RATE = 16000
-CLEAN = DistortionConfig()
 NOISY = DistortionConfig.from_mapping({"gaussian_noise": {"probability": 0.7}})
-
-
-def write(path, waveform, rate=RATE, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, waveform.numpy(), rate, **options)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -74,89 +65,6 @@ def assert_same(a, b):
         assert torch.equal(x.clean, y.clean)
         assert torch.equal(x.distorted, y.distorted)
         assert torch.equal(x.lengths, y.lengths)
-
-
-# --- audio ------------------------------------------------------------------------------------------------------------
-
-
-def test_reading_a_part(tmp_path):
-    wave = 0.5 * speech_like(5000)
-    path = write(tmp_path / "a.wav", wave, subtype="FLOAT")
-    assert torch.equal(load_audio(path), wave)
-    assert torch.equal(load_audio(path, start=1200, samples=700), wave[1200:1900])
-    assert torch.equal(load_audio(path, start=4900, samples=700), wave[4900:])
-    assert audio_length(path) == 5000
-
-
-def test_rate_and_channels_are_mended_and_said_once(tmp_path, caplog):
-    audio._said.cache_clear()
-    time = torch.arange(44100) / 44100
-    stereo = torch.stack([torch.sin(2 * torch.pi * 440 * time), torch.zeros(44100)], dim=1) * 0.5
-    paths = [write(tmp_path / f"{i}.wav", stereo, 44100) for i in range(2)]
-    with caplog.at_level(logging.WARNING):
-        waves = [load_audio(path) for path in paths]
-    expected = 0.25 * torch.sin(2 * torch.pi * 440 * torch.arange(RATE) / RATE)
-    torch.testing.assert_close(waves[0][200:-200], expected[200:-200], atol=2e-3, rtol=0)
-    assert waves[0].shape == (16000,)
-    assert audio_length(paths[0]) == 16000
-    part = load_audio(paths[0], start=4000, samples=3000)
-    torch.testing.assert_close(part[200:-200], waves[0][4200:6800], atol=2e-3, rtol=0)
-    assert [("averaged" in m, "resampled" in m) for m in caplog.messages] == [(False, True), (True, False)]
-    assert str(paths[0]) in caplog.messages[0]
-
-
-def _broken_files(folder):
-    wave = speech_like(8000)
-    nan = wave.clone()
-    nan[100] = torch.nan
-    for suffix in ("wav", "flac"):
-        whole = write(folder / f"whole.{suffix}", wave).read_bytes()
-        (folder / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
-    write(folder / "nothing.wav", wave[:0])
-    write(folder / "nan.wav", nan, subtype="FLOAT")
-    (folder / "text.wav").write_text("not audio " * 100)
-    (folder / "zero.wav").touch()
-    (folder / "folder.wav").mkdir()
-    return folder
-
-
-def test_bad_files_are_named(tmp_path):
-    folder = _broken_files(tmp_path)
-    for name, message in (
-        ("cut.wav", "truncated"),
-        ("cut.flac", "truncated"),
-        ("nothing.wav", "is empty"),
-        ("nan.wav", "NaN"),
-        ("text.wav", "not a readable audio file"),
-        ("zero.wav", "empty file"),
-        ("missing.wav", "no such file"),
-        ("folder.wav", "no such file"),
-    ):
-        with pytest.raises(UserError, match=message) as caught:
-            load_audio(folder / name)
-        assert str(folder / name) in str(caught.value)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="ends before sample 9000"):
-        load_audio(folder / "whole.wav", start=9000)
-
-
-def test_a_wav_written_to_a_pipe_is_whole(tmp_path):
-    """Its header cannot know the size."""
-    data = bytearray(write(tmp_path / "a.wav", speech_like(1000)).read_bytes())
-    data[4:8] = data[40:44] = b"\xff" * 4
-    (tmp_path / "a.wav").write_bytes(data)
-    assert load_audio(tmp_path / "a.wav").shape == (1000,)
-
-
-def test_audio_files_are_found_anywhere_below(tmp_path):
-    for name in ("b/c/x.FLAC", "a.wav", "b/y.ogg"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (tmp_path / "b" / "x.trans.txt").touch()
-    (tmp_path / ".hidden.wav").touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in audio_files(tmp_path)]
-    assert found == ["a.wav", "b/c/x.FLAC", "b/y.ogg"]
 
 
 # --- lists, folders, buckets ------------------------------------------------------------------------------------------

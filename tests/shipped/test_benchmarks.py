@@ -99,6 +99,32 @@ def test_unequal_outputs_are_an_error(results, tmp_path, monkeypatch, capsys):
     assert common.finish(args, "x", values | {"max_differences": {"loss": 0.05}}) == 0
 
 
+@pytest.mark.slow
+def test_a_checkout_against_itself(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "against.py"), "--other", str(ROOT), "--quick", "--repeats", "2"]
+    done = subprocess.run([*command, "--json", str(tmp_path / "out.json")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = read(tmp_path, "out")
+    assert set(result["max_differences"].values()) == {0}
+    candidates = {"step_k3", "step_cached_k3", "infer_b1", "infer_mixed8"}
+    assert result["ratios"].keys() == result["ratio_ranges"].keys() == candidates
+    assert all(len(timing["all_s"]) == 2 for both in result["timings"].values() for timing in both.values())
+
+
+def test_outputs_of_another_checkout_that_differ_are_found(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import against
+    import torch
+
+    this = {"hidden_states": {"b1 0": torch.zeros(2)}, "loss": 1.0, "loss_with_dropout": 2.0}
+    other = {"hidden_states": {"b1 0": torch.tensor([0.0, 0.5])}, "loss": 1.25, "loss_with_dropout": 2.0}
+    gradients = {"gradient": {"weight": torch.tensor([3.0, 4.0])}}, {"gradient": {"weight": torch.tensor([0.0, 4.0])}}
+    found = against.differences(this | gradients[0], other | gradients[1])
+    assert found == {"hidden_states": 0.5, "loss": 0.25, "loss_with_dropout": 0, "gradient_relative": 0.75}
+    with pytest.raises(AssertionError, match="other names"):
+        against.differences(this | gradients[0], other | {"gradient": {"bias": torch.zeros(2)}})
+
+
 def test_memory_is_what_a_call_needs(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import common

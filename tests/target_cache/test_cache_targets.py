@@ -40,7 +40,7 @@ from s3prl_ekd.target_cache.shards import Shard, cut_key
 from s3prl_ekd.teachers import base, load_teachers
 from s3prl_ekd.teachers.cached import cached_teachers
 from s3prl_ekd.training.module import DistillModule
-from s3prl_ekd.training.run import build_distiller, open_data, train
+from s3prl_ekd.training.run import open_data, open_inputs, train
 
 AGGREGATIONS = ("layerwise-average", "layerwise-concatenation", "separate-heads")
 
@@ -447,7 +447,7 @@ def test_distill_without_teachers_killed_and_resumed(root, cache, tmp_path):
     assert_same_run(output, whole.output)
 
     with pytest.raises(UserError, match=r"targets\.cache was .*, now it is none"):
-        open_data(config(output, targets__cache=None), 0, 1)[0].require_identity(
+        open_data(config(output, targets__cache=None), 0, 1, None)[0].require_identity(
             h.checkpoint(output)["EKD_Run"]["data"]
         )
 
@@ -473,7 +473,7 @@ def test_distill_without_teachers_killed_and_resumed(root, cache, tmp_path):
 def test_another_recipe_is_refused(change, message, root, cache, tmp_path):
     config = recipe(root, tmp_path / "run", targets__cache=str(cache.folder), **change)
     with pytest.raises(UserError, match=message):
-        build_distiller(config)
+        open_inputs(config, 0, 1)
     if "student" not in next(iter(change)):
         with pytest.raises(UserError, match=message):
             Caching(config, cache.folder)
@@ -488,7 +488,7 @@ def test_what_targets_do_not_depend_on_is_free(root, cache):
         student__num_hidden_layers=1,
         targets__cache=str(cache.folder),
     )
-    distiller = build_distiller(changed)
+    distiller = open_inputs(changed, 0, 1).distiller
     assert [target.weight for target in distiller.targets] == pytest.approx([5 / 12, 5 / 12, 1 / 12, 1 / 12])
 
 
@@ -556,7 +556,7 @@ def test_start_of_another_student_is_added(root, cache, tmp_path):
     state = load_teachers(config.teachers)[1].encoder_state()
     start = TargetCache(tmp_path / "out").start("wavlm", 2)
     assert all(torch.equal(state[name], tensor) for name, tensor in start.items())
-    build_distiller(config)
+    open_inputs(config, 0, 1)
 
 
 def test_no_cache_and_unknown_cuts(root, cache, tmp_path):
@@ -730,7 +730,7 @@ def test_widths_that_do_not_fit_are_named(widths, root, cache, tmp_path):
     with pytest.raises(
         UserError, match=r"cache\.json: damaged \((it says no width of wavlm|its widths make 20+48 val)"
     ):
-        build_distiller(recipe(root, targets__cache=str(folder)))
+        open_inputs(recipe(root, targets__cache=str(folder)), 0, 1)
 
 
 def test_no_usable_recording_makes_no_cache(root, tmp_path):

@@ -28,8 +28,8 @@ from s3prl_ekd.training import random_state
 from s3prl_ekd.training.batches import EndlessBatches, Position
 from s3prl_ekd.training.checkpoints import step_files
 from s3prl_ekd.training.curve import read_log
-from s3prl_ekd.training.meter import Meter
 from s3prl_ekd.training.optim import learning_rate_factor, parameter_groups
+from s3prl_ekd.training.statistics import StepStatistics
 
 
 @pytest.fixture(autouse=True)
@@ -87,13 +87,13 @@ def test_a_step_of_so_many_seconds_whatever_the_devices(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     heard = []
 
-    def open_data(config, *place):
+    def open_inputs(config, *place):
         heard.append(config.data.batch_seconds)
-        return h.open_data(config, *place)
+        return h.open_inputs(config, *place)
 
     data = {"batch_seconds": None, "global_batch_seconds": 6.0, "dev_cuts": []}
     config = h.recipe(tmp_path / "run", data=data, max_steps=1, accumulate=3)
-    assert s3prl_ekd.training.run.train(config, open_data=open_data, build=h.build) == 0
+    assert s3prl_ekd.training.run.train(config, open_inputs=open_inputs) == 0
     assert heard == [2.0]
     assert "a step is up to 6 s of audio: data.global_batch_seconds, 2 s for each of 1 device(s) x acc" in caplog.text
     assert h.checkpoint(tmp_path / "run")["EKD_Run"]["recipe"]["data"]["global_batch_seconds"] == 6.0
@@ -544,11 +544,9 @@ def broken(*_, **__):
     raise UserError("of mine")
 
 
-@pytest.mark.parametrize("what", ["open_data", "build"])
-def test_a_failed_start_leaves_nothing(what, tmp_path):
-    parts = {"open_data": h.open_data, "build": h.build, what: broken}
+def test_a_failed_start_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="of mine"):
-        s3prl_ekd.training.run.train(h.recipe(tmp_path / "new" / "run"), **parts)
+        s3prl_ekd.training.run.train(h.recipe(tmp_path / "new" / "run"), open_inputs=broken)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -560,7 +558,7 @@ def test_a_failed_start_leaves_what_was_there_and_the_bad_recordings(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="of mine"):
-        s3prl_ekd.training.run.train(h.recipe(tmp_path), open_data=note_and_break, build=h.build)
+        s3prl_ekd.training.run.train(h.recipe(tmp_path), open_inputs=note_and_break)
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert found == {"logs", "logs/mine.txt", "bad_recordings.tsv"}
 
@@ -624,18 +622,18 @@ def test_batches_know_the_place_after_them(tmp_path):
         next(iter(EndlessBatches(h.SyntheticStream(h.recipe(tmp_path), batches=0), Position())))
 
 
-def test_meter_counts_in_a_row():
-    meter = Meter(torch.device("cpu"), 1)
+def test_statistics_counts_in_a_row():
+    meter = StepStatistics(torch.device("cpu"), 1)
     for loss in (1.0, torch.nan, torch.nan, 3.0, torch.nan):
-        meter.add_batch(torch.tensor(10 * loss), {}, (str(loss),))
+        meter.add_batch({"loss": torch.tensor(10 * loss)}, (str(loss),))
         meter.end_step(torch.tensor(10.0), torch.tensor(loss), ~torch.isfinite(torch.tensor(loss)))
     summary = meter.summary(bad_recordings=4)
     assert (summary.loss, summary.steps, summary.skipped, summary.longest, summary.frames) == (2.0, 5, 3, 2, 50)
     assert summary.bad_recordings == 4
     assert summary.suspects == [("nan",)] * 3
-    again = Meter(torch.device("cpu"), 1)
+    again = StepStatistics(torch.device("cpu"), 1)
     again.load_state(meter.state())
-    again.add_batch(torch.tensor(torch.nan), {}, ("x",))
+    again.add_batch({"loss": torch.tensor(torch.nan)}, ("x",))
     again.end_step(torch.tensor(10.0), torch.tensor(torch.nan), torch.tensor(True))
     assert again.summary().longest == 2, "a row may begin before a log and a resumption"
     assert again.summary().skipped_ever == 4

@@ -15,8 +15,7 @@ from helpers_train import assert_same_run
 
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.training import batches as waiting
-from s3prl_ekd.training import module
+from s3prl_ekd.training import batches
 from s3prl_ekd.training.checkpoints import newest_readable, step_files
 from s3prl_ekd.training.run import EXIT_PREEMPTED
 
@@ -42,10 +41,10 @@ def reference(tmp_path_factory):
 def interrupted(output, settings, kills, number=signal.SIGKILL):
     """Start and resume a run that gets a signal after so many batches each time; exit statuses."""
     statuses, fed = [], output.parent / "fed"
-    for batches in kills:
+    for count in kills:
         fed.unlink(missing_ok=True)
         process = h.start(h.recipe(output, **settings), resume=True, fed=str(fed))
-        statuses.append(h.signal_after(process, fed, batches, number))
+        statuses.append(h.signal_after(process, fed, count, number))
     statuses.append(h.finish(h.start(h.recipe(output, **settings), resume=True)))
     return statuses
 
@@ -140,7 +139,7 @@ def test_preempted_while_the_first_batch_does_not_come(tmp_path):
 
 
 def short_grace():
-    waiting.GRACE_SECONDS = module.GRACE_SECONDS = 0.3
+    batches.GRACE_SECONDS = 0.3
 
 
 def test_preempted_while_no_dev_batch_comes(tmp_path):

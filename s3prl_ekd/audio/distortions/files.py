@@ -41,6 +41,7 @@ def draw_readable(files: Sequence[Path], generator: Generator, read: Callable[[P
     Raises:
         UserError: several in a row are unreadable.
     """
+    problem = None
     for _ in range(_ATTEMPTS):
         path = files[integer(generator, len(files))]
         try:

@@ -22,13 +22,13 @@ from s3prl_ekd import MIN_SAMPLES
 from s3prl_ekd.audio.bad_recordings import BadRecordings
 from s3prl_ekd.audio.batch import Batch, Loaded, empty_batch
 from s3prl_ekd.audio.distortion import Distorter
+from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.randomness import keyed_generator
 from s3prl_ekd.audio.read import audio_files, audio_length, load_audio
 from s3prl_ekd.audio.text import read_lengths
 from s3prl_ekd.audio.utterances import UtteranceReader
 from s3prl_ekd.audio.workers import make_loader, patient
 from s3prl_ekd.config.base import Config, Range, Seconds, Seed, Size, Workers
-from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -170,8 +170,8 @@ class PretrainDataset(Dataset[Loaded | UserError]):
     def __getitem__(self, key: tuple[int, int]) -> Loaded | UserError:
         """Batch ``index`` as epoch ``epoch`` hears it, or the next one that has a readable recording.
 
-        Where several batches in a row have none, an empty one. A UserError is returned, not raised: a worker's
-        exception would reach the user wrapped in its traceback.
+        Where several batches in a row have none, an empty one. A UserError is returned, see
+        :func:`~s3prl_ekd.audio.workers.patient`.
         """
         epoch, index = key
         loaded = Loaded(empty_batch(), 0, ())
@@ -220,7 +220,7 @@ class PretrainLoader:
         self.dataset = dataset
         self.bad_recordings = BadRecordings()
         self._position = position
-        self._items: Iterator[Loaded | UserError] | None = None
+        self._items: Iterator[Loaded] | None = None
 
     def __len__(self) -> int:
         """Batches of the next pass."""
@@ -233,8 +233,6 @@ class PretrainLoader:
             self.bad_recordings.begin_pass()
         for _ in range(len(self)):
             item = next(self._items)
-            if isinstance(item, UserError):
-                raise item
             self._position += 1
             self.bad_recordings.note(item.read, item.bad)
             if not item.batch.utterances:

@@ -1,9 +1,8 @@
-"""What happened since the last log, kept on the device until the log asks for it."""
+"""Losses and gradient norms of the steps since the last log, kept on the device until the log asks for them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +10,17 @@ from torch import Tensor
 
 @dataclass
 class _Step:
-    """The batches of one step in this process: whether each one's loss is not finite, and its utterances."""
+    """The batches of one step in this process.
 
-    broken: list[Tensor] = field(default_factory=list)
-    utterances: list[tuple[str, ...]] = field(default_factory=list)
-    loss_sum: Tensor | None = None
-    details: dict[str, Tensor] = field(default_factory=dict)
-    skipped: Tensor | None = None
+    Attributes:
+        batches: of each one, whether its loss is not finite, and its utterances.
+        metrics: sums over their frames; once the step is made, means over those of all processes.
+        skipped: whether the step was skipped, once it is made.
+    """
+
+    batches: list[tuple[Tensor, tuple[str, ...]]] = field(default_factory=list)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    skipped: Tensor = field(default_factory=lambda: torch.tensor(False))
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Summary:
         skipped_ever: the same since the run began.
         longest: the most such steps in a row.
         bad_recordings: recordings that all processes have skipped so far.
-        details: per target and teacher, of the last step; empty where some process had nothing to say.
+        details: per target and teacher, of the last step; empty if some process had only empty batches in it.
         suspects: utterances of this process's batches whose loss was not finite (or, if no loss was to blame, of all
             its batches in the skipped steps).
     """
@@ -50,8 +53,8 @@ class Summary:
     suspects: list[tuple[str, ...]]
 
 
-class Meter:
-    """Adds up losses without synchronising; :meth:`summary` does, once."""
+class StepStatistics:
+    """Adds up losses without waiting for the device; :meth:`summary` waits, once."""
 
     # `loss` is this process's share of a sum; the others are equal in all processes.
     _COMMON = ("good", "skipped", "skipped_ever", "in_a_row", "longest", "frames", "norm")
@@ -60,36 +63,32 @@ class Meter:
         self.world_size = world_size
         self.values = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("loss", *self._COMMON)}
         self._steps: list[_Step] = []
-        self._open = _Step()
+        self._step = _Step()  # the one in work
 
-    def add_batch(self, loss_sum: Tensor, details: dict[str, Tensor], utterances: tuple[str, ...]) -> None:
-        """Note a batch of the current step.
+    def add_batch(self, metrics: dict[str, Tensor], utterances: tuple[str, ...]) -> None:
+        """Note a batch of the step in work.
 
         Args:
-            loss_sum: the loss summed over the batch's frames, a scalar without gradient.
-            details: metrics summed over the batch's frames.
+            metrics: ``loss`` and others, each summed over the batch's frames; scalars without gradient.
             utterances: its names.
         """
-        step = self._open
-        step.broken.append(~torch.isfinite(loss_sum))
-        step.utterances.append(utterances)
-        step.loss_sum = loss_sum if step.loss_sum is None else step.loss_sum + loss_sum
-        for name, value in details.items():
-            step.details[name] = step.details[name] + value if name in step.details else value
+        self._step.batches.append((~torch.isfinite(metrics["loss"]), utterances))
+        sums = self._step.metrics
+        sums.update({name: sums[name] + value if name in sums else value for name, value in metrics.items()})
 
     def end_step(self, frames: Tensor, norm: Tensor, skipped: Tensor) -> None:
-        """Close the current step.
+        """Note that the step in work is made.
 
         Args:
             frames: real frames of all processes, a scalar.
             norm: of the gradient.
             skipped: whether it is not finite, a boolean scalar; equal in all processes.
         """
-        step, values = self._open, self.values
+        step, values, bad = self._step, self.values, skipped.double()
         step.skipped = skipped
-        bad = skipped.double()
-        if step.loss_sum is not None:
-            loss = step.loss_sum.double() / frames.clamp(min=1)
+        step.metrics = {name: value.double() / frames.clamp(min=1) for name, value in step.metrics.items()}
+        loss = step.metrics.pop("loss", None)
+        if loss is not None:
             values["loss"] = values["loss"] + torch.where(skipped, torch.zeros_like(loss), loss)
         values["good"] = values["good"] + (1 - bad) * (frames > 0)
         values["skipped"] = values["skipped"] + bad
@@ -98,10 +97,8 @@ class Meter:
         values["longest"] = torch.maximum(values["longest"], values["in_a_row"])
         values["frames"] = values["frames"] + frames
         values["norm"] = norm.double()
-        step.details = {name: value.double() / frames.clamp(min=1) for name, value in step.details.items()}
-        step.loss_sum = None
         self._steps.append(step)
-        self._open = _Step()
+        self._step = _Step()
 
     def summary(self, bad_recordings: int = 0) -> Summary:
         """Everything since the last call; all processes must call it together.
@@ -110,16 +107,19 @@ class Meter:
             bad_recordings: that this process has skipped so far.
         """
         steps, values = self._steps, self.values
-        loss = values["loss"]
-        local = torch.stack([loss, torch.full_like(loss, bad_recordings)])
-        details = steps[-1].details if steps else {}
+        own = torch.stack([values["loss"], torch.full_like(values["loss"], bad_recordings)])
+        details = steps[-1].metrics if steps else {}
         if self.world_size > 1:
-            torch.distributed.all_reduce(local)
-            details = self._reduce(details, local.device)
+            torch.distributed.all_reduce(own)
+            details = self._reduce(details, own.device)
         common = [values[name] for name in self._COMMON]
-        loss, bad, *rest = torch.cat([local, torch.stack([*common, *details.values()])]).tolist()
+        loss, bad, *rest = torch.cat([own, torch.stack([*common, *details.values()])]).tolist()
         good, skipped, skipped_ever, _, longest, frames, norm = rest[: len(common)]
-        report = Summary(
+        for name in ("loss", "good", "skipped", "frames"):
+            values[name] = torch.zeros_like(values[name])
+        values["longest"] = values["in_a_row"]
+        self._steps = []
+        return Summary(
             loss=loss / good if good else float("nan"),
             grad_norm=norm,
             steps=round(good + skipped),
@@ -131,15 +131,10 @@ class Meter:
             details=dict(zip(details, rest[len(common) :], strict=True)),
             suspects=_suspects(steps) if skipped else [],
         )
-        for name in ("loss", "good", "skipped", "frames"):
-            values[name] = torch.zeros_like(values[name])
-        values["longest"] = values["in_a_row"]
-        self._steps = []
-        return report
 
     @staticmethod
     def _reduce(details: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-        """Sums over processes, or nothing if one of them had only an empty batch."""
+        """Sums over processes, or nothing if one of them had only empty batches."""
         count = torch.tensor(len(details), device=device)
         torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MIN)
         if count.item() == 0:
@@ -148,10 +143,14 @@ class Meter:
         torch.distributed.all_reduce(total)
         return dict(zip(details, total, strict=True))
 
-    def forgive(self) -> None:
-        """Start counting steps in a row anew."""
+    def restart_row(self) -> None:
+        """Count skipped steps in a row anew."""
         for name in ("in_a_row", "longest"):
             self.values[name] = torch.zeros_like(self.values[name])
+
+    def skipped_ever(self) -> int:
+        """Steps skipped since the run began; waits for the device."""
+        return round(self.values["skipped_ever"].item())
 
     def state(self) -> Tensor:
         """All numbers, for a checkpoint: float64 (values,)."""
@@ -159,19 +158,12 @@ class Meter:
 
     def load_state(self, state: Tensor) -> None:
         """The inverse of :meth:`state`."""
-        for name, value in zip(self.values, state.to(next(iter(self.values.values())).device), strict=True):
+        for name, value in zip(self.values, state.to(self.values["loss"].device), strict=True):
             self.values[name] = value.clone()
 
 
 def _suspects(steps: list[_Step]) -> list[tuple[str, ...]]:
-    batches: list[tuple[Any, ...]] = [
-        (broken, step.skipped, names)
-        for step in steps
-        for broken, names in zip(step.broken, step.utterances, strict=True)
-    ]
-    if not batches:
-        return []
-    broken = torch.stack([batch[0] for batch in batches]).tolist()
-    skipped = torch.stack([batch[1] for batch in batches]).tolist()
-    by_loss = [batch[2] for batch, guilty in zip(batches, broken, strict=True) if guilty]
-    return by_loss or [batch[2] for batch, guilty in zip(batches, skipped, strict=True) if guilty]
+    """The utterances of batches whose loss was not finite; if there is none, those of all batches in skipped steps."""
+    batches = [(broken, step.skipped, names) for step in steps for broken, names in step.batches]
+    by_loss = [names for broken, _, names in batches if broken]
+    return by_loss or [names for _, skipped, names in batches if skipped]

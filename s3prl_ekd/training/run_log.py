@@ -1,4 +1,4 @@
-"""What a run says while it runs: loggers, log lines, the progress bar, and the end of a run that goes wrong."""
+"""What a run says while it runs: metrics for the loggers, log lines and a progress bar."""
 
 from __future__ import annotations
 
@@ -16,30 +16,35 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
+from s3prl_ekd.config.training import TrainerConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.training.meter import Summary
+from s3prl_ekd.training.checkpoints import Checkpoints
+from s3prl_ekd.training.progress import Progress
+from s3prl_ekd.training.statistics import Summary
 
 logger = logging.getLogger(__name__)
 
 _NAMED = 20  # utterances that a message lists at most
 
 
-class Report(ProgressBar):
-    """Logs every ``log_every`` steps, shows a bar on a terminal, stops a run whose loss stays infinite.
+class RunLog(ProgressBar):
+    """Logs every ``trainer.log_every`` steps, shows a bar on a terminal, ends a run whose loss stays infinite.
 
     Args:
-        log_every: steps between two logs.
-        max_nonfinite: so many skipped steps in a row end the run.
+        progress: how far the run is.
+        checkpoints: saves the weights before the run ends.
+        config: says how often to log, and how many skipped steps in a row end the run.
     """
 
-    def __init__(self, *, log_every: int, max_nonfinite: int) -> None:
+    def __init__(self, progress: Progress, checkpoints: Checkpoints, config: TrainerConfig) -> None:
         super().__init__()
-        self.log_every = log_every
-        self.max_nonfinite = max_nonfinite
+        self.progress = progress
+        self.checkpoints = checkpoints
+        self.config = config
         self._bar: tqdm | None = None
 
     def disable(self) -> None:
-        """Lightning's wish for processes other than the first; they draw nothing anyway."""
+        """Lightning calls this in all processes but the first; only the first has a bar."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._since, self._last_step = time.monotonic(), trainer.global_step
@@ -55,20 +60,20 @@ class Report(ProgressBar):
             )
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
-        if not module.step_done or module.empty_steps:
+        if not self.progress.step_done or self.progress.empty_steps:
             return
         if self._bar is not None:
             self._bar.update(1)
-        if trainer.global_step % self.log_every == 0 or trainer.global_step == trainer.max_steps:
-            summary = module.meter.summary(module.stream.bad_recordings.bad)
-            self._log(trainer, module, summary)
+        if trainer.global_step % self.config.log_every == 0 or trainer.global_step == trainer.max_steps:
+            summary = self.progress.statistics.summary(self.progress.bad_recordings)
+            self._log(trainer, summary)
             if summary.skipped:
-                self._skipped(trainer, module, summary)
+                self._report_skipped(trainer, summary)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        _write(trainer, {"dev/loss": module.dev_loss})
+        _write(trainer, {"dev/loss": self.progress.dev_loss})
         if trainer.is_global_zero:
-            self._say(f"step {trainer.global_step}: dev loss {module.dev_loss:.4f}")
+            self._say(f"step {trainer.global_step}: dev loss {self.progress.dev_loss:.4f}")
         self._since, self._last_step = time.monotonic(), trainer.global_step
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -82,22 +87,22 @@ class Report(ProgressBar):
             self._bar.close()
             self._bar = None
 
-    def _log(self, trainer: Trainer, module: LightningModule, summary: Summary) -> None:
+    def _log(self, trainer: Trainer, summary: Summary) -> None:
         now, step = time.monotonic(), trainer.global_step
         seconds = max(now - self._since, 1e-9)
         steps = max(step - self._last_step, 1)
         self._since, self._last_step = now, step
-        # The clock starts anew after a resumption or a dev loss, the summary does not.
+        # After a resumption or a dev loss the clock starts anew, so that `steps` may be fewer than the summary's.
         seconds_per_step = seconds / steps
         audio_per_step = summary.frames * FRAME_SHIFT / SAMPLE_RATE / max(summary.steps, 1)
         speed = audio_per_step / seconds_per_step
         metrics = {
             "train/loss": summary.loss,
-            "train/lr": module.learning_rate,
+            "train/lr": self.progress.learning_rate,
             "train/grad_norm": summary.grad_norm,
             "train/skipped_steps": summary.skipped_ever,
             "train/bad_recordings": summary.bad_recordings,
-            "train/epoch": module.position.epoch,
+            "train/epoch": self.progress.position.epoch,
             "speed/hours_per_hour": speed,
             "speed/seconds_per_step": seconds_per_step,
             **{f"train/{name}": value for name, value in summary.details.items()},
@@ -119,8 +124,8 @@ class Report(ProgressBar):
         else:
             logger.info("%s", text)
 
-    def _skipped(self, trainer: Trainer, module: LightningModule, summary: Summary) -> None:
-        """Say which steps were not made, in each process which of its utterances are to blame; too many end the run."""
+    def _report_skipped(self, trainer: Trainer, summary: Summary) -> None:
+        """Warn of skipped steps; each process names the utterances that may be to blame. Too many end the run."""
         step = trainer.global_step
         if trainer.is_global_zero:
             logger.warning(
@@ -129,11 +134,11 @@ class Report(ProgressBar):
             )  # fmt: skip
         if summary.suspects:
             logger.warning("loss or gradient not finite with: %s", _names(chain(*summary.suspects)))
-        if summary.longest < self.max_nonfinite:
+        if summary.longest < self.config.max_nonfinite:
             return
-        module.meter.forgive()  # a resumed run gets another chance
-        path = trainer.checkpoint_callback.save(trainer)
-        suspects = _everybodys(trainer, [name for batch in summary.suspects for name in batch])
+        self.progress.statistics.restart_row()  # a resumed run gets another chance
+        path = self.checkpoints.save(trainer)
+        suspects = _of_all_processes(trainer, [name for batch in summary.suspects for name in batch])
         raise UserError(
             f"{summary.longest} steps in a row up to step {step} had a loss or gradient that is not finite; {path}"
             f" holds the weights of before. Batches with: {_names(suspects)}. Look at these recordings; lower"
@@ -146,8 +151,8 @@ def _write(trainer: Trainer, metrics: dict[str, float]) -> None:
         writer.log_metrics(metrics, step=trainer.global_step)
 
 
-def _everybodys(trainer: Trainer, names: list[str]) -> list[str]:
-    """The names that any process has."""
+def _of_all_processes(trainer: Trainer, names: list[str]) -> list[str]:
+    """The names given in any process."""
     if trainer.world_size == 1:
         return names
     gathered: list[list[str]] = [[] for _ in range(trainer.world_size)]
