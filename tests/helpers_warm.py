@@ -110,7 +110,7 @@ def _be_the_command(connection: socket.socket) -> None:
 if __name__ == "__main__":
     from s3prl_ekd import processes
 
-    processes.end_with(int(sys.argv[2]))
+    processes.die_with_parent(int(sys.argv[2]))
     for name in _IMPORTED:
         importlib.import_module(name)
     _serve(sys.argv[1])
