@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, printable_line
@@ -14,8 +17,6 @@ logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def run_command(
@@ -51,11 +52,17 @@ def run_command(
     return status
 
 
-def die_with_parent(parent: int) -> None:
-    """Have this process killed as soon as its parent, the process ``parent``, has ended in whatever way (Linux)."""
-    if sys.platform == "linux":
-        import ctypes
+def die_with_parent() -> None:
+    """Have this process, started by multiprocessing, killed as soon as the process that asked for it is gone.
 
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
-    if os.getppid() != parent:  # it ended before the kernel was told
-        sys.exit(1)
+    The kernel could do so too (prctl), but for the direct parent only: with a forkserver that is another process, which
+    lives as long as its children do.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_wait_and_end, args=(parent.sentinel,), daemon=True).start()
+
+
+def _wait_and_end(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)

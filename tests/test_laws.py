@@ -26,13 +26,14 @@ from s3prl_ekd.config.recipe import (
     TeacherConfig,
 )
 from s3prl_ekd.config.training import OptimizerConfig, RunConfig, ScheduleConfig, TrainerConfig, apply_override
+from s3prl_ekd.cuts.read import cut_key
 from s3prl_ekd.errors import LONGEST_MESSAGE, UserError, printable_line
 from s3prl_ekd.files import parse_yaml, read_yaml
 from s3prl_ekd.network.frames import Packing, conv_frames, receptive_field
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.target_cache.reading import TargetCache
 from s3prl_ekd.target_cache.settings import write_description
-from s3prl_ekd.target_cache.shards import ShardWriter, cut_key, write_index
+from s3prl_ekd.target_cache.shards import ShardWriter, write_index
 from s3prl_ekd.targets import RULES, Source
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=40)

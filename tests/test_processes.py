@@ -88,13 +88,16 @@ def test_a_process_ends_with_the_one_that_started_it():
 
 
 def _parent(sender) -> None:
-    child = os.fork()
-    if child == 0:
-        die_with_parent(os.getppid())
-        time.sleep(60)
+    child = multiprocessing.get_context("fork").Process(target=_child)
+    child.start()
     time.sleep(0.2)
-    sender.send(child)
+    sender.send(child.pid)
     os._exit(0)
+
+
+def _child() -> None:
+    die_with_parent()
+    time.sleep(60)
 
 
 def _state(process: int) -> str:

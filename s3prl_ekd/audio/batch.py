@@ -33,6 +33,7 @@ class Batch:
         lengths: (B,) samples, on the CPU.
         utterances: B names, for messages.
         starts: (B,) first sample of each within its whole utterance, where crops are taken; on the CPU.
+        keys: (B,) the number that finds each in a cache of targets, where they have one; on the CPU.
         cached: targets that were computed before; None: the teachers compute them.
     """
 
@@ -41,6 +42,7 @@ class Batch:
     lengths: Tensor
     utterances: tuple[str, ...]
     starts: Tensor | None = None
+    keys: Tensor | None = None
     cached: CachedTargets | None = None
 
     def to(self, device: torch.device | str) -> Batch:

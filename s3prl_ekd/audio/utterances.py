@@ -27,6 +27,10 @@ class Utterance(Protocol):
     def samples(self) -> int:
         """Its length at 16 kHz, as its list or manifest says."""
 
+    @property
+    def key(self) -> int | None:
+        """The number that finds it in a cache of targets, if it can be in one."""
+
     def read(self, start: int, longest: int | None) -> tuple[Tensor, Tensor | None]:
         """Its waveform (S,) from a sample on, at most ``longest`` samples of it; and the targets (F, D') of that part
         if they were computed before.
@@ -69,6 +73,7 @@ class UtteranceReader:
             UserError: the files of a distortion cannot.
         """
         names, starts, clean, targets, bad = [], [], [], [], list[tuple[str, str]]()
+        keys = list[int]()
         for utterance in utterances:
             start = draw_start(utterance.samples, self.longest, (self.seed, epoch, utterance.name), self.step)
             try:
@@ -81,12 +86,16 @@ class UtteranceReader:
             names.append(utterance.name)
             starts.append(start)
             clean.append(waveform)
+            if utterance.key is not None:
+                keys.append(utterance.key)
             if cached is not None:
                 targets.append(cached)
         if not names:
             return Loaded(empty_batch(), len(bad), tuple(bad))
         distorted = [self.distorter(wave, epoch=epoch, utterance=name) for wave, name in zip(clean, names, strict=True)]
         batch = dataclasses.replace(collate(clean, distorted, names), starts=torch.tensor(starts))
+        if keys:
+            batch = dataclasses.replace(batch, keys=torch.tensor(keys))
         if targets:
             frames = torch.tensor([len(rows) for rows in targets])
             batch = dataclasses.replace(batch, cached=CachedTargets(torch.cat(targets), frames))

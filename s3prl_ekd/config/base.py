@@ -43,7 +43,7 @@ _RELATIONS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The numbers that make sense; ``hint`` says what to do instead of others."""
+    """The numbers that are allowed; ``hint`` says what to give instead of another."""
 
     at_least: float | None = None
     more_than: float | None = None
@@ -61,7 +61,7 @@ class Range:
 
 
 class OneOf:
-    """The names that there are."""
+    """The names that are allowed."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -75,7 +75,7 @@ class _NotEmpty:
         return None if value.strip() else "expected a name, found nothing"
 
 
-# The upper bounds are far beyond what anybody means, and below what takes the machine's memory or overflows.
+# The upper bounds are far above what anybody needs, and below what overflows or fills the machine's memory.
 Count = Annotated[int, Range(at_least=1, at_most=10**12)]
 Size = Annotated[int, Range(at_least=1, at_most=16_384)]
 Depth = Annotated[int, Range(at_least=1, at_most=1000)]

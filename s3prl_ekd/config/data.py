@@ -62,7 +62,7 @@ class DataConfig(Config):
     num_buckets: Size = 30
     """Buckets of like duration from which batches are drawn."""
     buffer_cuts: Count = 20_000
-    """Cuts that are held (without their audio) to draw from."""
+    """Cuts that are held in memory (without their audio) to draw batches from."""
     max_crop_samples: Annotated[int, Range(at_least=SAMPLE_RATE, at_most=10**12)] | None = 250_000
     """Longer utterances are cropped to this many samples, elsewhere in each epoch (DistilHuBERT: 250000); null: no."""
     num_workers: Workers = 4
@@ -71,7 +71,7 @@ class DataConfig(Config):
     prefetch_batches: Size = 4
     """Batches that each of them prepares ahead."""
     timeout_seconds: Seconds = 1800.0
-    """So long the run waits for one batch before it gives up; what a worker's death has cost is noticed at once."""
+    """How long the run waits for one batch before it gives up; the death of a worker is noticed at once."""
     shar_cache: str | None = None
     """Folder for copies of tars that are not on a file system; null: one in the system's temporary folder."""
     shar_cache_gb: Annotated[float, Range(at_least=0, at_most=1e9)] = 50.0
@@ -111,6 +111,14 @@ class DataConfig(Config):
                 f" ({self.max_crop_samples / SAMPLE_RATE:.1f} s); raise it, or lower max_crop_samples or accumulate"
             )
         return dataclasses.replace(self, batch_seconds=each, global_batch_seconds=None)
+
+    @property
+    def given_size(self) -> tuple[str, float]:
+        """Which key says how large batches are, ``batch_seconds`` or ``global_batch_seconds``, and what it says."""
+        if self.global_batch_seconds is not None:
+            return "global_batch_seconds", self.global_batch_seconds
+        assert self.batch_seconds is not None, "where neither is given, it has a default"
+        return "batch_seconds", self.batch_seconds
 
     @property
     def batch_samples(self) -> int:

@@ -52,7 +52,7 @@ class Decay(enum.StrEnum):
 Beta = Annotated[float, Range(at_least=0, less_than=1)]
 Devices = Annotated[int, Range(at_least=1, at_most=65_536, hint="null means all there are")]
 
-# Lightning's names. They are written down here, and compared by a test, because importing Lightning takes seconds.
+# Lightning's names, written down because importing Lightning takes seconds; a test compares them.
 _DDP = ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
 _STRATEGIES = (
     *_DDP, *(f"{name}_find_unused_parameters_{value}" for name in _DDP for value in ("true", "false")),
@@ -102,8 +102,8 @@ class TrainerConfig(Config):
     """How long, on what, and what is written meanwhile. A step is one update of the weights, on all devices."""
 
     max_steps: Count = 200_000
-    """Steps of the whole run. A resumed run may have more: from there on its learning rate is that of a run of so many,
-    and so jumps up where it has fallen."""
+    """Steps of the whole run. A resumed run may have more; its learning rate is then that of the longer run, which may
+    be higher than where it stopped."""
     accumulate: Count = 1
     """Batches of each device that make a step."""
     precision: Precision = Precision.BF16
@@ -127,14 +127,15 @@ class TrainerConfig(Config):
     keep_checkpoints: Count = 2
     """How many of the newest checkpoints stay, besides the one with the best dev loss."""
     max_nonfinite: Count = 20
-    """So many steps in a row whose loss or gradient is not finite stop the run."""
+    """The run stops after so many steps in a row whose loss or gradient is not finite."""
     wandb_project: str | None = None
     """Weights & Biases project to log to (``pip install wandb``); null: no Weights & Biases."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(DistillConfig):
-    """A whole recipe: student, teachers, objective and distortion as in DistillConfig, and how to train."""
+    """A whole recipe: the model side, inherited, so that it can be given where a DistillConfig is asked for, and how to
+    train. What is saved with a student is :attr:`distill` alone."""
 
     data: DataConfig
     """The speech."""
@@ -153,7 +154,7 @@ class RunConfig(DistillConfig):
 
     @property
     def distill(self) -> DistillConfig:
-        """The model side alone."""
+        """The model side alone: student, teachers, objective and distortion."""
         return DistillConfig(**{item.name: getattr(self, item.name) for item in fields(DistillConfig)})
 
     def of_processes(self, count: int) -> RunConfig:
@@ -170,13 +171,13 @@ class RunConfig(DistillConfig):
         if processes is None and devices is not None and devices > 0:
             processes = devices * self.trainer.num_nodes
         parts = f"{'all devices' if processes is None else f'{processes} device(s)'} x accumulate {accumulate}"
-        each, total = self.data.batch_seconds, self.data.global_batch_seconds
-        if total is not None:
-            each = f", {total / processes / accumulate:g} s" if processes is not None else ""
-            return f"a step is up to {total:g} s of audio: data.global_batch_seconds{each} for each of {parts}"
+        key, seconds = self.data.given_size
+        if key == "global_batch_seconds":
+            each = f", {seconds / processes / accumulate:g} s" if processes is not None else ""
+            return f"a step is up to {seconds:g} s of audio: data.{key}{each} for each of {parts}"
         if processes is None:
-            return f"a step is up to {each:g} s of audio (data.batch_seconds) x {parts}"
-        return f"a step is up to {each * processes * accumulate:g} s of audio: data.batch_seconds {each:g} x {parts}"
+            return f"a step is up to {seconds:g} s of audio (data.{key}) x {parts}"
+        return f"a step is up to {seconds * processes * accumulate:g} s of audio: data.{key} {seconds:g} x {parts}"
 
     @classmethod
     def from_recipe(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -35,6 +36,12 @@ class Cut(Protocol):
 
     def drop_supervisions(self) -> Any:
         """The cut without transcripts and the like."""
+
+
+def cut_key(name: str, start: float, samples: int) -> int:
+    """A number of 64 bits that tells a cut from others: of its name, its start in seconds and its length."""
+    text = f"{name}\t{round(start * SAMPLE_RATE)}\t{samples}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def read_cut(entry: Entry) -> Cut:

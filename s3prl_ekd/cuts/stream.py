@@ -29,12 +29,27 @@ from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.manifests import Entry
 from s3prl_ekd.audio.utterances import UtteranceReader
 from s3prl_ekd.audio.workers import make_loader, patient
+from s3prl_ekd.config.base import differences, say_differences
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.cuts.bucketing import draw_batches, duration_bounds
-from s3prl_ekd.cuts.read import Cut, CutReader, read_cut
+from s3prl_ekd.cuts.read import Cut, CutReader, cut_key, read_cut
 from s3prl_ekd.cuts.shar import TarCache, TarReader
 from s3prl_ekd.cuts.sources import CutSource, digest, mix_sources, resolve_sources
 from s3prl_ekd.errors import UserError
+
+FREE = frozenset(
+    {
+        "cuts",  # compared by their content
+        "dev_cuts",
+        "global_batch_seconds",
+        "num_workers",
+        "prefetch_batches",
+        "shar_cache",
+        "shar_cache_gb",
+        "timeout_seconds",
+    }
+)
+"""The settings of data that a position in it does not depend on; on all others, new ones included, it does."""
 
 _BOUNDS_FROM = 10_000  # entries that the buckets' bounds are estimated from
 _PLANNED_AHEAD = 32  # batches
@@ -74,10 +89,14 @@ class Targets(Protocol):
 class Plan:
     """Which entries make which batch of an epoch, for all ranks together."""
 
-    def __init__(self, config: DataConfig, seed: int, sources: Sequence[CutSource]) -> None:
+    def __init__(
+        self, config: DataConfig, seed: int, sources: Sequence[CutSource], only: Callable[[Entry], bool] | None = None
+    ) -> None:
+        """``only``: the entries to take, in the manifests' order; None: all, in another order in each epoch."""
         self.config = config
         self.seed = seed
         self.sources = sources
+        self.only = only
 
     @functools.cached_property
     def bounds(self) -> list[int]:
@@ -101,6 +120,8 @@ class Plan:
 
     def entries(self, epoch: int) -> Iterator[Entry]:
         """The entries of an epoch in the order in which batches are drawn from them."""
+        if self.only is not None:
+            return filter(self.only, mix_sources(self.sources, self.config.max_crop_samples, None))
         return mix_sources(self.sources, self.config.max_crop_samples, self._random(epoch, "order"))
 
     def _random(self, epoch: int, purpose: str) -> random.Random:
@@ -129,6 +150,10 @@ class CutUtterance:
     @property
     def samples(self) -> int:
         return round(self.cut.duration * SAMPLE_RATE)
+
+    @property
+    def key(self) -> int:
+        return cut_key(self.cut.id, self.cut.start, self.samples)
 
     def read(self, start: int, longest: int | None) -> tuple[Tensor, Tensor | None]:
         waveform = self.audio(self.cut, self.manifest, start, min(self.samples, longest or self.samples))
@@ -200,14 +225,16 @@ class BatchStream:
         targets_cache: Targets | None = None,
         bad_recordings: str | Path | None = None,
         sources: Sequence[CutSource] | None = None,
+        only: Callable[[Entry], bool] | None = None,
     ) -> None:
         """``seed``: of order and crops. ``targets_cache``: where batches get their targets from; crops then start on
         whole frames. ``bad_recordings``: the file that lists what was skipped. ``sources``: None: ``config.cuts``.
+        ``only``: the entries to take, in the manifests' order; None: all, in another order in each epoch.
         """
         self.config = config
         self.distortion = distortion
         self.rank = rank
-        self.plan = Plan(config, seed, resolve_sources(config.cuts) if sources is None else sources)
+        self.plan = Plan(config, seed, resolve_sources(config.cuts) if sources is None else sources, only)
         self.bad_recordings = BadRecordings(bad_recordings, alone=rank.world_size == 1)
         self.reader = BatchReader(config, distortion, seed, targets_cache)
 
@@ -239,8 +266,7 @@ class BatchStream:
 
     def identity(self) -> dict[str, str]:
         """What a position depends on, to be stored with it; see :meth:`require_identity`."""
-        settings = ("batch_seconds", "max_batch_utterances", "num_buckets", "buffer_cuts", "max_crop_samples")
-        identity = {f"data.{name}": str(getattr(self.config, name)) for name in settings}
+        identity = _settings(self.config)
         identity |= {"seed": str(self.plan.seed), "number of processes": str(self.rank.world_size)}
         identity["targets.cache"] = self.reader.targets.identity if self.reader.targets is not None else "none"
         for index, source in enumerate(self.plan.sources):
@@ -255,13 +281,10 @@ class BatchStream:
             UserError: names the source that cannot be resumed exactly, or what has changed.
         """
         self._require_resumable()
-        now = self.identity()
-        for name in {**stored, **now}:
-            if stored.get(name) != now.get(name):
-                raise UserError(
-                    f"cannot resume exactly: {name} was {stored.get(name, 'absent')}, now it is"
-                    f" {now.get(name, 'absent')}; restore it, or start a new run"
-                )
+        changed = differences(_settings(DataConfig(cuts=self.config.cuts)) | dict(stored), self.identity())
+        if changed:
+            said = say_differences(changed, "{name} was {before}, now it is {now}")
+            raise UserError(f"cannot resume exactly: {said}; restore it, or start a new run")
 
     def _require_resumable(self) -> None:
         for source in self.plan.sources:
@@ -306,6 +329,11 @@ class EpochLoader:
             prefetch=stream.config.prefetch_batches,
             generator=torch.Generator(),
         )
+
+
+def _settings(config: DataConfig) -> dict[str, str]:
+    """What the order of the batches and the crops depend on."""
+    return {f"data.{name}": str(value) for name, value in config.to_mapping().items() if name not in FREE}
 
 
 def _short(text: str) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import soundfile
@@ -39,9 +39,13 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Raised whenever the same settings would give another corpus."""
 
+ADDED: tuple[plan.AddedPart, ...] = ()
+"""Parts that are no parts of :data:`FORMAT`."""
+
 _MANIFEST = "corpus.json"
 _KIND = "s3prl-ekd mini corpus"
 _BABBLERS = 6
+_Item = TypeVar("_Item")
 
 
 class OtherCorpusError(UserError):
@@ -63,18 +67,50 @@ def build(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1, force: bo
     out = Path(out)
     if jobs < 1:
         raise UserError(f"jobs must be at least 1, not {jobs}")
-    if _is_kept(out, config, force=force):
-        return out
+    if not _is_kept(out, config, force=force):
+        with _writing(out.resolve()) as (espeak, root):
+            _write(root, config, espeak, jobs)
+    return out
+
+
+def add_parts(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1) -> None:
+    """Add to the mini corpus in ``out`` those of :data:`ADDED` that it does not have yet.
+
+    Args:
+        out: folder of the mini corpus.
+        config: the one that it was built with.
+        jobs: processes that speak; the result does not depend on it.
+
+    Raises:
+        UserError: ``out`` cannot be written, or espeak-ng is missing.
+    """
+    for part in ADDED:
+        folder = Path(out).resolve() / part.folder
+        if folder.exists():
+            continue
+        recordings = list(part.recordings(config))
+        with _writing(folder) as (espeak, root):
+            root.mkdir()
+            studio = Studio(espeak, make_lexicon(espeak, list(part.words)))
+            spoken = _speak_all(root, recordings, studio, jobs)
+            minutes = sum(one.samples for one in _progress(spoken, len(recordings), part.folder)) / SAMPLE_RATE / 60
+            for path, wave in part.sounds(config):
+                _write_audio(root / path, wave)
+        logger.info("%s: %.0f minutes of speech in %d files", folder, minutes, len(recordings))
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[tuple[Espeak, Path]]:
+    """espeak and what becomes ``folder`` at the end of the block, which computes the same on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums over several threads may differ in the last bit
     try:
-        with Espeak() as espeak, atomic_path(out.resolve()) as root:
-            _write(root, config, espeak, jobs)
+        with Espeak() as espeak, atomic_path(folder) as root:
+            yield espeak, root
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         torch.set_num_threads(threads)
-    return out
 
 
 def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
@@ -90,7 +126,8 @@ def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
         raise OtherCorpusError(
             f"{out} is a mini corpus with other settings; add --force to replace it, or give another folder"
         )
-    files = sum(1 for path in out.rglob("*") if path.is_file())
+    added = {part.folder for part in ADDED}
+    files = sum(1 for path in out.rglob("*") if path.is_file() and path.relative_to(out).parts[0] not in added)
     if files < manifest["files"]:  # more may be there: manifests that its user has made
         raise OtherCorpusError(f"{out} has {files} files instead of {manifest['files']}; add --force to write it again")
     logger.info("%s is this mini corpus already, kept", out)
@@ -118,9 +155,9 @@ _speak_in_process: Callable[[Recording], Spoken]
 """Set where a process of the pool starts."""
 
 
-def _start_process(root: Path, lexicon: Lexicon, parent: int) -> None:
+def _start_process(root: Path, lexicon: Lexicon) -> None:
     global _speak_in_process
-    die_with_parent(parent)
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its processes
     torch.set_num_threads(1)
     _speak_in_process = partial(_speak, Studio(Espeak(), lexicon), root)
@@ -136,7 +173,7 @@ def _speak_all(root: Path, recordings: list[Recording], studio: Studio, jobs: in
         yield from map(partial(_speak, studio, root), recordings)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, _start_process, (root, studio.lexicon, os.getpid())) as pool:
+    with ProcessPoolExecutor(jobs, spawn, _start_process, (root, studio.lexicon)) as pool:
         yield from pool.map(_speak_one, recordings, chunksize=16)
 
 
@@ -152,7 +189,7 @@ def _read_audio(path: Path) -> Tensor:
     return torch.from_numpy(samples)
 
 
-def _progress(items: Iterable[Any], total: int, what: str) -> tqdm[Any]:
+def _progress(items: Iterable[_Item], total: int, what: str) -> tqdm[_Item]:
     return tqdm(items, total=total, desc=f"mini corpus: {what}", unit="file", delay=1, dynamic_ncols=True)
 
 

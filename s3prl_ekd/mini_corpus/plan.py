@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from s3prl_ekd.mini_corpus.config import Count, MiniCorpusConfig
 from s3prl_ekd.mini_corpus.recording import Recording
@@ -14,6 +16,20 @@ from s3prl_ekd.mini_corpus.voices import EMOTIONS, Speaker, Style, draw_speaker,
 
 _VIDEO_UTTERANCES = 4
 _FIRST_SID = 10001  # s3prl numbers VoxCeleb1's speakers from id10001
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedPart:
+    """A corpus in a folder of its own, which a mini corpus of an earlier version gets too, and stays what it was."""
+
+    folder: str
+    """Its name below the mini corpus."""
+    words: Sequence[str]
+    """All words that are said in it, in lower case."""
+    recordings: Callable[[MiniCorpusConfig], Iterable[Recording]]
+    """What is said; the paths are below ``folder``."""
+    sounds: Callable[[MiniCorpusConfig], Iterable[tuple[str, Tensor]]]
+    """(path below ``folder``, samples) of all else that is to be heard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +58,7 @@ def libri_parts(config: MiniCorpusConfig) -> list[Part]:
 def _libri(seed: int, split: str, size: Count, pool: Pool, first: int) -> Part:
     def recordings() -> Iterator[Recording]:
         for index in range(size.speakers):
-            person = _Person(seed, split, index)
+            person = Person(seed, split, index)
             name, chapter = first + index, 100 * first + index
             for number in range(size.utterances):
                 path = f"LibriSpeech/{split}/{name}/{chapter}/{name}-{chapter}-{number:04d}.flac"
@@ -59,19 +75,19 @@ def sid_parts(config: MiniCorpusConfig) -> list[Part]:
 def _sid(config: MiniCorpusConfig, root: str, pool: Pool) -> Part:
     recordings, notes = [], []
     for index in range(config.sid_speakers):
-        person = _Person(config.seed, root, index)
+        person = Person(config.seed, root, index)
         # As in VoxCeleb1 every speaker lies in one of two folders, which says nothing about the task's split.
         folder = "test" if index >= config.sid_speakers * 4 // 5 else "dev"
         video = 0
         for split, count in ((1, config.sid_train), (2, config.sid_dev), (3, config.sid_test)):
-            for number in range(count):
-                if number % _VIDEO_UTTERANCES == 0:
-                    video += 1
-                    session = person.session()
-                path = f"{root}/{folder}/wav/id{_FIRST_SID + index}/video{video:02d}/{number + 1:05d}.wav"
-                style = draw_style(person.rng)
-                recordings.append(person.say(path, draw(person.rng, pool, short=True), session.apply(style), session))
-                notes.append(split)
+            for first in range(0, count, _VIDEO_UTTERANCES):
+                video += 1
+                session = person.session()
+                for number in range(first, min(first + _VIDEO_UTTERANCES, count)):
+                    path = f"{root}/{folder}/wav/id{_FIRST_SID + index}/video{video:02d}/{number + 1:05d}.wav"
+                    style, text = session.apply(draw_style(person.rng)), draw(person.rng, pool, short=True)
+                    recordings.append(person.say(path, text, style, session))
+                    notes.append(split)
     return Part(name=root, recordings=tuple(recordings), notes=tuple(notes))
 
 
@@ -90,13 +106,14 @@ def er_parts(config: MiniCorpusConfig) -> list[Part]:
 def _er(seed: int, root: str, split: str, size: Count, pool: Pool, session_of: Callable[[int], int]) -> Part:
     recordings, notes = [], []
     for index in range(size.speakers):
-        person = _Person(seed, f"{root}-{split}", index)
+        person = Person(seed, f"{root}-{split}", index)
         session = session_of(index)
         name = f"Ses{session:02d}{'F' if person.speaker.female else 'M'}{index + 1:02d}"
+        sentence = ""
         for number in range(size.utterances):
-            if number % len(EMOTIONS) == 0:
-                sentence = draw(person.rng, pool, short=True)
             emotion = EMOTIONS[number % len(EMOTIONS)]
+            if emotion == EMOTIONS[0]:
+                sentence = draw(person.rng, pool, short=True)
             path = f"{root}/Session{session}/sentences/wav/{name}_impro01/{name}_impro01_{number:03d}.wav"
             recordings.append(person.say(path, sentence, draw_style(person.rng, emotion)))
             notes.append((emotion, name))
@@ -105,7 +122,7 @@ def _er(seed: int, root: str, split: str, size: Count, pool: Pool, session_of: C
 
 def babble_recordings(config: MiniCorpusConfig) -> list[Recording]:
     """Sentences of people heard only as babble in noise/; their paths name no files."""
-    people = [_Person(config.seed, "babble", index) for index in range(8)]
+    people = [Person(config.seed, "babble", index) for index in range(8)]
     return [person.say("", draw(person.rng, Pool.TRAIN), draw_style(person.rng)) for person in people]
 
 
@@ -128,7 +145,7 @@ class _Session:
         )
 
 
-class _Person:
+class Person:
     """A speaker with a stream of random numbers that depends on seed, set and index alone."""
 
     def __init__(self, seed: int, group: str, index: int) -> None:

@@ -16,7 +16,7 @@ import logging
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -220,16 +220,37 @@ def _read(file: Any, num_frames: int, normalize: bool) -> np.ndarray:
 
 @_patch("torchaudio 2.9")
 def torchaudio_sox_effects() -> bool:
-    """An importable ``torchaudio.sox_effects``: many modules of s3prl import it, few ever call it."""
+    """``torchaudio.sox_effects``: many modules of s3prl import it, few call it, and those mostly for three effects."""
     import torchaudio
 
     if importlib.util.find_spec("torchaudio.sox_effects") is not None:
         return False
     module = types.ModuleType("torchaudio.sox_effects")
     module.__spec__ = ModuleSpec("torchaudio.sox_effects", loader=None)  # so that find_spec finds it the next time
-    module.apply_effects_tensor = module.apply_effects_file = _no_sox_effects
+    vars(module).update(apply_effects_tensor=_no_sox_effects, apply_effects_file=apply_effects_file)
     torchaudio.sox_effects = sys.modules["torchaudio.sox_effects"] = module
     return True
+
+
+def apply_effects_file(path: str, effects: Sequence[Sequence[str]]) -> tuple[Tensor, int]:
+    """A file's samples (C, S) after ``channels 1``, ``rate HERTZ`` and ``gain DECIBEL``, and their rate in Hz.
+
+    Raises:
+        UserError: it cannot be read as audio, or another effect is asked for.
+    """
+    from torchaudio.functional import resample
+
+    waveform, rate = load_audio(path)
+    for name, value in effects:
+        if (name, value) == ("channels", "1"):
+            waveform = waveform.mean(dim=0, keepdim=True)
+        elif name == "rate":
+            waveform, rate = resample(waveform, rate, int(value)), int(value)
+        elif name == "gain":
+            waveform = waveform * 10 ** (float(value) / 20)
+        else:
+            _no_sox_effects()
+    return waveform, rate
 
 
 def _no_sox_effects(*args: object, **kwargs: object) -> None:
@@ -239,6 +260,27 @@ def _no_sox_effects(*args: object, **kwargs: object) -> None:
         f"this part of s3prl needs sox effects, which torchaudio {torchaudio.__version__} has no more;"
         " install torch and torchaudio below 2.9 for it"
     )
+
+
+# --- catalyst ---------------------------------------------------------------------------------------------------------
+
+
+@_patch("an installation without s3prl's own extras")
+def catalyst() -> bool:
+    """``catalyst.data.sampler``, imported by ``-d speech_commands`` for training by several processes only."""
+    if importlib.util.find_spec("catalyst") is not None:
+        return False
+    names = ("catalyst", "catalyst.data", "catalyst.data.sampler")
+    modules = {name: types.ModuleType(name) for name in names}
+    for name, module in modules.items():
+        module.__spec__, module.__path__ = ModuleSpec(name, loader=None, is_package=True), []
+    vars(modules[names[-1]])["DistributedSamplerWrapper"] = _no_catalyst
+    sys.modules.update(modules)
+    return True
+
+
+def _no_catalyst(*args: object, **kwargs: object) -> None:
+    raise UserError("training keyword spotting by several processes needs catalyst: pip install catalyst")
 
 
 # --- huggingface_hub --------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import io
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +22,8 @@ def apply() -> None:
     import_hook.after("s3prl.downstream.voxceleb1.dataset", _voxceleb1_file_lists)
     import_hook.after("s3prl.downstream.ctc.expert", _ctc_workers)
     import_hook.after("s3prl.downstream.asr.dataset", _text_files)
+    import_hook.after("s3prl.downstream.speech_commands.dataset", _sorted_files)
+    import_hook.after("s3prl.downstream.speech_commands.expert", _sorted_files)
 
 
 def _voxceleb1_file_lists(dataset: ModuleType) -> None:
@@ -69,6 +73,21 @@ def _open(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
     if mode != "r":
         return open(path, mode, *args, **kwargs)
     return io.StringIO("".join(f"{line}\n" for _, line in read_lines(path)))
+
+
+def _sorted_files(module: ModuleType) -> None:
+    """Let ``-d speech_commands`` list its files in one order everywhere, without those that macOS puts beside them."""
+    vars(module)["Path"] = _SortedPath
+
+
+class _SortedPath(type(Path())):  # type: ignore[misc]  # the class that Path makes on this system
+    """A path whose folder has its visible entries only, sorted by name."""
+
+    def iterdir(self) -> Iterator[Path]:
+        return iter(sorted(path for path in super().iterdir() if not path.name.startswith(".")))
+
+    def glob(self, pattern: str) -> Iterator[Path]:
+        return iter(sorted(path for path in super().glob(pattern) if not path.name.startswith(".")))
 
 
 def _once(owner: Any, name: str, replacement: Any) -> None:

@@ -6,21 +6,26 @@ import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.config.base import Difference, differences, say_differences
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, write_json, write_yaml
 from s3prl_ekd.superb import run_experiment
 from s3prl_ekd.superb.jobs import Job
 from s3prl_ekd.superb.options import set_option, with_steps
-from s3prl_ekd.superb.summary import Row, flat
+from s3prl_ekd.superb.summary import Row
 from s3prl_ekd.tasks import DEFAULT, TASKS, require_given
 from s3prl_ekd.tasks.corpora import Corpora, Split
 from s3prl_ekd.tasks.task import Experiment, Settings
 
 logger = logging.getLogger(__name__)
+
+FREE = frozenset({"label", "out", "corpora", "tasks", "splits", "steps", "options"})
+"""The settings of an evaluation that its results do not depend on, or that stand in the configurations of its
+experiments; on all others, new ones included, they do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +178,8 @@ class Evaluation:
                 differing = self._differing(experiment)
                 if differing:
                     raise UserError(
-                        f"{folder} holds results of other settings ({', '.join(differing)}): give another --out, or"
-                        " delete that folder"
+                        f"{folder} holds results of other settings ({say_differences(differing, '{name}', ', ')}): give"
+                        " another --out, or delete that folder"
                     )
                 run_experiment.check_weights(folder, self.ckpt)
             else:
@@ -185,25 +190,18 @@ class Evaluation:
     @property
     def _settings(self) -> dict[str, Any]:
         """What all experiments have in common and results depend on."""
-        return {
-            "upstream": self.upstream,
-            "ckpt": self.ckpt,
-            "seed": self.seed,
-            "fine_tune": self.fine_tune,
-            "remember_features": self.remember_features,
-            "device": self.device,
-            "corpus": self.corpora.fingerprint,
-        }
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in FREE}
+        return {**values, "corpus": self.corpora.fingerprint}
 
-    def _differing(self, experiment: Experiment) -> list[str]:
-        """Settings that are others in the experiment's folder."""
+    def _differing(self, experiment: Experiment) -> list[Difference]:
+        """Settings that are others in the experiment's folder; one that is newer than it had its default there."""
         path = self.out / experiment.name / run_experiment.EXPERIMENT
         if not path.is_file():
             return []
         before = _read(path)
-        there = flat({**before["settings"], **before["experiment"]["config"]})
-        here = flat({**self._settings, **experiment.config})
-        return [key for key in sorted({**there, **here}) if there.get(key) != here.get(key)]
+        defaults = {item.name: item.default for item in fields(self) if item.name not in FREE}
+        there = {**defaults, **before["settings"], **before["experiment"]["config"]}
+        return sorted(differences(there, {**self._settings, **experiment.config}))
 
     def _missing(self, experiment: Experiment) -> list[str]:
         """Test sets without a result. One whose data lies elsewhere now is judged again."""

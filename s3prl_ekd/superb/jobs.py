@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -109,7 +110,7 @@ def _bar_interval() -> float:
     return 0.5 if sys.stderr.isatty() else 10.0
 
 
-def _show(bar: tqdm, ended: Sequence[int], running: Iterable[Job]) -> None:
+def _show(bar: tqdm[NoReturn], ended: Sequence[int], running: Iterable[Job]) -> None:
     steps = {job: min(job.steps, steps_done(job.log)) for job in running}
     bar.n = sum(ended) + sum(steps.values())
     bar.set_postfix_str(", ".join(f"{job.name} {count}/{job.steps}" for job, count in steps.items()))
@@ -131,7 +132,7 @@ def _work(job: Job, threads: int, environment: Mapping[str, str]) -> None:
     """In the new process: be ``python -m MODULE``, its output in the log."""
     from s3prl_ekd.superb.preload import ENVIRONMENT, THREADS
 
-    die_with_parent(os.getppid())  # the forkserver, which ends with the process that runs the jobs
+    die_with_parent()
     os.environ.clear()
     os.environ.update({**environment, **ENVIRONMENT, **dict.fromkeys(THREADS, str(threads))})
     multiprocessing.set_start_method(None, force=True)  # not forkserver: a loader's workers need not import s3prl anew

@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     return run_command("s3prl-ekd", lambda: run(Path(argv[0])))
 
 
-def run(folder: Path) -> int:
-    """Train and evaluate what is not yet there; returns the exit status, 0.
+def run(folder: Path) -> None:
+    """Train and evaluate what is not yet there.
 
     Raises:
         UserError: bad input, or another process is at work in the folder.
@@ -62,7 +62,6 @@ def run(folder: Path) -> int:
             for test in experiment.tests:
                 if not (TESTS / test.name / RESULT).is_file():
                     _evaluate(experiment, test, checkpoint, options)
-    return 0
 
 
 def begun(folder: Path) -> bool:

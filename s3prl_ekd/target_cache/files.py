@@ -19,13 +19,13 @@ from s3prl_ekd.files import atomic_path
 
 
 def command(folder: Path) -> str:
-    """What to run, for messages."""
+    """The command that fills a cache, for messages."""
     return f"`s3prl-ekd cache-targets RECIPE {folder}`"
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
     """CRC-32 of all of them together."""
-    return functools.reduce(lambda value, tensor: zlib.crc32(tensor.contiguous().numpy(), value), tensors, 0)
+    return functools.reduce(lambda value, tensor: zlib.crc32(tensor.contiguous().numpy().data, value), tensors, 0)
 
 
 def save_checked(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -83,13 +83,15 @@ class CheckedFile:
         Raises:
             SourceError: one is missing or something else.
         """
-        found = tuple(self.tensors.get(name) for name in names)
-        for name, tensor in zip(names, found, strict=True):
+        found = []
+        for name in names:
+            tensor = self.tensors.get(name)
             if tensor is None or tensor.dim() != 1 or tensor.dtype is not torch.int64:
                 raise self.damaged(f"no column of numbers {name!r}")
-        return found
+            found.append(tensor)
+        return tuple(found)
 
     def damaged(self, problem: str) -> SourceError:
-        """The error to raise."""
+        """An error that says what is wrong with the file, and what to do."""
         remedy = f"delete it and run {command(self.path.parent)}, which makes it again"
         return SourceError(f"{self.path}: damaged or incomplete ({problem}); {remedy}")

@@ -1,6 +1,6 @@
-"""Teachers run once over all cuts of a recipe; what they make of each is stored (:mod:`s3prl_ekd.target_cache`).
+"""Fills a cache: the teachers hear all cuts of a recipe once, and the targets are stored.
 
-What is stored is what the heads must predict: combined by the recipe's aggregation, after layer normalisation.
+These are what the prediction heads must predict: normalised if the recipe says so, and combined by its aggregation.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from tqdm import tqdm
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.manifests import Entry
 from s3prl_ekd.config.data import DataConfig
-from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.config.training import Precision, RunConfig
-from s3prl_ekd.cuts.read import Cut
-from s3prl_ekd.cuts.sources import CutSource, mix_sources, resolve_sources, tar_beside
-from s3prl_ekd.cuts.stream import BatchStream, Plan
+from s3prl_ekd.cuts.read import cut_key
+from s3prl_ekd.cuts.sources import mix_sources, resolve_sources, tar_beside
+from s3prl_ekd.cuts.stream import BatchStream
 from s3prl_ekd.devices import check_device, default_device
 from s3prl_ekd.distiller import pack_states, sources_of, teacher_states
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.target_cache.files import command
 from s3prl_ekd.target_cache.initial_weights import read_start, write_start
 from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same, write_description
-from s3prl_ekd.target_cache.shards import BAD_RECORDINGS, HALF_MAX, ShardWriter, cut_key, shards, write_index
+from s3prl_ekd.target_cache.shards import BAD_RECORDINGS, ShardWriter, shards, write_index
 from s3prl_ekd.targets import RULES, Target
 from s3prl_ekd.teachers import Teacher, load_teacher, load_teachers
 
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 _MEASURED_BATCHES = 8
 _MEASURED_SECONDS = 30.0
+_HALF_MAX = torch.finfo(torch.float16).max
 _AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
@@ -53,13 +54,13 @@ _AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 def entry_key(entry: Entry) -> int:
-    """What finds a line's cut in the index."""
+    """The number that finds the cut of a manifest's line in the index."""
     item = decode_json_line(entry.line)
     return cut_key(item["id"], item.get("start", 0.0), entry.samples)
 
 
 def _lists(data: DataConfig) -> list[tuple[str, DataConfig]]:
-    """Whole utterances of training and dev data."""
+    """The training and the dev data, without crops, each with its key in the recipe."""
     whole = dataclasses.replace(data, max_crop_samples=None, dev_cuts=())
     lists = [("data.cuts", whole)]
     if data.dev_cuts:
@@ -81,16 +82,16 @@ class Work:
 
     @property
     def hours(self) -> float:
-        """Of speech."""
+        """Hours of speech."""
         return int(self.samples.sum()) / SAMPLE_RATE / 3600
 
     @property
     def frames(self) -> int:
-        """Of targets."""
+        """Frames that the targets have."""
         return int(((self.samples - MIN_SAMPLES) // FRAME_SHIFT + 1).sum())
 
     def only(self, chosen: np.ndarray) -> Work:
-        """Those where ``chosen`` (n,) is True."""
+        """The cuts where ``chosen`` (n,) is True."""
         return Work(self.keys[chosen], self.samples[chosen])
 
 
@@ -129,20 +130,16 @@ def _require_same_audio(lists: Sequence[tuple[str, DataConfig]], repeated: set[i
             )
 
 
-class _Missing(Plan):
-    """Batches of the cuts that are to be computed, in the manifests' order."""
+@dataclass(frozen=True)
+class _Wanted:
+    """Whether an entry's cut is one of those with the sorted ``keys``."""
 
-    def __init__(self, config: DataConfig, sources: Sequence[CutSource], wanted: np.ndarray) -> None:
-        """``wanted``: their keys, sorted."""
-        super().__init__(config, 0, sources)
-        self.wanted = wanted
+    keys: np.ndarray
 
-    def entries(self, epoch: int) -> Iterator[Entry]:
-        return (entry for entry in mix_sources(self.sources, None, None) if self._is_wanted(entry_key(entry)))
-
-    def _is_wanted(self, key: int) -> bool:
-        at = int(np.searchsorted(self.wanted, np.int64(key)))
-        return at < len(self.wanted) and int(self.wanted[at]) == key
+    def __call__(self, entry: Entry) -> bool:
+        key = entry_key(entry)
+        at = int(np.searchsorted(self.keys, np.int64(key)))
+        return at < len(self.keys) and int(self.keys[at]) == key
 
 
 # ---- doing it
@@ -165,6 +162,7 @@ class Caching:
         self, config: RunConfig, folder: str | Path, *, part: tuple[int, int] = (0, 1), device: str | None = None
     ) -> None:
         check_cacheable(config)
+        self._batch_size = config.data.given_size
         self.config = config = config.of_processes(max(config.trainer.devices or 1, 1) * config.trainer.num_nodes)
         self.folder = Path(folder)
         self.part = part
@@ -212,7 +210,7 @@ class Caching:
         batches = self._batches(work, left, list_bad=False) if len(left.keys) else ()
         for number, (_, batch) in enumerate(itertools.islice(batches, _MEASURED_BATCHES + 1)):
             self._compute(batch)
-            if number == 0 and len(left.keys) > len(batch.utterances):  # it starts the loader and warms up the device
+            if number == 0 and len(left.keys) > len(batch.utterances):  # the first one starts loader and device
                 start = time.monotonic()
                 continue
             hours += int(batch.lengths.sum()) / SAMPLE_RATE / 3600
@@ -243,7 +241,7 @@ class Caching:
             _ = self.teachers  # loaded before the clock starts
         writer = ShardWriter(self.folder, self.part[0], shard_bytes)
         with tqdm(
-            total=left.hours + 1e-6,  # sums round
+            total=left.hours + 1e-6,  # more than the rounded sum of the batches
             desc="caching targets",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of speech [{elapsed}<{remaining}]",
             disable=not len(left.keys),
@@ -286,23 +284,23 @@ class Caching:
         write_start(self.folder, name, layers, teacher.encoder_state())
 
     def _batches(self, work: Work, left: Work, *, list_bad: bool = True) -> Iterator[tuple[BatchStream, Batch]]:
-        """Whole utterances of training and dev data, each once; their keys ride where targets else do."""
-        wanted, seen = left.keys, []
+        """Batches of whole utterances of the training and dev data that are ``left`` of ``work``, each once."""
+        wanted = left.keys
+        seen: list[int] = []
         for key, data in _lists(self.config.data):
             stream = BatchStream(
                 data,
                 DistortionConfig(),
                 seed=0,
-                targets_cache=_Keys(),
                 bad_recordings=self.folder / BAD_RECORDINGS if list_bad else None,
                 sources=resolve_sources(data.cuts, key),
+                only=_Wanted(wanted),
             )
-            stream.plan = _Missing(data, stream.plan.sources, wanted)
-            # A run that goes on meets all the bad ones of before again: judge them among those that were good.
+            # The cuts that have targets already were good, and count beside the bad ones, which are all read again.
             stream.bad_recordings.skip(len(work.keys) - len(left.keys))
             for batch in stream.loader(0):
-                if batch.lengths.numel():
-                    seen += batch.cached.rows[:, 0].tolist()
+                if batch.keys is not None:
+                    seen += batch.keys.tolist()
                     yield stream, batch
             wanted = wanted[~np.isin(wanted, seen)]
 
@@ -319,21 +317,22 @@ class Caching:
                 combined = RULES[self.config.objective.aggregation].combine(sources_of(self.teachers), packed)
                 return torch.cat([value.float() for value in combined], dim=-1), frames.tolist()
         except torch.OutOfMemoryError as error:
+            key, seconds = self._batch_size
             raise UserError(
                 f"out of memory with a batch of {int(batch.lengths.sum()) / SAMPLE_RATE:.1f} s of speech (the longest"
-                f" {int(batch.lengths.max()) / SAMPLE_RATE:.1f} s); lower data.batch_seconds (now"
-                f" {self.config.data.batch_seconds:g}), or cut long recordings: teachers hear whole cuts here"
+                f" {int(batch.lengths.max()) / SAMPLE_RATE:.1f} s); lower data.{key} (now {seconds:g}),"
+                " or cut long recordings: teachers hear whole cuts here"
             ) from error
 
     def _store(self, stream: BatchStream, batch: Batch, writer: ShardWriter) -> None:
         targets, frames = self._compute(batch)
         largest = targets.abs().amax(dim=-1).cpu()  # (N,), NaN and infinity included
         peaks = [float(part.max()) for part in largest.split(frames)]
-        if any(HALF_MAX < peak < math.inf for peak in peaks):
+        if any(_HALF_MAX < peak < math.inf for peak in peaks):
             self._warn_of_large(targets)
-        keys = batch.cached.rows[:, 0].tolist()
-        stored = targets.clamp(-HALF_MAX, HALF_MAX).half().cpu().split(frames)
-        for name, key, peak, value in zip(batch.utterances, keys, peaks, stored, strict=True):
+        assert batch.keys is not None, "cuts have keys"
+        stored = targets.clamp(-_HALF_MAX, _HALF_MAX).half().cpu().split(frames)
+        for name, key, peak, value in zip(batch.utterances, batch.keys.tolist(), peaks, stored, strict=True):
             if math.isfinite(peak):
                 writer.add(key, value)
             else:
@@ -343,19 +342,10 @@ class Caching:
         plan = self._plan()
         for target, values in zip(plan, targets.split([target.size for target in plan], dim=-1), strict=True):
             largest = float(values[values.isfinite()].abs().max())
-            if largest > HALF_MAX and target.name not in self._warned:
+            if largest > _HALF_MAX and target.name not in self._warned:
                 self._warned.add(target.name)
                 logger.warning(
                     "target %s: values up to %.4g are stored as %.0f, where float16 ends. Use layer_norm_targets: true"
                     " for the teachers, or let them run in training (targets.cache: null)",
-                    target.name, largest, HALF_MAX,
+                    target.name, largest, _HALF_MAX,
                 )  # fmt: skip
-
-
-class _Keys:
-    """Gives a cut's key instead of its targets, which are not there yet."""
-
-    identity = "none"
-
-    def read(self, cut: Cut, start: int, samples: int) -> Tensor:
-        return torch.tensor([[cut_key(cut.id, cut.start, round(cut.duration * SAMPLE_RATE))]])

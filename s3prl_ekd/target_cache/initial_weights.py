@@ -1,4 +1,4 @@
-"""The teacher's weights that a student starts from, kept so that the teacher need not be there."""
+"""The teacher's weights that a student starts from, kept so that a training from the cache needs no teacher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_start(folder: Path, teacher: str, layers: int, state: Mapping[str, Ten
 
 
 def read_start(folder: Path, teacher: str, layers: int) -> dict[str, Tensor] | None:
-    """What :func:`write_start` wrote; None if it was for no student, another teacher or fewer layers."""
+    """What :func:`write_start` wrote; None if that was nothing, or of another teacher, or of fewer layers."""
     path = folder / "initial.safetensors"
     if not path.exists():
         return None

@@ -8,7 +8,7 @@ import json
 import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,22 +16,15 @@ from torch import Tensor
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import SourceError, listed
 from s3prl_ekd.config.recipe import DistillConfig
+from s3prl_ekd.cuts.read import Cut, cut_key
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.target_cache.files import CheckedFile, command
 from s3prl_ekd.target_cache.initial_weights import read_start
 from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same
-from s3prl_ekd.target_cache.shards import BAD_RECORDINGS, Shard, cut_key
+from s3prl_ekd.target_cache.shards import BAD_RECORDINGS, Shard
 from s3prl_ekd.targets import RULES, Source
 
 _OPEN_SHARDS = 256  # mapped by one process at a time
-
-
-class CutLike(Protocol):
-    """What of a cut matters here; seconds."""
-
-    id: str
-    start: float
-    duration: float
 
 
 class Place(NamedTuple):
@@ -138,14 +131,14 @@ class TargetCache:
         return state
 
     def find(self, key: int) -> Place | None:
-        """Where a cut is (see :func:`cut_key`)."""
+        """Where a cut is (see :func:`~s3prl_ekd.cuts.read.cut_key`)."""
         keys = self._index["keys"]
         at = int(torch.searchsorted(keys, key))
         if at == len(keys) or int(keys[at]) != key:
             return None
         return Place(*(int(self._index[name][at]) for name in ("shards", "rows", "frames")))
 
-    def read(self, cut: CutLike, start: int, samples: int) -> Tensor:
+    def read(self, cut: Cut, start: int, samples: int) -> Tensor:
         """The targets of a part of a cut.
 
         Args:

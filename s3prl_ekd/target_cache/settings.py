@@ -1,27 +1,26 @@
-"""What a cache was made with (``cache.json``), and whether that is what a recipe asks for."""
+"""What a cache was made with (``cache.json``), and whether its targets are those of a recipe."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.config.base import Config
-from s3prl_ekd.config.recipe import Aggregation, DistillConfig, ObjectiveConfig, TeacherConfig, TeacherInput
+from s3prl_ekd.config.base import Config, differences, say_differences, set_value
+from s3prl_ekd.config.recipe import Aggregation, DistillConfig, TeacherInput
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import write_json
 from s3prl_ekd.target_cache.files import command
 
 FORMAT = 1
 
-# What targets do not depend on; whatever else is or will be a setting of teachers or objective, they do.
-_FREE = {
-    # the names are listed in their order; weights count where they weigh the average
-    TeacherConfig: frozenset({"name", "weight", "own_forward"}),
-    ObjectiveConfig: frozenset({"cosine_weight", "loss_on_padding"}),  # on padding: refused
+FREE = frozenset({"teachers.name", "teachers.weight", "teachers.own_forward"}) | {
+    "objective.cosine_weight",
+    "objective.loss_on_padding",  # True is refused
 }
+"""The settings of teachers and objective that targets do not depend on; on all others, new ones included, they do.
+Names are described as a list, and weights where they weigh an average."""
 
 
 def check_cacheable(config: DistillConfig) -> None:
@@ -45,26 +44,35 @@ def check_cacheable(config: DistillConfig) -> None:
 
 def describe(config: DistillConfig) -> dict[str, Any]:
     """The settings that targets depend on, as plain values by their names in messages."""
-    description = {f"objective.{key}": value for key, value in _depending(config.objective).items()}
+    description = {f"objective.{key}": value for key, value in _depending("objective", config.objective).items()}
     description["teachers"] = [teacher.name for teacher in config.teachers]
     for teacher in config.teachers:
-        values = _depending(teacher)
+        values = _depending("teachers", teacher)
         if config.objective.aggregation is Aggregation.LAYERWISE_AVERAGE:
             values["weight"] = teacher.weight
         description |= {f"teachers.{teacher.name}.{key}": value for key, value in values.items()}
     return description
 
 
-def _depending(section: Config) -> dict[str, Any]:
-    return {key: value for key, value in section.to_mapping().items() if key not in _FREE[type(section)]}
+def _depending(section: str, config: Config) -> dict[str, Any]:
+    return {key: value for key, value in config.to_mapping().items() if f"{section}.{key}" not in FREE}
 
 
-def _default(name: str) -> Any:
-    """What a setting was when it could not be set yet; None where it has no default."""
-    section = TeacherConfig if name.startswith("teachers.") else ObjectiveConfig
-    defaults = {item.name: item.default for item in dataclasses.fields(section)}
-    value = defaults[name.rpartition(".")[2]]
-    return list(value) if isinstance(value, tuple) else None if value is dataclasses.MISSING else value
+def _in_this_version(description: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What :func:`describe` gives now for the recipe that it gave ``description`` for, perhaps in an older version.
+
+    Raises:
+        UserError: a setting that this version does not know.
+    """
+    teachers = {f"teachers.{name}": {"name": name} for name in description["teachers"]}
+    recipe: dict[str, Any] = {"teachers": list(teachers.values())}
+    for name, value in description.items():
+        section, _, key = name.rpartition(".")
+        if section in teachers:
+            teachers[section][key] = value
+        elif name != "teachers":
+            set_value(recipe, name, value)
+    return describe(DistillConfig.from_saved(recipe, where))
 
 
 def write_description(folder: Path, config: DistillConfig, widths: Mapping[str, int]) -> None:
@@ -85,8 +93,8 @@ def read_description(folder: Path) -> dict[str, Any] | None:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["format"] != FORMAT:
             raise UserError(f"{folder}: of format {stored['format']}, this version reads {FORMAT}; make it anew")
-        if not isinstance(stored["made_with"], dict):
-            raise TypeError("made_with is no mapping")
+        if not isinstance(stored["made_with"]["teachers"], list):
+            raise TypeError("made_with has no list of teachers")
         if not all(type(width) is int and width > 0 for width in stored["widths"].values()):
             raise ValueError("the widths are no positive numbers")
         return stored
@@ -100,15 +108,11 @@ def require_same(folder: Path, stored: Mapping[str, Any], config: DistillConfig)
     Raises:
         UserError: names the settings that differ.
     """
-    here = describe(config)
-    there = {name: _default(name) for name in here if name not in stored["made_with"]} | stored["made_with"]
-    changed = [
-        f"{name}: {there.get(name)!r} in the cache, {here.get(name)!r} in the recipe"
-        for name in {**there, **here}
-        if there.get(name) != here.get(name)
-    ]
+    there = _in_this_version(stored["made_with"], f"{folder / 'cache.json'}")
+    changed = differences(there, describe(config))
     if changed:
+        said = say_differences(changed, "{name}: {before!r} in the cache, {now!r} in the recipe")
         raise UserError(
-            f"{folder}: holds the targets of another recipe ({'; '.join(changed)}); correct the recipe, or make a cache"
-            " of its own with `s3prl-ekd cache-targets`"
+            f"{folder}: holds the targets of another recipe ({said}); correct the recipe, or make a cache of its own"
+            " with `s3prl-ekd cache-targets`"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -12,22 +11,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.target_cache.files import CheckedFile, save_checked
 
 BLOCK = 64
 """Rows that share a checksum."""
-HALF_MAX = 65504.0
-"""The largest float16."""
 BAD_RECORDINGS = "bad_recordings.tsv"
 """The list of cuts that have no targets."""
-
-
-def cut_key(name: str, start: float, samples: int) -> int:
-    """What finds a cut in the index: 64 bits that depend on its name, its start in seconds and its length."""
-    text = f"{name}\t{round(start * SAMPLE_RATE)}\t{samples}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 class Shard(CheckedFile):
@@ -108,7 +98,7 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is there."""
+        """Write what has been added since the last shard."""
         if not self._keys:
             return
         targets = torch.cat(self._targets)
@@ -124,7 +114,7 @@ class ShardWriter:
 
 
 def shards(folder: Path) -> Iterator[Shard]:
-    """All finished shards of a folder.
+    """All complete shards of a folder, in order.
 
     Raises:
         SourceError: one is damaged.
@@ -134,7 +124,7 @@ def shards(folder: Path) -> Iterator[Shard]:
 
 
 def write_index(folder: Path) -> int:
-    """Write where each cut is; how many there are.
+    """Write where each cut is; returns how many there are.
 
     Raises:
         UserError: there are none.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd import assets
+from s3prl_ekd.config.base import set_value
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.tasks.corpora import HIDDEN, Corpora, Input, Split
 from s3prl_ekd.tasks.scores import Outcome, accuracy
@@ -154,14 +155,10 @@ class Task:
 
 
 def changed(config: Settings, changes: Mapping[str, Any]) -> Settings:
-    """A deep copy of ``config`` with dotted keys set; every key but the last part must exist."""
+    """A deep copy of ``config`` with dotted keys set."""
     config = copy.deepcopy(config)
     for key, value in changes.items():
-        *parents, last = key.split(".")
-        place = config
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
+        set_value(config, key, value)
     return config
 
 

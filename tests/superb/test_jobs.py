@@ -77,8 +77,8 @@ def test_what_jobs_are_forked_off_leaves_cuda_alone():
         "def refuse(*_): raise SystemExit('initialises CUDA')\n"
         "torch._C._cuda_getDeviceCount = torch._C._cuda_init = torch.cuda._lazy_init = refuse\n"
         "torch.cuda._device_count_nvml = lambda: 1\n"
-        "assert torch.cuda.is_available()\n"
         "import s3prl_ekd.superb.preload\n"
+        "assert torch.cuda.is_available()\n"
         "sys.exit('s3prl.downstream.runner' not in sys.modules)"
     )
     done = python("-c", code)

@@ -13,10 +13,11 @@ import torch
 from fuzz.change import Change
 from fuzz.kinds.good import MODEL_KEYS, RECIPE
 from s3prl_ekd.config.recipe import DistillConfig
+from s3prl_ekd.cuts.read import cut_key
 from s3prl_ekd.target_cache.initial_weights import write_start
 from s3prl_ekd.target_cache.reading import TargetCache
 from s3prl_ekd.target_cache.settings import write_description
-from s3prl_ekd.target_cache.shards import ShardWriter, cut_key, write_index
+from s3prl_ekd.target_cache.shards import ShardWriter, write_index
 
 ABOUT = "caches of targets: bytes of index, shards and start flipped or cut, values of cache.json replaced"
 

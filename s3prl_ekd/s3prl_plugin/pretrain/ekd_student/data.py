@@ -91,6 +91,10 @@ class ListedFile:
     path: Path
     samples: int
 
+    @property
+    def key(self) -> None:
+        """None: the targets of such recordings are not cached."""
+
     def read(self, start: int, longest: int | None) -> tuple[Tensor, None]:
         """Its waveform, see :class:`~s3prl_ekd.audio.utterances.Utterance`."""
         waveform = load_audio(self.path, start=start, samples=longest)
