@@ -41,7 +41,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    teachers = [teacher.to(device) for teacher in load_teachers(CONFIG.teachers)]
+    teachers = [teacher.to(device) for teacher in load_teachers(CONFIG)]
     distiller = Distiller(CONFIG, teachers).to(device).train()  # student and heads; the teachers are not its parameters
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-3)
     distort = Distorter(CONFIG.distortion)

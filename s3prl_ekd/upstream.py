@@ -81,7 +81,7 @@ class EkdUpstream(nn.Module):
             "last_hidden_state": hidden_states[-1],
         }
         if self.heads is not None:
-            features["all_hidden_states"] = hidden_states + self.heads(hidden_states[-1])
+            features["all_hidden_states"] = hidden_states + self.heads(hidden_states)
         return features
 
 

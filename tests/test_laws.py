@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from s3prl_ekd.config.base import Config, OneOf, Range
 from s3prl_ekd.config.data import DataConfig
+from s3prl_ekd.config.parts import Parts
 from s3prl_ekd.config.recipe import (
-    Aggregation,
+    AGGREGATORS,
     DistillConfig,
     DistortionConfig,
     ObjectiveConfig,
@@ -34,7 +35,7 @@ from s3prl_ekd.student.model import Student
 from s3prl_ekd.target_cache.reading import TargetCache
 from s3prl_ekd.target_cache.settings import write_description
 from s3prl_ekd.target_cache.shards import ShardWriter, write_index
-from s3prl_ekd.targets import RULES, Source
+from s3prl_ekd.targets import TeacherSpec
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=40)
 settings.load_profile("repeatable")
@@ -50,6 +51,8 @@ def values(hint, name: str = "") -> st.SearchStrategy:
             return numbers(kind, rule)
         if isinstance(rule, OneOf):
             return st.sampled_from(rule.names)
+        if isinstance(rule, Parts):
+            return st.sampled_from(sorted(rule))
         if kind is str:
             return names()
         return values(kind).map(sorted)  # a range of two numbers
@@ -295,21 +298,21 @@ def test_frames_are_counted_as_convolutions_count_them(samples, skipped):
         assert int(conv_frames(torch.tensor(samples - 320 * skipped), kernels, strides)) == frames - skipped
 
 
-@given(st.sampled_from(list(Aggregation)), st.integers(1, 3), st.integers(1, 3), st.data())
+@given(st.sampled_from(list(AGGREGATORS)), st.integers(1, 3), st.integers(1, 3), st.data())
 def test_aggregation_is_frame_by_frame(aggregation, teachers, slots, data):
-    rule = RULES[aggregation]
     weights = [data.draw(st.floats(0.1, 5)) for _ in range(teachers)]
-    sources = [Source(f"t{k}", tuple(range(1, slots + 1)), 3, weights[k]) for k in range(teachers)]
-    states = [[torch.randn(6, 3) for _ in range(slots)] for _ in sources]
-    plan, whole = rule.plan(sources), rule.combine(sources, states)
-    assert sum(target.weight for target in plan) == pytest.approx(1)
-    assert [value.shape for value in whole] == [(6, target.size) for target in plan]
+    specs = [TeacherSpec(f"t{k}", tuple(range(1, slots + 1)), 3, weights[k]) for k in range(teachers)]
+    aggregator = AGGREGATORS.load(aggregation)(specs, ObjectiveConfig(aggregation=aggregation))
+    states = [[torch.randn(6, 3) for _ in range(slots)] for _ in specs]
+    whole = aggregator.combine(states)
+    assert sum(target.weight for target in aggregator.targets) == pytest.approx(1)
+    assert [value.shape for value in whole] == [(6, target.size) for target in aggregator.targets]
     start, end = sorted(data.draw(st.tuples(st.integers(0, 6), st.integers(0, 6))))
-    part = rule.combine(sources, [[state[start:end] for state in layers] for layers in states])
+    part = aggregator.combine([[state[start:end] for state in layers] for layers in states])
     assert all(torch.equal(ours, value[start:end]) for ours, value in zip(part, whole, strict=True))
-    for index, target in enumerate(plan):
-        for (name, layer), share in zip(target.parts, rule.per_teacher(sources, whole[index], index), strict=True):
-            if rule.separable:
+    for index, target in enumerate(aggregator.targets):
+        for (name, layer), share in zip(target.parts, aggregator.per_teacher(index, whole[index]), strict=True):
+            if aggregator.separable:
                 assert torch.equal(share, states[int(name[1:])][layer - 1])
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ekd.network.frames import Packing
+from s3prl_ekd.network.frames import Packing, positions
 from s3prl_ekd.network.row_conv import prefers_pairs, row_conv
 
 if TYPE_CHECKING:
@@ -137,9 +137,8 @@ def _packed(
     most = int(blocks_of.max())
     grid = F.pad(waveforms[:, : most * block], (0, max(0, most * block - waveforms.shape[1]))).view(-1, block)
     owner = torch.arange(len(lengths)).repeat_interleave(blocks_of)
-    first_block = blocks_of.cumsum(0) - blocks_of  # (B,)
-    index = torch.arange(len(owner)) - first_block[owner] + owner * most
     if len(owner) < len(lengths) * most:
+        index = positions(blocks_of, torch.arange(len(lengths)) * most)
         grid = grid.index_select(0, index.to(device, non_blocking=True))
     flat = F.pad(grid.flatten(), (0, kernel - stride))
     windows = flat.unfold(0, kernel, stride).unflatten(0, (len(owner), -1))  # (blocks, steps, k)
@@ -148,8 +147,7 @@ def _packed(
     with torch.autocast(device.type, enabled=False):
         x = torch.baddbmm(bias.index_select(0, owner).unsqueeze(1), windows, weight.index_select(0, owner))
         x = _later_layers(layers, _taps(layers, dtype), x.flatten(0, 1).to(dtype))  # (frames and gaps, C)
-    start = first_block * _BLOCK_FRAMES - (packing.frames.cumsum(0) - packing.frames)
-    rows = torch.arange(packing.rows) + start.repeat_interleave(packing.frames)
+    rows = positions(packing.frames, (blocks_of.cumsum(0) - blocks_of) * _BLOCK_FRAMES)
     return x.index_select(0, rows.to(device, non_blocking=True))
 
 

@@ -33,13 +33,13 @@ from s3prl_ekd.cuts.read import cut_key
 from s3prl_ekd.cuts.sources import mix_sources, resolve_sources, tar_beside
 from s3prl_ekd.cuts.stream import BatchStream
 from s3prl_ekd.devices import check_device, default_device
-from s3prl_ekd.distiller import pack_states, sources_of, teacher_states
+from s3prl_ekd.distiller import common_frames, teacher_states
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.target_cache.files import command
 from s3prl_ekd.target_cache.initial_weights import read_start, write_start
 from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same, write_description
 from s3prl_ekd.target_cache.shards import BAD_RECORDINGS, ShardWriter, shards, write_index
-from s3prl_ekd.targets import RULES, Target
+from s3prl_ekd.targets import Aggregator, aggregator
 from s3prl_ekd.teachers import Teacher, load_teacher, load_teachers
 
 logger = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ class Caching:
     def teachers(self) -> list[Teacher]:
         """Loaded when first needed."""
         if not self._teachers:
-            self._teachers = [teacher.to(self.device) for teacher in load_teachers(self.config.teachers)]
+            self._teachers = [teacher.to(self.device) for teacher in load_teachers(self.config)]
         return self._teachers
 
     def _work(self) -> tuple[Work, Work]:
@@ -191,7 +191,7 @@ class Caching:
     def estimate(self) -> str:
         """How much and how long, measured on a few utterances; nothing is written."""
         work, left = self._work()
-        widths = [target.size for target in self._plan()]
+        widths = [target.size for target in self._aggregator().targets]
         gigabytes = 2e-9 * sum(widths)
         speed = self._speed(work, left)
         duration = f"{left.hours / speed:,.2g} h ({speed:,.0f} h of speech an hour, {self.device})" if speed else "-"
@@ -218,8 +218,8 @@ class Caching:
                 break
         return hours * 3600 / (time.monotonic() - start)
 
-    def _plan(self) -> list[Target]:
-        return RULES[self.config.objective.aggregation].plan(sources_of(self.teachers))
+    def _aggregator(self) -> Aggregator:
+        return aggregator(self.config, {teacher.name: teacher.hidden_size for teacher in self.teachers})
 
     def run(self, *, shard_bytes: float = 1e9, verify: bool = False) -> None:
         """Compute what is missing; the index is written when nothing is.
@@ -272,7 +272,7 @@ class Caching:
 
     def _describe(self) -> None:
         if read_description(self.folder) is None:
-            self._plan()  # refuses teachers that do not fit together
+            self._aggregator()  # refuses teachers that do not fit together
             write_description(self.folder, self.config, {one.name: one.hidden_size for one in self.teachers})
 
     def _keep_start(self) -> None:
@@ -280,7 +280,8 @@ class Caching:
         if name is None or read_start(self.folder, name, layers) is not None:
             return
         number = next(i for i, teacher in enumerate(self.config.teachers) if teacher.name == name)
-        teacher = self._teachers[number] if self._teachers else load_teacher(self.config.teachers[number])
+        loaded, entry = self._teachers, self.config.teachers[number]
+        teacher = loaded[number] if loaded else load_teacher(entry, initializes=layers)
         write_start(self.folder, name, layers, teacher.encoder_state())
 
     def _batches(self, work: Work, left: Work, *, list_bad: bool = True) -> Iterator[tuple[BatchStream, Batch]]:
@@ -312,9 +313,9 @@ class Caching:
                 torch.no_grad(),
                 torch.autocast(self.device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST),
             ):
-                states, frames = teacher_states(self.config, self.teachers, batch.to(self.device))
-                packed = pack_states(states, frames, self.device)
-                combined = RULES[self.config.objective.aggregation].combine(sources_of(self.teachers), packed)
+                outputs = teacher_states(self.config, self.teachers, batch.to(self.device))
+                frames = common_frames([output.packing for output in outputs])
+                combined = self._aggregator().combine([output.first(frames) for output in outputs])
                 return torch.cat([value.float() for value in combined], dim=-1), frames.tolist()
         except torch.OutOfMemoryError as error:
             key, seconds = self._batch_size
@@ -339,7 +340,7 @@ class Caching:
                 stream.bad_recordings.note(0, [(name, f"{name}: the teachers give values that are not finite")])
 
     def _warn_of_large(self, targets: Tensor) -> None:
-        plan = self._plan()
+        plan = self._aggregator().targets
         for target, values in zip(plan, targets.split([target.size for target in plan], dim=-1), strict=True):
             largest = float(values[values.isfinite()].abs().max())
             if largest > _HALF_MAX and target.name not in self._warned:

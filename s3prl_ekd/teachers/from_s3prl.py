@@ -89,11 +89,6 @@ class S3prlTeacher(ModelTeacher):
         return {key: value for key, value in weights.items() if not key.startswith("output_layer.")}
 
 
-def load_s3prl_teacher(config: TeacherConfig) -> S3prlTeacher:
-    """The teacher of an entry with ``s3prl:``."""
-    return S3prlTeacher(config)
-
-
 def _full_name(module: object) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 

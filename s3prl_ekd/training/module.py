@@ -17,12 +17,11 @@ from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import Counts
 from s3prl_ekd.audio.batch import Batch
 from s3prl_ekd.config.training import Precision, RunConfig
-from s3prl_ekd.distiller import Distiller
+from s3prl_ekd.distiller import Distiller, teacher_states
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.encoder import FeedForward
 from s3prl_ekd.student.checkpoint import RECIPE_KEY
 from s3prl_ekd.student.heads import PredictionHead
-from s3prl_ekd.teachers.base import Teacher
 from s3prl_ekd.training import random_state
 from s3prl_ekd.training.batches import DevBatches, DevData, EndlessBatches, Position, PositionedBatch, Stream
 from s3prl_ekd.training.checkpoints import RUN_KEY
@@ -110,7 +109,7 @@ class DistillModule(LightningModule):
 
     def _compile(self) -> None:
         """Compile what gets tensors alone; the rest also gets a batch's lengths, and would be compiled for each one."""
-        teachers = [teacher.module for teacher in self.distiller.teachers if isinstance(teacher, Teacher)]
+        teachers = [teacher.module for teacher in self.distiller.teachers]
         for part in (self.distiller, *teachers):
             for module in part.modules():
                 if isinstance(module, FeedForward | PredictionHead):
@@ -236,15 +235,15 @@ class DistillModule(LightningModule):
 
     def _warn_of_large_targets(self, batch: Batch) -> None:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            states, _ = self.distiller.hidden_states(batch)
-        for source, layers in zip(self.distiller.sources, states, strict=True):
-            for layer, state in zip(source.layers, layers, strict=True):
+            outputs = teacher_states(self.distiller.config, self.distiller.teachers, batch)
+        for teacher, output in zip(self.distiller.teachers, outputs, strict=True):
+            for layer, state in zip(teacher.layers, output.rows, strict=True):
                 largest, norm = state.abs().max().item(), state.norm(dim=-1).max().item()
                 if not (largest < _HALF_MAX and norm < math.sqrt(_HALF_MAX)):
                     logger.warning(
                         "teacher %r, layer %d: values up to %.4g, norms up to %.4g; float16 holds neither values nor"
                         " squared norms above %.0f. Use trainer.precision: bf16, or layer_norm_targets: true",
-                        source.name, layer, largest, norm, _HALF_MAX,
+                        teacher.name, layer, largest, norm, _HALF_MAX,
                     )  # fmt: skip
 
     # ---- dev loss

@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.audio.batch import Batch
 from s3prl_ekd.config.training import Precision, RunConfig, check_resumable
 from s3prl_ekd.devices import default_device
-from s3prl_ekd.distiller import AnyTeacher, Distiller
+from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import write_yaml
 from s3prl_ekd.student.folder import save_student
@@ -89,11 +89,7 @@ def open_data(
 def build_distiller(config: RunConfig, cache: TargetCache | None) -> Distiller:
     """Teachers (or what ``cache`` knows of them), student and heads; the student's random weights depend on the seed
     alone."""
-    teachers: Sequence[AnyTeacher]
-    if cache is None:
-        teachers = load_teachers(config.teachers, padded=config.objective.loss_on_padding)
-    else:
-        teachers = cached_teachers(config, cache)
+    teachers = load_teachers(config) if cache is None else cached_teachers(config, cache)
     seed_everything(config.seed, verbose=False)
     return Distiller(config.distill, teachers)
 

@@ -462,8 +462,8 @@ def test_out_of_memory_says_which_key_to_lower(tmp_path):
 @pytest.mark.parametrize(("scale", "warned"), [(1, False), (1e3, True)])
 def test_fp16_warns_of_large_targets(scale, warned, tmp_path, caplog, monkeypatch):
     def large(self, *args, **kwargs):
-        states, frames = FakeTeacher.hidden_states(self, *args, **kwargs)
-        return [states[0], states[1] * scale], frames
+        output = FakeTeacher.hidden_states(self, *args, **kwargs)
+        return dataclasses.replace(output, rows=(output.rows[0], output.rows[1] * scale))
 
     monkeypatch.setattr(h.TinyTeacher, "hidden_states", large)
     assert h.run(h.recipe(tmp_path / "run", max_steps=1, precision="fp16")) == 0
