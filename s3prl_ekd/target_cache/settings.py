@@ -27,7 +27,10 @@ FREE = frozenset(
     }
 )
 """The settings of teachers and objective that targets do not depend on; on all others, new ones included, they do.
-Names are described as a list, and weights where they weigh an average."""
+The teachers' names are described as a list, and their weights where they weigh an average."""
+
+_WITHOUT_WEIGHTS = ("layerwise-concatenation", "separate-heads")
+"""Aggregations whose targets do not depend on the teachers' weights."""
 
 
 def check_cacheable(config: DistillConfig) -> None:
@@ -55,7 +58,7 @@ def describe(config: DistillConfig) -> dict[str, Any]:
     description["teachers"] = [teacher.name for teacher in config.teachers]
     for teacher in config.teachers:
         values = _depending("teachers", teacher)
-        if config.objective.aggregation == "layerwise-average":
+        if config.objective.aggregation not in _WITHOUT_WEIGHTS:
             values["weight"] = teacher.weight
         description |= {f"teachers.{teacher.name}.{key}": value for key, value in values.items()}
     return description
