@@ -1,7 +1,7 @@
 """The student as an s3prl upstream, without importing s3prl.
 
 These functions are what s3prl's hub, ``S3PRLUpstream`` and torch.hub call; ``hubconf.py`` and
-``s3prl_ekd/s3prl_plugin/hub.py`` re-export them.
+``s3prl_ekd/s3prl_hub.py`` re-export them.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from s3prl_ekd import FRAME_SHIFT
 from s3prl_ekd.config.recipe import TeacherConfig
 from s3prl_ekd.errors import UserError, one_line
+from s3prl_ekd.s3prl_compat.upstream_names import takes_file, with_file
 from s3prl_ekd.teachers.base import WAVEFORM_EPSILON, ModelTeacher, truncate
 from s3prl_ekd.teachers.from_transformers import check_hub, check_hub_id
 from s3prl_ekd.weights.file_kind import problem_of
@@ -27,9 +28,6 @@ from s3prl_ekd.weights.kinds import kind_of, upstream_of
 from s3prl_ekd.weights.pickles import load_pickle_safely
 
 logger = logging.getLogger(__name__)
-
-# Upstreams that load the file (or hub id) the user names; all others bring their own address.
-CKPT_SUFFIXES = ("_local", "_custom", "_url", "_gdriveid")
 
 # Models of fairseq's architecture: `encoder.layers`, run one after the other, whose batch mates of equal length do not
 # matter. All other upstreams run utterance by utterance and whole.
@@ -123,7 +121,7 @@ def _load(config: TeacherConfig) -> nn.Module:
             expert = getattr(hub, name)(**arguments)
     except Exception as error:
         if is_download(error):
-            local = takes_file(name, hub.options())
+            local = with_file(name, hub.options())
             hint = f"'s3prl: {local}' and 'ckpt: PATH', or " if local else ""
             raise UserError(
                 f"{who} could not be downloaded ({type(error).__name__}): no network, or the address is gone; give a"
@@ -144,15 +142,9 @@ def _load(config: TeacherConfig) -> nn.Module:
     return expert
 
 
-def takes_file(name: str, options: Sequence[str]) -> str | None:
-    """The upstream of ``name``'s family that loads a file: ``hubert_local`` for ``hubert_base_robust_mgr``."""
-    families = [option for option in options if option.endswith("_local") and name.startswith(option[: -len("_local")])]
-    return max(families, key=len, default=None)
-
-
 def _check_ckpt(config: TeacherConfig, entry: Callable[..., nn.Module], who: str) -> dict[str, str]:
     """The upstream's arguments."""
-    needed = config.origin.endswith(CKPT_SUFFIXES)
+    needed = takes_file(config.origin)
     if config.ckpt is None:
         if needed:
             raise UserError(f"{who} needs the path of a checkpoint: add 'ckpt: PATH'")
