@@ -73,7 +73,8 @@ def differences(ensemble: Ensemble, counts: Sequence[int], waveforms: Sequence[T
 
     alone: list[list[Tensor]] = []  # [teacher][utterance] (H, F, D)
     for ours, theirs in zip(ensemble.ours, ensemble.theirs, strict=True):
-        states, frames = ours.hidden_states(batch.clean, batch.lengths)
+        output = ours.hidden_states(batch.clean, batch.lengths)
+        states, frames = output.hidden_states, output.frame_lengths
         alone.append([])
         for row, utterance in enumerate(utterances):
             with torch.no_grad():

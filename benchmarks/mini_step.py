@@ -23,7 +23,7 @@ def main() -> int:
     distillers = {}
     for name, config in (("fast", recipe), ("plain", dataclasses.replace(recipe, teachers=by_source))):
         torch.manual_seed(0)
-        teachers = [teacher.to(device) for teacher in load_teachers(config.teachers)]
+        teachers = [teacher.to(device) for teacher in load_teachers(config)]
         distillers[name] = Distiller(config, teachers).to(device).train()
         distillers[name].student.plain = name == "plain"
     waves = common.speech([1.5] * 8)

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.audio.batch import Batch, CachedTargets
 from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
-from s3prl_ekd.distiller import Distiller, pack_states
+from s3prl_ekd.distiller import Distiller, common_frames, teacher_states
 from s3prl_ekd.student.s3prl_distiller import student_config
 from s3prl_ekd.teachers import load_teacher
 from s3prl_ekd.teachers.base import Teacher
@@ -92,8 +92,9 @@ def batch_of(waveforms: Sequence[Tensor], device: torch.device) -> Batch:
 def with_targets(distiller: Distiller, batch: Batch, device: torch.device) -> Batch:
     """The batch as the loader gives it where targets are cached: they are there, in half precision."""
     with torch.no_grad():
-        states, frames = distiller.hidden_states(batch.to(device))
-        combined = distiller.rule.combine(distiller.sources, pack_states(states, frames, device))
+        outputs = teacher_states(distiller.config, distiller.teachers, batch.to(device))
+        frames = common_frames([output.packing for output in outputs])
+        combined = distiller.aggregator.combine([output.first(frames) for output in outputs])
     targets = torch.cat(combined, dim=-1).half().cpu()
     if device.type == "cuda":
         targets = targets.pin_memory()

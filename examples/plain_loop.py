@@ -41,7 +41,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    teachers = [teacher.to(device) for teacher in load_teachers(CONFIG.teachers)]
+    teachers = [teacher.to(device) for teacher in load_teachers(CONFIG)]
     distiller = Distiller(CONFIG, teachers).to(device).train()  # student and heads; the teachers are not its parameters
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-3)
     distort = Distorter(CONFIG.distortion)
@@ -60,8 +60,7 @@ def main() -> None:
             print(f"step {step}: loss {output.loss.item():.4f}")
 
     save_student(options.student, distiller.student, distiller.heads, CONFIG)
-    wave = load_audio(files[0], samples=CROP)
-    states = load_student(options.student)(wave[None]).hidden_states
+    states = load_student(options.student)(clean[0][None]).hidden_states
     print(f"{options.student}: {len(states)} hidden states of shape {tuple(states[-1].shape)}")
 
 

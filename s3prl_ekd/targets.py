@@ -7,18 +7,18 @@ predict layers 4, 8, 12 and 8, 16, 24 the first slot holds layer 4 of one and la
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from s3prl_ekd.config.recipe import Aggregation
+from s3prl_ekd.config.recipe import AGGREGATORS, DistillConfig, ObjectiveConfig
 from s3prl_ekd.errors import UserError
 
 
 @dataclass(frozen=True)
-class Source:
+class TeacherSpec:
     """One teacher as far as aggregation cares: what it gives and how much it counts."""
 
     name: str
@@ -36,119 +36,140 @@ class Target:
         size: width D'.
         weight: share of the loss; the weights of all targets add up to 1.
         parts: the ``(teacher, layer)`` pairs in it, in order.
+        student_layer: the student's hidden state that it is predicted from; -1: the last.
     """
 
     name: str
     size: int
     weight: float
     parts: tuple[tuple[str, int], ...]
+    student_layer: int = -1
 
 
-class Rule(ABC):
-    """One way to aggregate.
+class Aggregator(ABC):
+    """One way to make targets of several teachers' hidden states.
 
     Attributes:
-        separable: whether each teacher's part can be taken out of a target again, by :meth:`per_teacher`.
+        separable: whether a target holds the hidden states of each of its teachers, so that :meth:`per_teacher` gives
+            them back.
+        teachers: in the recipe's order.
+        objective: the recipe's objective, for settings of its own.
+        targets: one for each prediction head.
     """
 
     separable = True
 
+    def __init__(self, teachers: Sequence[TeacherSpec], objective: ObjectiveConfig) -> None:
+        self.teachers = tuple(teachers)
+        self.objective = objective
+        self.targets = self._plan()
+
     @abstractmethod
-    def plan(self, sources: Sequence[Source]) -> list[Target]:
+    def _plan(self) -> list[Target]:
         """The targets, before any tensor is seen."""
 
     @abstractmethod
-    def combine(self, sources: Sequence[Source], hidden_states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """``hidden_states[k][slot]`` (B, F, D_k) to one (B, F, D') per target of :meth:`plan`."""
+    def combine(self, hidden_states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """``hidden_states[k][slot]`` (N, D_k) of teacher k to one (N, D') per target."""
 
     @abstractmethod
-    def per_teacher(self, sources: Sequence[Source], prediction: Tensor, index: int) -> list[Tensor]:
-        """The share of target ``index``'s prediction (..., D') that stands for each of its ``parts``."""
+    def per_teacher(self, index: int, prediction: Tensor) -> list[Tensor]:
+        """The share of target ``index``'s prediction (N, D') that stands for each of its ``parts``."""
 
 
-def _slots(sources: Sequence[Source]) -> range:
-    return range(len(sources[0].layers))
+class _Layerwise(Aggregator):
+    """One target for each slot, of all teachers together."""
+
+    kind: str
+
+    def _plan(self) -> list[Target]:
+        slots = range(len(self.teachers[0].layers))
+        return [Target(self._name(slot), self._size(), 1 / len(slots), self._parts(slot)) for slot in slots]
+
+    def _name(self, slot: int) -> str:
+        return f"{self.kind}/{'+'.join(dict.fromkeys(str(layer) for _, layer in self._parts(slot)))}"
+
+    def _parts(self, slot: int) -> tuple[tuple[str, int], ...]:
+        return tuple((teacher.name, teacher.layers[slot]) for teacher in self.teachers)
+
+    @abstractmethod
+    def _size(self) -> int:
+        """Width of each target."""
 
 
-def _slot_name(kind: str, sources: Sequence[Source], slot: int) -> str:
-    layers = dict.fromkeys(str(source.layers[slot]) for source in sources)
-    return f"{kind}/{'+'.join(layers)}"
-
-
-def _parts(sources: Sequence[Source], slot: int) -> tuple[tuple[str, int], ...]:
-    return tuple((source.name, source.layers[slot]) for source in sources)
-
-
-class LayerwiseAverage(Rule):
+class LayerwiseAverage(_Layerwise):
     """Weighted mean over teachers, slot by slot."""
 
+    kind = "average"
     separable = False
 
-    def plan(self, sources: Sequence[Source]) -> list[Target]:
-        sizes = {source.name: source.hidden_size for source in sources}
+    def _size(self) -> int:
+        sizes = {teacher.name: teacher.hidden_size for teacher in self.teachers}
         if len(set(sizes.values())) > 1:
             widths = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise UserError(
-                f"objective.aggregation: layerwise-average needs teachers of equal width, found {widths};"
+                f"objective.aggregation: {self.objective.aggregation} needs teachers of equal width, found {widths};"
                 " use layerwise-concatenation or separate-heads"
             )
-        slots = _slots(sources)
-        return [
-            Target(_slot_name("average", sources, s), sources[0].hidden_size, 1 / len(slots), _parts(sources, s))
-            for s in slots
-        ]
+        return self.teachers[0].hidden_size
 
-    def combine(self, sources: Sequence[Source], hidden_states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        total = sum(source.weight for source in sources)
+    def combine(self, hidden_states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        total = sum(teacher.weight for teacher in self.teachers)
         combined = []
         for states in zip(*hidden_states, strict=True):
-            mean = states[0] * (sources[0].weight / total)
-            for source, state in zip(sources[1:], states[1:], strict=True):
-                mean = torch.add(mean, state, alpha=source.weight / total)
+            mean = states[0] * (self.teachers[0].weight / total)
+            for teacher, state in zip(self.teachers[1:], states[1:], strict=True):
+                mean = torch.add(mean, state, alpha=teacher.weight / total)
             combined.append(mean)
         return combined
 
-    def per_teacher(self, sources: Sequence[Source], prediction: Tensor, index: int) -> list[Tensor]:
-        return [prediction] * len(sources)
+    def per_teacher(self, index: int, prediction: Tensor) -> list[Tensor]:
+        return [prediction] * len(self.teachers)
 
 
-class LayerwiseConcatenation(Rule):
+class LayerwiseConcatenation(_Layerwise):
     """Features of all teachers side by side, slot by slot."""
 
-    def plan(self, sources: Sequence[Source]) -> list[Target]:
-        slots = _slots(sources)
-        size = sum(source.hidden_size for source in sources)
-        return [
-            Target(_slot_name("concatenation", sources, s), size, 1 / len(slots), _parts(sources, s)) for s in slots
-        ]
+    kind = "concatenation"
 
-    def combine(self, sources: Sequence[Source], hidden_states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    def _size(self) -> int:
+        return sum(teacher.hidden_size for teacher in self.teachers)
+
+    def combine(self, hidden_states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         return [torch.cat(states, dim=-1) for states in zip(*hidden_states, strict=True)]
 
-    def per_teacher(self, sources: Sequence[Source], prediction: Tensor, index: int) -> list[Tensor]:
-        return list(prediction.split([source.hidden_size for source in sources], dim=-1))
+    def per_teacher(self, index: int, prediction: Tensor) -> list[Tensor]:
+        return list(prediction.split([teacher.hidden_size for teacher in self.teachers], dim=-1))
 
 
-class SeparateHeads(Rule):
+class SeparateHeads(Aggregator):
     """Every (teacher, layer) is a target of its own."""
 
-    def plan(self, sources: Sequence[Source]) -> list[Target]:
-        total = sum(source.weight * len(source.layers) for source in sources)
+    def _plan(self) -> list[Target]:
+        total = sum(teacher.weight * len(teacher.layers) for teacher in self.teachers)
         return [
-            Target(f"{source.name}/{layer}", source.hidden_size, source.weight / total, ((source.name, layer),))
-            for source in sources
-            for layer in source.layers
+            Target(f"{teacher.name}/{layer}", teacher.hidden_size, teacher.weight / total, ((teacher.name, layer),))
+            for teacher in self.teachers
+            for layer in teacher.layers
         ]
 
-    def combine(self, sources: Sequence[Source], hidden_states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    def combine(self, hidden_states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         return [state for states in hidden_states for state in states]
 
-    def per_teacher(self, sources: Sequence[Source], prediction: Tensor, index: int) -> list[Tensor]:
+    def per_teacher(self, index: int, prediction: Tensor) -> list[Tensor]:
         return [prediction]
 
 
-RULES: dict[Aggregation, Rule] = {
-    Aggregation.LAYERWISE_AVERAGE: LayerwiseAverage(),
-    Aggregation.LAYERWISE_CONCATENATION: LayerwiseConcatenation(),
-    Aggregation.SEPARATE_HEADS: SeparateHeads(),
-}
+def aggregator(config: DistillConfig, widths: Mapping[str, int]) -> Aggregator:
+    """A recipe's aggregation of its teachers.
+
+    Args:
+        config: the recipe.
+        widths: of each teacher's hidden states, by its name.
+
+    Raises:
+        UserError: the teachers do not fit together.
+    """
+    kind: type[Aggregator] = AGGREGATORS.load(config.objective.aggregation)
+    teachers = [TeacherSpec(one.name, one.layers, widths[one.name], one.weight) for one in config.teachers]
+    return kind(teachers, config.objective)

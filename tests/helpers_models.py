@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.network.frames import HiddenStates, Packing
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
@@ -36,23 +37,24 @@ def speech_like(samples: int, seed: int = 0) -> Tensor:
 
 
 class FakeTeacher:
-    """Hidden state i of an utterance is a fixed random projection of its frames' samples; zero past its end."""
+    """Hidden state i of an utterance is a fixed random projection of its frames' samples."""
 
     weight = 1.0
 
-    def __init__(self, name="fake", layers=(1, 2), size=24, surplus=0):
+    def __init__(self, name="fake", layers=(1, 2), size=24, surplus=0, padded=False):
+        self.padded = padded
         self.name, self.layers, self.hidden_size, self.surplus = name, layers, size, surplus
         generator = torch.Generator().manual_seed(len(name))
         self.projections = [torch.randn(320, size, generator=generator) for _ in layers]
         self.heard = None
 
-    def hidden_states(self, waveforms, lengths, *, padded=False):
+    def hidden_states(self, waveforms, lengths):
         self.heard = waveforms
         frames = (lengths - 400) // 320 + 1 + self.surplus
         size = (waveforms.shape[1] - 400) // 320 + 1 + self.surplus
         cut = F.pad(waveforms, (0, 960))[:, : size * 320].unflatten(1, (size, 320))
-        mask = torch.ones(len(lengths), size, 1) if padded else (torch.arange(size) < frames[:, None])[..., None]
-        return [(cut @ projection).tanh() * mask for projection in self.projections], frames
+        packing = Packing(torch.full_like(frames, size) if self.padded else frames, waveforms.device, size)
+        return HiddenStates(tuple(packing.pack((cut @ one).tanh()) for one in self.projections), packing)
 
 
 def batch_of(*utterances, distorted=None):

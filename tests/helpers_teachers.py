@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers_weights import under_names_of
+from torch import Tensor
 from transformers import (
     HubertConfig,
     HubertModel,
@@ -16,6 +18,7 @@ from transformers import (
     WavLMModel,
 )
 
+from s3prl_ekd.teachers import Teacher
 from s3prl_ekd.weights import names
 
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
@@ -60,7 +63,7 @@ def tiny_model(kind: str, *, large: bool = False, seed: int = 0, **overrides: An
 def s3prl_checkpoint(model: PreTrainedModel, kind: str, path: Path, *, large: bool = False) -> Path:
     """The same weights in the file that s3prl's ``hubert_local``, ``wav2vec2_custom`` or ``wavlm_local`` loads."""
     config = model.config
-    weights = names.from_transformers_keys(model.state_dict(), TABLES[kind, large])
+    weights = under_names_of(TABLES[kind, large], model.state_dict())
     settings = {
         "extractor_mode": "layer_norm" if large else "default",
         "encoder_layers": config.num_hidden_layers,
@@ -98,3 +101,9 @@ def s3prl_checkpoint(model: PreTrainedModel, kind: str, path: Path, *, large: bo
         }
     torch.save(checkpoint, path)
     return path
+
+
+def padded_states(teacher: Teacher, waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+    """A teacher's layers as (B, F, D), zero past an utterance's end, and the frames (B,)."""
+    output = teacher.hidden_states(waveforms, lengths)
+    return list(output.hidden_states), output.frame_lengths

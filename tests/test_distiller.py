@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers_models import TINY, FakeTeacher, batch_of, speech_like
 
 from s3prl_ekd.config.recipe import DistillConfig
-from s3prl_ekd.distiller import Distiller
+from s3prl_ekd.distiller import Distiller, teacher_states
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.model import Student
 
@@ -34,8 +34,8 @@ def test_one_teacher_is_distilhubert():
     teacher = FakeTeacher()
     distiller = make(teacher)
     batch = batch_of(speech_like(16000))
-    predictions = distiller.heads(distiller.student(batch.clean).hidden_states[-1])
-    targets, _ = teacher.hidden_states(batch.clean, batch.lengths)
+    predictions = distiller.heads(distiller.student(batch.clean).hidden_states)
+    targets = teacher.hidden_states(batch.clean, batch.lengths).hidden_states
     expected = distilhubert_loss(torch.stack(predictions, 1), torch.stack(targets, 1))
     torch.testing.assert_close(distiller(batch).loss, expected)
 
@@ -58,15 +58,17 @@ def test_total_frames_spans_several_batches(utterances):
 
 
 def test_loss_on_padding_is_s3prls_mean(utterances):
-    teacher = FakeTeacher()
+    teacher = FakeTeacher(padded=True)
     distiller = make(teacher, objective={"loss_on_padding": True})
     batch = batch_of(*utterances)
     student = distiller.student(batch.clean, batch.lengths, padded=True)
-    predictions = torch.stack(distiller.heads(student.hidden_states[-1]), 1)
-    targets, _ = teacher.hidden_states(batch.clean, batch.lengths, padded=True)
+    predictions = torch.stack(distiller.heads(student.hidden_states), 1)
+    targets = teacher.hidden_states(batch.clean, batch.lengths).hidden_states
     expected = distilhubert_loss(predictions, torch.stack(targets, 1))
     torch.testing.assert_close(distiller(batch).loss, expected)
-    assert abs(make(teacher)(batch).loss - expected) > 1e-3
+    assert abs(make(FakeTeacher())(batch).loss - expected) > 1e-3
+    with pytest.raises(ValueError, match="loss_on_padding is True: the teachers must be loaded with padded=True"):
+        make(FakeTeacher(), objective={"loss_on_padding": True})
 
 
 @pytest.mark.parametrize("aggregation", ["layerwise-average", "separate-heads"])
@@ -132,9 +134,9 @@ def test_layer_norm_targets():
     teacher = FakeTeacher()
     entry = {"name": "fake", "transformers": "unused", "layers": [1, 2], "layer_norm_targets": True}
     config = DistillConfig.from_mapping({"student": TINY, "teachers": [entry]})
-    states, _ = Distiller(config, [teacher]).hidden_states(batch_of(speech_like(8000)))
-    assert states[0][0].mean(-1).abs().max() < 1e-5
-    assert (states[0][0].std(-1, correction=0) - 1).abs().max() < 1e-2
+    state = teacher_states(config, [teacher], batch_of(speech_like(8000)))[0].rows[0]
+    assert state.mean(-1).abs().max() < 1e-5
+    assert (state.std(-1, correction=0) - 1).abs().max() < 1e-2
 
 
 def test_layerwise_average_of_unequal_widths_is_refused():
@@ -162,12 +164,12 @@ def test_teachers_stay_in_eval_and_out_of_training(tiny_hubert):
     entry = {"name": "hubert", "transformers": str(tiny_hubert), "layers": [2, 4]}
     student = {**TINY, "initialize_from": "hubert"}
     config = DistillConfig.from_mapping({"student": student, "teachers": [entry]})
-    distiller = Distiller(config, load_teachers(config.teachers))
+    distiller = Distiller(config, load_teachers(config))
     batch = batch_of(speech_like(8000))
-    before = distiller.hidden_states(batch)[0][0][1]
+    before = teacher_states(config, distiller.teachers, batch)[0].rows[1]
     distiller.train()
     distiller.teachers[0].module.train()  # as if somebody had reached for it
-    assert torch.equal(distiller.hidden_states(batch)[0][0][1], before)
+    assert torch.equal(teacher_states(config, distiller.teachers, batch)[0].rows[1], before)
     assert not distiller.teachers[0].module.training
     assert not before.requires_grad
     count = sum(p.numel() for p in Student(config.student).parameters()) + sum(

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers_models import speech_like
 from helpers_teachers import KERNELS, STRIDES, s3prl_checkpoint, tiny_model
+from helpers_weights import distiller_weights
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.audio.batch import Batch
@@ -15,7 +16,6 @@ from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.s3prl_compat import patches
 from s3prl_ekd.teachers import load_teachers
 from s3prl_ekd.teachers.own_encoder import FastTeacher
-from s3prl_ekd.weights import names
 
 LAYERS = (1, 3)
 SIZES = {
@@ -56,7 +56,7 @@ def s3prls_distiller(state: dict[str, torch.Tensor]) -> torch.nn.Module:
     }
     model = DistillerModel(DistillerConfig(config))
     ours = {name.removeprefix("student."): tensor for name, tensor in state.items()}
-    model.load_state_dict(names.to_distiller(ours))
+    model.load_state_dict(distiller_weights(ours))
     return model
 
 
@@ -71,7 +71,7 @@ def test_same_student_same_loss_same_gradient(tmp_path, kind, upstream, lengths)
             "objective": {"loss_on_padding": True},
         }
     )
-    teachers = load_teachers(config.teachers, padded=True)
+    teachers = load_teachers(config)
     assert isinstance(teachers[0], FastTeacher)
     ours = Distiller(config, teachers)
     theirs = s3prls_distiller(ours.state_dict())

@@ -24,10 +24,15 @@ def run(args: argparse.Namespace) -> int:
     from s3prl_ekd.config.recipe import DistillConfig
     from s3prl_ekd.distiller import build_student
     from s3prl_ekd.student.folder import save_student
-    from s3prl_ekd.teachers import load_teachers
+    from s3prl_ekd.teachers import load_teacher
 
     config = DistillConfig.from_yaml(recipe_files.find(args.recipe))
     torch.manual_seed(args.seed)
-    start = [teacher for teacher in config.teachers if teacher.name == config.student.initialize_from]
-    save_student(args.folder, build_student(config, load_teachers(start)), recipe=config)
+    student = config.student
+    start = [
+        load_teacher(teacher, initializes=student.num_hidden_layers)
+        for teacher in config.teachers
+        if teacher.name == student.initialize_from
+    ]
+    save_student(args.folder, build_student(config, start), recipe=config)
     return 0

@@ -15,6 +15,9 @@ from s3prl_ekd.files import is_remote
 
 _BATCH_SECONDS = 200.0
 
+HOW_TO_READ = frozenset({"num_workers", "prefetch_batches", "timeout_seconds", "shar_cache", "shar_cache_gb"})
+"""The settings of data that change neither which batches there are nor what is in them."""
+
 
 def require_distinct(addresses: Iterable[str], key: str) -> None:
     """Check that no manifest is there twice, under whatever spelling of its path.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import functools
 import math
 from dataclasses import dataclass, field
@@ -21,32 +20,34 @@ from s3prl_ekd.config.base import (
     Weight,
     require,
 )
+from s3prl_ekd.config.parts import Parts, keys_with_parts
 from s3prl_ekd.errors import nearest
+
+TermWeight = Annotated[float, Range(at_least=0, at_most=1e6)]
 
 MAX_PARAMETERS = 10**9
 """Of a student: four gigabytes of weights, sixteen with gradients and AdamW's state."""
 
 
-class Aggregation(enum.StrEnum):
-    """How several teachers' hidden states become targets (EKD, arXiv 2302.12757, section 3)."""
+AGGREGATORS = Parts(
+    {
+        "layerwise-average": "s3prl_ekd.targets:LayerwiseAverage",
+        "layerwise-concatenation": "s3prl_ekd.targets:LayerwiseConcatenation",
+        "separate-heads": "s3prl_ekd.targets:SeparateHeads",
+    }
+)
+"""How several teachers' hidden states become targets: subclasses of :class:`s3prl_ekd.targets.Aggregator`."""
 
-    LAYERWISE_AVERAGE = "layerwise-average"
-    LAYERWISE_CONCATENATION = "layerwise-concatenation"
-    SEPARATE_HEADS = "separate-heads"
-
-
-class TeacherSource(enum.StrEnum):
-    """Where a teacher comes from; the value is the key that names it in a recipe."""
-
-    S3PRL = "s3prl"
-    TRANSFORMERS = "transformers"
-    MINI = "mini"
+STUDENT_KINDS = Parts({"hubert": "s3prl_ekd.student.kinds:HUBERT"})
+"""What students are put together from: instances of :class:`s3prl_ekd.student.kinds.StudentKind`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(Config):
     """The student's architecture (DistilHuBERT, arXiv 2110.01900); names as in transformers' HubertConfig."""
 
+    kind: Annotated[str, STUDENT_KINDS] = "hubert"
+    """What it is put together from; ``hubert``: a stack of convolutions over the waveform and post-norm layers."""
     conv_dim: tuple[Size, ...] = (512,) * 7
     """Output channels of each convolution of the waveform encoder."""
     conv_kernel: tuple[Size, ...] = (10, 3, 3, 3, 3, 2, 2)
@@ -129,15 +130,20 @@ class StudentConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Config):
-    """One teacher: a name, exactly one source (``s3prl``, ``transformers`` or ``mini``), and what to take from it."""
+    """One teacher: a name, exactly one source (``s3prl``, ``transformers`` or ``mini``), and what to take from it.
+
+    A source is a key that stands for a function from this entry to a :class:`~s3prl_ekd.teachers.base.Teacher`.
+    """
 
     name: Name
     """Free name, unique in the recipe; logs and ``student.initialize_from`` use it."""
-    s3prl: str | None = None
+    s3prl: str | None = field(default=None, metadata={"part": "s3prl_ekd.teachers.from_s3prl:S3prlTeacher"})
     """An s3prl upstream, such as ``hubert_base_robust_mgr``; ``_local`` and ``_custom`` ones need ``ckpt``."""
-    transformers: str | None = None
+    transformers: str | None = field(
+        default=None, metadata={"part": "s3prl_ekd.teachers.from_transformers:load_transformers_teacher"}
+    )
     """A transformers speech encoder: a local folder, else a hub id such as ``microsoft/wavlm-base-plus``."""
-    mini: str | None = None
+    mini: str | None = field(default=None, metadata={"part": "s3prl_ekd.teachers.from_transformers:load_mini_teacher"})
     """A tiny teacher that comes with this package: ``hubert``, ``robust_hubert`` or ``wavlm``."""
     ckpt: str | None = None
     """Checkpoint for s3prl's ``_local`` and ``_custom`` upstreams."""
@@ -155,10 +161,11 @@ class TeacherConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [str(source) for source in TeacherSource if getattr(self, source) is not None]
+        sources = keys_with_parts(type(self))
+        given = [source for source in sources if getattr(self, source) is not None]
         require(
             len(given) == 1,
-            f"teacher {self.name!r}: give exactly one source of {', '.join(TeacherSource)}"
+            f"teacher {self.name!r}: give exactly one source of {', '.join(sources)}"
             f" (found {', '.join(given) or 'none'})",
         )
         require(
@@ -168,22 +175,37 @@ class TeacherConfig(Config):
         require(len(set(self.layers)) == len(self.layers), f"teacher {self.name!r}: a layer is named twice")
 
     @property
-    def source(self) -> TeacherSource:
+    def source(self) -> str:
         """Which of the sources is given."""
-        return next(source for source in TeacherSource if getattr(self, source) is not None)
+        return next(key for key in keys_with_parts(type(self)) if getattr(self, key) is not None)
+
+    @property
+    def origin(self) -> str:
+        """What the source's key says, such as the name of an upstream."""
+        return str(getattr(self, self.source))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Config):
-    """The distillation loss: L1 + cosine_weight x -log sigmoid(cosine), averaged over frames, then over heads."""
+    """The distillation loss: L1 + cosine_weight x -log sigmoid(cosine), averaged over frames, then over heads.
 
-    aggregation: Aggregation = Aggregation.SEPARATE_HEADS
+    A loss term is a key ``NAME_weight`` that stands for a function of :mod:`s3prl_ekd.loss`.
+    """
+
+    aggregation: Annotated[str, AGGREGATORS] = "separate-heads"
     """``layerwise-average``, ``layerwise-concatenation`` or ``separate-heads``."""
-    cosine_weight: Annotated[float, Range(at_least=0, at_most=1e6)] = 1.0
+    cosine_weight: TermWeight = field(default=1.0, metadata={"part": "s3prl_ekd.loss:cosine"})
     """Lambda of the cosine term (DistilHuBERT: 1)."""
     loss_on_padding: bool = False
     """True reproduces s3prl's distiller on padded batches: padding counts in the loss, in the conv stack's statistics
     and in what the teachers hear. Masked to real frames by default."""
+
+    @property
+    def terms(self) -> dict[str, tuple[str, float]]:
+        """The address and the weight of each loss term, by its name; the L1 distance always has the weight 1."""
+        keys = keys_with_parts(type(self))
+        weighted = {key.removesuffix("_weight"): (address, getattr(self, key)) for key, address in keys.items()}
+        return {"l1": ("s3prl_ekd.loss:l1", 1.0), **weighted}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,13 +234,13 @@ class DistillConfig(Config):
         depths = {len(teacher.layers) for teacher in self.teachers}
         aggregation = self.objective.aggregation
         require(
-            aggregation is Aggregation.SEPARATE_HEADS or len(depths) == 1,
+            aggregation == "separate-heads" or len(depths) == 1,
             f"objective.aggregation: {aggregation} pairs layers by position, but the teachers name"
             f" {sorted(depths)} layers; name equally many, or use separate-heads",
         )
         weights = {teacher.weight for teacher in self.teachers}
         require(
-            aggregation is not Aggregation.LAYERWISE_CONCATENATION or len(weights) == 1,
+            aggregation != "layerwise-concatenation" or len(weights) == 1,
             "teachers: layerwise-concatenation has no weights; leave weight out, or use layerwise-average or"
             " separate-heads",
         )

@@ -30,26 +30,16 @@ from s3prl_ekd.audio.manifests import Entry
 from s3prl_ekd.audio.utterances import UtteranceReader
 from s3prl_ekd.audio.workers import make_loader, patient
 from s3prl_ekd.config.base import differences, say_differences
-from s3prl_ekd.config.data import DataConfig
+from s3prl_ekd.config.data import HOW_TO_READ, DataConfig
 from s3prl_ekd.cuts.bucketing import draw_batches, duration_bounds
 from s3prl_ekd.cuts.read import Cut, CutReader, cut_key, read_cut
 from s3prl_ekd.cuts.shar import TarCache, TarReader
 from s3prl_ekd.cuts.sources import CutSource, digest, mix_sources, resolve_sources
 from s3prl_ekd.errors import UserError
 
-FREE = frozenset(
-    {
-        "cuts",  # compared by their content
-        "dev_cuts",
-        "global_batch_seconds",
-        "num_workers",
-        "prefetch_batches",
-        "shar_cache",
-        "shar_cache_gb",
-        "timeout_seconds",
-    }
-)
-"""The settings of data that a position in it does not depend on; on all others, new ones included, it does."""
+FREE = HOW_TO_READ | {"cuts", "dev_cuts", "global_batch_seconds"}
+"""The settings of data that a position in it does not depend on; cuts are compared by their content. It depends on all
+others, new ones included."""
 
 _BOUNDS_FROM = 10_000  # entries that the buckets' bounds are estimated from
 _PLANNED_AHEAD = 32  # batches

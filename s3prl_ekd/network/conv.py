@@ -6,6 +6,8 @@ products and without padding. In both an utterance's frames depend on nothing bu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 from s3prl_ekd.network.bypass import in_graph, may_bypass
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.fast_conv import applicable, conv_rows
-from s3prl_ekd.network.frames import Layout, Packing, Padded, conv_frames, length_mask
+from s3prl_ekd.network.frames import Layout, Packing, Padded, conv_frames, length_mask, receptive_field
+from s3prl_ekd.network.front_end import FrontEnd
 
 
 def masked_group_norm(x: Tensor, norm: nn.GroupNorm, lengths: Tensor | None) -> Tensor:
@@ -73,28 +76,33 @@ class ConvLayer(nn.Module):
         return F.gelu(x)
 
 
-class ConvStack(nn.Module):
-    """Waveforms to frames."""
+class ConvStack(FrontEnd):
+    """The front end of wav2vec 2.0, HuBERT and WavLM."""
+
+    conv_layers: Any  # a ModuleList of ConvLayer, or of what was put in their place
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.kernels, self.strides = config.conv_kernel, config.conv_stride
+        self.channels = config.conv_dim[-1]
+        self.min_samples = receptive_field(self.kernels, self.strides)
         self.conv_layers = nn.ModuleList(ConvLayer(config, i) for i in range(len(config.conv_dim)))
 
-    def forward(self, waveforms: Tensor, lengths: Tensor | None, *, plain: bool = False) -> tuple[Tensor, Layout]:
-        """Waveforms (B, S) to the features of their real frames, (N, C), with N's packing.
+    @property
+    def like(self) -> Tensor:
+        return self.conv_layers[0].conv.weight
 
-        Args:
-            waveforms: zero-padded.
-            lengths: (B,) samples, on the CPU. In a recorded graph, where the features are (B, F, C), on the waveforms'
-                device, and None if all are S long.
-            plain: convolve the padded batch by the modules; always so where the matrix products do not apply, and
-                where a gradient on the waveforms is wanted.
-        """
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        return conv_frames(lengths, self.kernels, self.strides)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None, *, plain: bool = False) -> tuple[Tensor, Layout]:
+        """See :class:`FrontEnd`; by the modules also where the matrix products do not apply, and where a gradient on
+        the waveforms is wanted."""
         if in_graph():
             x = self._convolve(waveforms, lengths)
-            return x, Padded(x, None if lengths is None else conv_frames(lengths, self.kernels, self.strides))
-        packing = Packing(conv_frames(lengths, self.kernels, self.strides), waveforms.device)
+            return x, Padded(x, None if lengths is None else self.frame_lengths(lengths))
+        assert lengths is not None  # only a graph has none
+        packing = Packing(self.frame_lengths(lengths), waveforms.device)
         if not (plain or waveforms.requires_grad) and self._by_products(waveforms):
             return conv_rows(self.conv_layers, waveforms, lengths, packing), packing
         dense = bool((lengths == waveforms.shape[1]).all())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,8 @@ from s3prl_ekd.network import overlap_save
 from s3prl_ekd.network.bypass import in_graph, may_bypass
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.conv import ConvStack
-from s3prl_ekd.network.frames import Layout, conv_frames, length_mask, receptive_field, whole_lengths
+from s3prl_ekd.network.frames import Layout, length_mask, whole_lengths
+from s3prl_ekd.network.front_end import FrontEnd
 
 
 class PositionConv(nn.Module):
@@ -30,6 +32,7 @@ class PositionConv(nn.Module):
         width, size = config.num_conv_pos_embeddings, config.hidden_size
         conv = nn.Conv1d(size, size, width, padding=width // 2, groups=config.num_conv_pos_embedding_groups)
         nn.init.normal_(conv.weight, std=math.sqrt(4 / (width * size)))
+        assert conv.bias is not None
         nn.init.zeros_(conv.bias)
         self.conv = nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2)
         self.width = width
@@ -122,9 +125,10 @@ class GatedRelativeAttention(SelfAttention):
         self.rel_attn_embed = nn.Embedding(config.num_buckets, self.num_heads) if owns_embedding else None
 
     def _attention_mask(
-        self, rows: Tensor, packing: Layout, mask: Tensor | None, bias: Tensor, dtype: torch.dtype
+        self, rows: Tensor, packing: Layout, mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         """What is added to the logits, (B, heads, F, F): the gated bias, and minus infinity where ``mask`` is False."""
+        assert bias is not None
         gates = self.gru_rel_pos_linear(rows.unflatten(-1, (self.num_heads, -1)))  # (N, heads, 8)
         update, reset = gates.unflatten(-1, (2, 4)).sum(-1).sigmoid().unbind(-1)  # (N, heads) each
         gate = update * (reset * self.gru_rel_pos_const.view(-1) - 1.0) + 2.0
@@ -173,6 +177,8 @@ class EncoderLayer(nn.Module):
 
 class Transformer(nn.Module):
     """Position convolution, LayerNorm and the layers."""
+
+    layers: Any  # a ModuleList of EncoderLayer, or of what was put in their place
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -225,13 +231,12 @@ class Transformer(nn.Module):
 
 
 class FeatureProjection(nn.Module):
-    """Conv channels to the transformer's width."""
+    """A front end's channels to the transformer's width."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, channels: int, config: EncoderConfig) -> None:
         super().__init__()
-        size = config.conv_dim[-1]
-        self.layer_norm = nn.LayerNorm(size, eps=config.layer_norm_eps) if config.feat_proj_layer_norm else None
-        self.projection = nn.Linear(size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps) if config.feat_proj_layer_norm else None
+        self.projection = nn.Linear(channels, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projection(x if self.layer_norm is None else self.layer_norm(x))
@@ -256,17 +261,19 @@ class _ScaleGradient(torch.autograd.Function):
     """Identity whose gradient is multiplied by a constant."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.scale, None
 
 
 class SpeechEncoder(nn.Module):
-    """Waveforms to hidden states. In eval mode an utterance's frames do not depend on its batch mates.
+    """A front end, a projection and a transformer, one after the other, under the names that transformers gives them.
+
+    In eval mode an utterance's frames do not depend on its batch mates.
 
     Attributes:
         plain: compute conv stack and position convolution by torch's convolutions over the padded batch; the
@@ -275,26 +282,25 @@ class SpeechEncoder(nn.Module):
 
     plain = False
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, front_end: FrontEnd, projection: FeatureProjection, encoder: Transformer) -> None:
         super().__init__()
-        self.encoder_config = config
-        self.feature_extractor = ConvStack(config)
-        self.feature_projection = FeatureProjection(config)
-        self.encoder = Transformer(config)
+        self.feature_extractor = front_end
+        self.feature_projection = projection
+        self.encoder = encoder
 
     @property
     def min_samples(self) -> int:
         """The shortest input that yields a frame (400 samples for HuBERT's conv stack)."""
-        return receptive_field(self.encoder_config.conv_kernel, self.encoder_config.conv_stride)
+        return self.feature_extractor.min_samples
 
     @property
     def like(self) -> Tensor:
         """A tensor of the type and on the device that inputs must have."""
-        return self.feature_extractor.conv_layers[0].conv.weight
+        return self.feature_extractor.like
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
         """Samples to frames, any integer shape."""
-        return conv_frames(lengths, self.encoder_config.conv_kernel, self.encoder_config.conv_stride)
+        return self.feature_extractor.frame_lengths(lengths)
 
     def encode(
         self,
@@ -342,9 +348,15 @@ class SpeechEncoder(nn.Module):
         projected = self.feature_projection(rows)
         if real is not None:
             projected = projected * packing.pack(real).unsqueeze(-1)
-        depth = self.encoder_config.num_hidden_layers if depth is None else depth
+        depth = self.encoder.config.num_hidden_layers if depth is None else depth
         states = self.encoder(projected, packing, depth, real, plain=self.plain)
         return EncoderOutput(projected, states, packing)
+
+
+def hubert_encoder(config: EncoderConfig) -> SpeechEncoder:
+    """The HuBERT family's: HuBERT, WavLM and wav2vec 2.0, as their configuration says."""
+    front_end = ConvStack(config)
+    return SpeechEncoder(front_end, FeatureProjection(front_end.channels, config), Transformer(config))
 
 
 def normalize_waveforms(waveforms: Tensor, lengths: Tensor, epsilon: float = 1e-7) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ekd.network.frames import Packing
+from s3prl_ekd.network.frames import Packing, positions
 from s3prl_ekd.network.row_conv import prefers_pairs, row_conv
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def conv_rows(layers: Sequence[ConvLayer], waveforms: Tensor, lengths: Tensor, p
     with torch.autocast(waveforms.device.type, enabled=False):
         weight, bias = first.conv.weight.float(), first.conv.bias
         if isinstance(first.layer_norm, nn.GroupNorm):
-            waveforms, weight, bias = _fold_group_norm(first, waveforms, lengths)
+            waveforms, weight, bias = _fold_group_norm(first.conv, first.layer_norm, waveforms, lengths)
         else:
             weight = weight[:, 0].T.expand(len(lengths), -1, -1)  # (B, k, C)
             bias = weight.new_zeros(len(lengths), weight.shape[2]) if bias is None else bias.expand(len(lengths), -1)
@@ -67,13 +67,15 @@ def _prefers_chunks(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _fold_group_norm(first: ConvLayer, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fold_group_norm(
+    conv: nn.Conv1d, norm: nn.GroupNorm, waveforms: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Centred waveforms, and a weight (B, k, C) and bias (B, C) that make GroupNorm's output out of their windows.
 
     With windows u of mean m and covariance V, channel c of the convolution has mean w_c'm and variance w_c'Vw_c. In
     double precision, since w'Vw is a small difference of large terms for low-frequency input and a high-pass w.
     """
-    kernel, stride = first.conv.kernel_size[0], first.conv.stride[0]
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
     device, size = waveforms.device, waveforms.shape[1]
     samples = lengths.to(device, non_blocking=True).unsqueeze(1)
     if bool((lengths < size).any()):
@@ -94,11 +96,11 @@ def _fold_group_norm(first: ConvLayer, waveforms: Tensor, lengths: Tensor) -> tu
         mean = windows.sum(1, keepdim=True) / count  # (B, 1, k)
         covariance = windows.transpose(1, 2) @ windows / count - mean.transpose(1, 2) @ mean  # (B, k, k)
 
-    w = first.conv.weight[:, 0].double().T  # (k, C)
+    w = conv.weight[:, 0].double().T  # (k, C)
     variance = (w * (covariance @ w)).sum(1).clamp(min=0)  # (B, C)
-    scale = first.layer_norm.weight.double() * torch.rsqrt(variance + first.layer_norm.eps)  # (B, C)
+    scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)  # (B, C)
     # The convolution's own bias, if there is one, is taken out again by the mean.
-    bias = first.layer_norm.bias.double() - (mean @ w).squeeze(1) * scale
+    bias = norm.bias.double() - (mean @ w).squeeze(1) * scale
     return waveforms, (w * scale.unsqueeze(1)).float(), bias.float()
 
 
@@ -137,9 +139,8 @@ def _packed(
     most = int(blocks_of.max())
     grid = F.pad(waveforms[:, : most * block], (0, max(0, most * block - waveforms.shape[1]))).view(-1, block)
     owner = torch.arange(len(lengths)).repeat_interleave(blocks_of)
-    first_block = blocks_of.cumsum(0) - blocks_of  # (B,)
-    index = torch.arange(len(owner)) - first_block[owner] + owner * most
     if len(owner) < len(lengths) * most:
+        index = positions(blocks_of, torch.arange(len(lengths)) * most)
         grid = grid.index_select(0, index.to(device, non_blocking=True))
     flat = F.pad(grid.flatten(), (0, kernel - stride))
     windows = flat.unfold(0, kernel, stride).unflatten(0, (len(owner), -1))  # (blocks, steps, k)
@@ -148,8 +149,7 @@ def _packed(
     with torch.autocast(device.type, enabled=False):
         x = torch.baddbmm(bias.index_select(0, owner).unsqueeze(1), windows, weight.index_select(0, owner))
         x = _later_layers(layers, _taps(layers, dtype), x.flatten(0, 1).to(dtype))  # (frames and gaps, C)
-    start = first_block * _BLOCK_FRAMES - (packing.frames.cumsum(0) - packing.frames)
-    rows = torch.arange(packing.rows) + start.repeat_interleave(packing.frames)
+    rows = positions(packing.frames, (blocks_of.cumsum(0) - blocks_of) * _BLOCK_FRAMES)
     return x.index_select(0, rows.to(device, non_blocking=True))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,6 +35,11 @@ def whole_lengths(padded: Tensor) -> Tensor:
     return torch.full((padded.shape[0],), padded.shape[1])
 
 
+def positions(counts: Tensor, starts: Tensor) -> Tensor:
+    """``counts`` (B,) consecutive numbers from each of ``starts`` (B,) on, one run after the other: (N,)."""
+    return torch.arange(int(counts.sum())) + (starts - (counts.cumsum(0) - counts)).repeat_interleave(counts)
+
+
 class Packing:
     """Utterances' real frames as consecutive rows: (B, F, ...) zero-padded to (N, ...) and back.
 
@@ -51,8 +57,7 @@ class Packing:
         self._device = device
         self._index: Tensor | None = None
         if self.rows < len(frames) * self.size:
-            starts = torch.arange(len(frames)) * self.size - (frames.cumsum(0) - frames)  # padded minus packed position
-            index = torch.arange(self.rows) + starts.repeat_interleave(frames)
+            index = positions(frames, torch.arange(len(frames)) * self.size)
             self._index = index.to(device, non_blocking=True)
 
     @property
@@ -75,6 +80,40 @@ class Packing:
     def mask(self) -> Tensor:
         """(B, F), True at real frames."""
         return length_mask(self.frames.to(self._device, non_blocking=True), self.size)
+
+    def first(self, rows: Tensor, frames: Tensor) -> Tensor:
+        """Of rows (N, ...) those of each utterance's first ``frames`` (B,); the same tensor where these are all."""
+        if torch.equal(frames, self.frames):
+            return rows
+        index = positions(frames, self.frames.cumsum(0) - self.frames)
+        return rows.index_select(0, index.to(rows.device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Hidden states of a batch, of a student or a teacher.
+
+    Attributes:
+        rows: one (N, D) for each layer: the real frames of one utterance after another.
+        packing: how the rows make up utterances.
+    """
+
+    rows: tuple[Tensor, ...]
+    packing: Packing
+
+    @property
+    def hidden_states(self) -> tuple[Tensor, ...]:
+        """The rows as (B, F, D), zero past each utterance's end."""
+        return tuple(self.packing.unpack(rows) for rows in self.rows)
+
+    @property
+    def frame_lengths(self) -> Tensor:
+        """(B,) real frames of each utterance, on the CPU."""
+        return self.packing.frames
+
+    def first(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """The rows of each utterance's first ``frames`` (B,)."""
+        return tuple(self.packing.first(rows, frames) for rows in self.rows)
 
 
 class Padded:

@@ -4,24 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.student.heads import Tap
 from s3prl_ekd.student.s3prl_distiller import student_config
+from s3prl_ekd.targets import aggregator
 from s3prl_ekd.weights.kinds import CHECKPOINT_KEY, kind_of
 from s3prl_ekd.weights.names import from_distiller
 from s3prl_ekd.weights.pickles import load_pickle_safely
 
 RECIPE_KEY = "Upstream_Config"  # the recipe beside it, plain values; s3prl's runner hands it back on resume
 
-Contents = tuple[StudentConfig, dict[str, Tensor], dict[str, Tensor] | None]
+
+class Contents(NamedTuple):
+    """A student as it is stored.
+
+    Attributes:
+        config: its architecture.
+        weights: of the student, under transformers' names.
+        heads: of its prediction heads, under ``<number>.<0 or 2>.<weight or bias>``; empty if there are none.
+        taps: of its heads; empty if they are not known.
+    """
+
+    config: StudentConfig
+    weights: Mapping[str, Tensor]
+    heads: Mapping[str, Tensor]
+    taps: tuple[Tap, ...] = ()
 
 
 def read_checkpoint(path: str | Path) -> Contents:
-    """Configuration, student weights and head weights (or None) of a training checkpoint.
+    """The student and the heads in a training checkpoint.
 
     Raises:
         UserError: see :func:`load_pickle_safely`; or it is a checkpoint of another kind (said which).
@@ -45,6 +61,12 @@ def read_recipe(path: str | Path) -> DistillConfig | None:
     return DistillConfig.from_mapping(states[RECIPE_KEY]) if CHECKPOINT_KEY in states else None
 
 
+def taps_of(recipe: DistillConfig) -> tuple[Tap, ...]:
+    """The taps of a recipe's heads. How wide the teachers are it does not say, and they do not depend on it."""
+    widths = {teacher.name: 1 for teacher in recipe.teachers}
+    return tuple(Tap(target.student_layer, target.name) for target in aggregator(recipe, widths).targets)
+
+
 def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights of the student and, under ``heads.``, of the heads, apart and in fp32."""
     heads = {name.removeprefix("heads."): tensor.float() for name, tensor in state.items() if name.startswith("heads.")}
@@ -55,7 +77,8 @@ def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Te
 
 
 def _read_ours(states: Mapping[str, Any]) -> Contents:
-    return (DistillConfig.from_mapping(states[RECIPE_KEY]).student, *_split(states[CHECKPOINT_KEY]))
+    recipe = DistillConfig.from_mapping(states[RECIPE_KEY])
+    return Contents(recipe.student, *_split(states[CHECKPOINT_KEY]), taps_of(recipe))
 
 
 def _read_s3prl_distiller(states: Mapping[str, Any]) -> Contents:
@@ -67,7 +90,7 @@ def _read_s3prl_distiller(states: Mapping[str, Any]) -> Contents:
             "a damaged checkpoint of s3prl's distiller: its configuration is not there (s3prl overwrites it when a run"
             " is resumed); take one from before that"
         )
-    return (student_config(distiller), *_split(from_distiller(states["Distiller"])))
+    return Contents(student_config(distiller), *_split(from_distiller(states["Distiller"])))
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], Contents]] = {

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,16 @@ from torch import Tensor
 from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, write_json, write_yaml
-from s3prl_ekd.student.checkpoint import read_checkpoint
-from s3prl_ekd.student.heads import PredictionHeads
+from s3prl_ekd.student.checkpoint import Contents, read_checkpoint
+from s3prl_ekd.student.heads import PredictionHeads, Tap
+from s3prl_ekd.student.kinds import StudentKind, kind_of_folder, student_kind
 from s3prl_ekd.student.model import Student
-from s3prl_ekd.targets import RULES, Source
+from s3prl_ekd.weights.file_kind import again
 from s3prl_ekd.weights.folders import (
     WEIGHTS,
     check_finite,
     read_json,
+    read_metadata,
     read_shapes,
     read_tensors,
     stated_normalization,
@@ -38,17 +40,6 @@ from s3prl_ekd.weights.names import base_model, recognize, to_transformers_keys
 
 logger = logging.getLogger(__name__)
 
-# What a HubertConfig must say for our network to be the one it describes.
-_ARCHITECTURE: dict[str, Any] = {
-    "model_type": "hubert",
-    "feat_extract_norm": "group",
-    "feat_extract_activation": "gelu",
-    "conv_bias": False,
-    "feat_proj_layer_norm": False,
-    "do_stable_layer_norm": False,
-    "hidden_act": "gelu",
-    "conv_pos_batch_norm": False,
-}
 # Training must neither mask nor drop layers behind the user's back; transformers' defaults would.
 _NO_AUGMENTATION: dict[str, Any] = {
     "apply_spec_augment": False,
@@ -58,17 +49,7 @@ _NO_AUGMENTATION: dict[str, Any] = {
     "feat_proj_dropout": 0.0,
     "final_dropout": 0.0,
 }
-# transformers' defaults where a config.json says nothing (HubertConfig).
-_HUBERT_DEFAULTS: dict[str, Any] = {
-    "feat_extract_norm": "group",
-    "feat_extract_activation": "gelu",
-    "conv_bias": False,
-    "feat_proj_layer_norm": True,
-    "do_stable_layer_norm": False,
-    "hidden_act": "gelu",
-    "conv_pos_batch_norm": False,
-}
-_NOT_IN_CONFIG_JSON = {"initialize_from", "normalize_waveform"}  # the latter is the preprocessor's
+_NOT_IN_CONFIG_JSON = {"kind", "initialize_from", "normalize_waveform"}  # the last is the preprocessor's
 
 
 def load_student(where: str | Path) -> Student:
@@ -100,8 +81,7 @@ def load_student_and_heads(where: str | Path) -> tuple[Student, PredictionHeads 
     if path.is_file():
         if path.suffix == ".safetensors":
             raise UserError(f"{path}: a file of a student's folder; name the folder, {path.parent}")
-        config, state, heads = read_checkpoint(path)
-        return _assemble(config, state, heads, path)
+        return _assemble(read_checkpoint(path), path)
     return _read_folder(_download(str(where)))
 
 
@@ -119,8 +99,7 @@ def save_student(
         folder: replaced if it is already a student folder, otherwise it must not exist or be empty.
         student: the network.
         heads: its prediction heads, if they are to be kept.
-        recipe: what it was distilled with; saved as ``recipe.yaml`` and told in the model card and, as the names of
-            what the heads predict in order (``targets``), beside their weights.
+        recipe: what it was distilled with; saved as ``recipe.yaml`` and told in the model card.
         dtype: of the stored tensors; loading always gives fp32.
 
     Raises:
@@ -139,9 +118,8 @@ def save_student(
         weights = _portable(student.state_dict(), dtype, folder)
         (temporary / "model.safetensors").write_bytes(save(weights, {"format": "pt"}))
         if heads is not None:
-            metadata = {"format": "pt", "targets": json.dumps(_target_names(recipe))}
             weights = _portable(heads.state_dict(), dtype, folder)
-            (temporary / "heads.safetensors").write_bytes(save(weights, metadata))
+            (temporary / "heads.safetensors").write_bytes(save(weights, _tap_metadata(heads.taps)))
         if recipe is not None:
             write_yaml(temporary / "recipe.yaml", recipe.to_mapping())
         (temporary / "README.md").write_text(_model_card(student, recipe), encoding="utf-8")
@@ -151,14 +129,6 @@ def save_student(
                 raise RuntimeError(f"{folder}: {name} was not stored faithfully")
     logger.info("student saved to %s", folder)
     return folder
-
-
-def _target_names(recipe: DistillConfig | None) -> list[str]:
-    """What each head predicts. A recipe does not say how wide the teachers are, and names do not depend on it."""
-    if recipe is None:
-        return []
-    sources = [Source(teacher.name, teacher.layers, 1, teacher.weight) for teacher in recipe.teachers]
-    return [target.name for target in RULES[recipe.objective.aggregation].plan(sources)]
 
 
 def _portable(state: Mapping[str, Tensor], dtype: torch.dtype, folder: Path) -> dict[str, Tensor]:
@@ -171,7 +141,7 @@ def _to_transformers(config: StudentConfig) -> dict[str, Any]:
     sizes = {key: value for key, value in config.to_mapping().items() if key not in _NOT_IN_CONFIG_JSON}
     return {
         "architectures": ["HubertModel"],
-        **_ARCHITECTURE,
+        **student_kind(config).architecture,
         **sizes,
         "num_feat_extract_layers": len(config.conv_dim),
         "layer_norm_eps": 1e-5,
@@ -205,15 +175,16 @@ def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: no student folder, it has no config.json; name the folder that has it")
     raw = read_json(folder / "config.json")
-    found = {**_HUBERT_DEFAULTS, **raw}
-    for key, wanted in _ARCHITECTURE.items():
+    name, kind = kind_of_folder(raw)
+    found = {**kind.defaults, **raw}
+    for key, wanted in kind.architecture.items():
         if found.get(key) != wanted:
             raise UserError(
                 f"{folder}: not a student, its config.json says {key}: {found.get(key)!r} where a student has"
                 f" {wanted!r}; a {raw.get('model_type', 'model')} like this can be a teacher (transformers: {folder})"
             )
     names = {field.name for field in dataclasses.fields(StudentConfig)} - _NOT_IN_CONFIG_JSON
-    mapping = {name: raw[name] for name in (*names, "normalize_waveform") if name in raw}
+    mapping = {"kind": name} | {key: raw[key] for key in (*names, "normalize_waveform") if key in raw}
     stated = stated_normalization(lambda name: folder / name if (folder / name).is_file() else None)
     if stated is not None:
         mapping["normalize_waveform"] = stated
@@ -224,32 +195,61 @@ def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
     files = weight_files(folder)
     if not files:
         raise UserError(f"{folder}: has no model.safetensors; a student folder needs one (or {', '.join(WEIGHTS[1:])})")
-    _check_shapes(config, _student_weights(read_shapes(files), folder)[0], folder)  # before memory is taken
-    state, left_over = _student_weights(read_tensors(files), folder)
+    _check_shapes(config, _student_weights(read_shapes(files), kind, folder)[0], folder)  # before memory is taken
+    state, left_over = _student_weights(read_tensors(files), kind, folder)
     if left_over:
         logger.warning(
             "%s: %s; the student is taken out of it, without %s",
             folder, " ".join(map(str, raw.get("architectures") or ["a larger model"])), ", ".join(left_over),
         )  # fmt: skip
     heads_file = folder / "heads.safetensors"
-    heads = read_tensors([heads_file]) if heads_file.is_file() else None
-    return _assemble(config, state, heads, folder)
+    heads = read_tensors([heads_file]) if heads_file.is_file() else {}
+    taps = _stored_taps(heads_file, len({name.split(".")[0] for name in heads}), config) if heads else ()
+    return _assemble(Contents(config, state, heads, taps), folder)
 
 
-def _student_weights(weights: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _tap_metadata(taps: Sequence[Tap]) -> dict[str, str]:
+    """What ``heads.safetensors`` says of its heads, in order: from which layers they predict what."""
+    layers, targets = [tap.layer for tap in taps], [tap.target for tap in taps]
+    return {"format": "pt", "student_layers": json.dumps(layers), "targets": json.dumps(targets)}
+
+
+def _stored_taps(path: Path, heads: int, config: StudentConfig) -> tuple[Tap, ...]:
+    """What :func:`_tap_metadata` wrote of so many heads; folders of version 0.1.0 have no layers and maybe no names."""
+    metadata = read_metadata(path)
+    try:
+        layers, targets = (json.loads(metadata.get(key, "[]")) for key in ("student_layers", "targets"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its metadata is damaged ({error}); {again(path)}") from error
+    if not isinstance(targets, list) or len(targets) != heads:
+        targets = [""] * heads
+    layers = layers or [-1] * heads
+    known = range(-config.num_hidden_layers - 1, config.num_hidden_layers + 1)
+    if not isinstance(layers, list) or len(layers) != heads or not all(layer in known for layer in layers):
+        raise UserError(
+            f"{path}: predicts from student layers {layers!r:.60}, where {heads} numbers of {known.start} to"
+            f" {known.stop - 1} are needed; {again(path)}"
+        )
+    return tuple(Tap(int(layer), str(target)) for layer, target in zip(layers, targets, strict=True))
+
+
+def _student_weights(
+    weights: Mapping[str, Tensor], kind: StudentKind, folder: Path
+) -> tuple[dict[str, Tensor], list[str]]:
     """Those of the student under its names, and the modules of all others in a fine-tuned model."""
-    inner, left_over = base_model(weights)
+    inner, left_over = base_model(weights, f"{kind.architecture['model_type']}.")
     inner.pop("masked_spec_embed", None)  # only for masking in training, which a student never does
     try:
-        return to_transformers_keys(inner, recognize(inner)), left_over  # older folders name the weight norm otherwise
+        return to_transformers_keys(
+            inner, recognize(inner, kind.tables)
+        ), left_over  # older folders name the weight norm otherwise
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
 
 
-def _assemble(
-    config: StudentConfig, state: Mapping[str, Tensor], heads: Mapping[str, Tensor] | None, where: Path
-) -> tuple[Student, PredictionHeads | None]:
+def _assemble(contents: Contents, where: Path) -> tuple[Student, PredictionHeads | None]:
     """Networks with exactly these weights, in fp32."""
+    config, state, heads, taps = contents
     _check_shapes(config, state, where)
     check_finite(state, where)
     student = Student(config)
@@ -259,9 +259,13 @@ def _assemble(
         check_finite(heads, where)
         try:
             sizes = [heads[f"{i}.2.bias"].shape[0] for i in range(len({name.split(".")[0] for name in heads}))]
-            head_modules = PredictionHeads(config.hidden_size, sizes, heads["0.0.bias"].shape[0])
+            head_modules = PredictionHeads(config.hidden_size, sizes, heads["0.0.bias"].shape[0], taps or None)
         except KeyError as error:
             raise UserError(f"{where}: its heads are no prediction heads, they lack {error}") from error
+        if len(head_modules.taps) != len(sizes):
+            raise UserError(
+                f"{where}: {len(sizes)} prediction heads, but its recipe has {len(head_modules.taps)} targets"
+            )
         _load_strictly(head_modules, heads, where)
         head_modules.eval()
     return student.eval(), head_modules
@@ -275,7 +279,8 @@ def _check_shapes(config: StudentConfig, state: Mapping[str, Tensor], where: Pat
             f"{where}: the weights do not fit the student's configuration: num_hidden_layers is"
             f" {config.num_hidden_layers}, but there are weights of {len(layers)} layers"
         )
-    shapes = tensor_shapes(config)
+    with torch.device("meta"):  # shapes without memory
+        shapes = {name: tuple(tensor.shape) for name, tensor in Student(config).state_dict().items()}
     for name in sorted(shapes.keys() ^ state.keys()):
         problem = "is missing" if name in shapes else "has no place in it"
         raise UserError(f"{where}: the weights do not fit the student's configuration: {name} {problem}")
@@ -285,37 +290,6 @@ def _check_shapes(config: StudentConfig, state: Mapping[str, Tensor], where: Pat
                 f"{where}: the weights do not fit the student's configuration: {name} is {tuple(state[name].shape)},"
                 f" where {wanted} is described"
             )
-
-
-def tensor_shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of a student's tensors by name, without making one."""
-    size, inner, positions = config.hidden_size, config.intermediate_size, config.num_conv_pos_embeddings
-    channels = (1, *config.conv_dim)
-    shapes = {
-        f"feature_extractor.conv_layers.{i}.conv.weight": (channels[i + 1], channels[i], kernel)
-        for i, kernel in enumerate(config.conv_kernel)
-    }
-    position_conv = "encoder.pos_conv_embed.conv"
-    shapes |= {
-        f"{position_conv}.bias": (size,),
-        f"{position_conv}.parametrizations.weight.original0": (1, 1, positions),
-        f"{position_conv}.parametrizations.weight.original1": (
-            size, size // config.num_conv_pos_embedding_groups, positions,
-        ),
-    }  # fmt: skip
-    norms = {"feature_extractor.conv_layers.0.layer_norm": channels[1], "encoder.layer_norm": size}
-    linears = {"feature_projection.projection": (size, channels[-1])}  # (out, in)
-    for i in range(config.num_hidden_layers):
-        layer = f"encoder.layers.{i}"
-        norms |= {f"{layer}.layer_norm": size, f"{layer}.final_layer_norm": size}
-        linears |= {f"{layer}.attention.{name}_proj": (size, size) for name in ("q", "k", "v", "out")}
-        linears |= {
-            f"{layer}.feed_forward.intermediate_dense": (inner, size),
-            f"{layer}.feed_forward.output_dense": (size, inner),
-        }
-    shapes |= {f"{name}.{part}": (width,) for name, width in norms.items() for part in ("weight", "bias")}
-    shapes |= {f"{name}.weight": shape for name, shape in linears.items()}
-    return shapes | {f"{name}.bias": shape[:1] for name, shape in linears.items()}
 
 
 def _load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], where: Path) -> None:

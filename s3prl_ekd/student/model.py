@@ -1,14 +1,12 @@
-"""The student network: DistilHuBERT's architecture (arXiv 2110.01900) with sizes from the configuration.
+"""The student network: a front end and an encoder, DistilHuBERT's (arXiv 2110.01900) unless the recipe says otherwise.
 
 Its state dict has transformers' HubertModel names, so a student folder opens with ``AutoModel.from_pretrained``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -17,43 +15,19 @@ from torch.utils import _pytree as pytree
 from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.bypass import in_graph
-from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.encoder import SpeechEncoder, normalize_waveforms
-from s3prl_ekd.network.frames import Packing, whole_lengths
+from s3prl_ekd.network.frames import HiddenStates, Packing, whole_lengths
+from s3prl_ekd.student.kinds import student_kind
 from s3prl_ekd.student.waveforms import as_batch
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StudentOutput:
-    """What a forward pass gives.
-
-    Attributes:
-        rows: ``num_hidden_layers + 1`` tensors (N, D) of real frames, utterance after utterance: the projected features
-            (before the position convolution, as DistilHuBERT counts), then each layer's output.
-        packing: how the rows make up utterances.
-    """
-
-    rows: tuple[Tensor, ...]
-    packing: Packing
-
-    @property
-    def hidden_states(self) -> tuple[Tensor, ...]:
-        """The rows as (B, F, D), zero past each utterance's end."""
-        return tuple(self.packing.unpack(rows) for rows in self.rows)
-
-    @property
-    def frame_lengths(self) -> Tensor:
-        """(B,) real frames of each utterance, on the CPU."""
-        return self.packing.frames
 
 
 class PaddedOutput(NamedTuple):
     """What a forward pass gives under torch.compile, torch.export, torch.jit.trace and export to ONNX: tensors only.
 
     Attributes:
-        hidden_states: as :attr:`StudentOutput.hidden_states`, but F is what S samples give, however long the longest
+        hidden_states: as :attr:`HiddenStates.hidden_states`, but F is what S samples give, however long the longest
             utterance is.
         frame_lengths: (B,) real frames of each utterance, on the waveforms' device.
     """
@@ -63,13 +37,13 @@ class PaddedOutput(NamedTuple):
 
     @property
     def packing(self) -> Packing:
-        """As :attr:`StudentOutput.packing`; outside of the graph, since it looks at the lengths."""
+        """As :attr:`HiddenStates.packing`; outside of the graph, since it looks at the lengths."""
         states = self.hidden_states[0]
         return Packing(self.frame_lengths.cpu(), states.device, states.shape[1])
 
     @property
     def rows(self) -> tuple[Tensor, ...]:
-        """As :attr:`StudentOutput.rows`, outside of the graph."""
+        """As :attr:`HiddenStates.rows`, outside of the graph."""
         return tuple(self.packing.pack(states) for states in self.hidden_states)
 
 
@@ -78,23 +52,20 @@ if hasattr(pytree, "_register_namedtuple"):
     pytree._register_namedtuple(PaddedOutput, serialized_type_name=f"{__name__}.PaddedOutput")
 
 
-def encoder_config(config: StudentConfig) -> EncoderConfig:
-    """The student among the HuBERT family: no LayerNorm before the projection, post-norm layers."""
-    names = {field.name for field in dataclasses.fields(EncoderConfig)}
-    shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
-    return EncoderConfig(**shared, feat_proj_layer_norm=False)
-
-
 class Student(SpeechEncoder):
-    """Waveforms to hidden states. In eval mode an utterance's frames do not depend on its batch mates."""
+    """Waveforms to hidden states. In eval mode an utterance's frames do not depend on its batch mates.
+
+    There are ``num_hidden_layers + 1`` of them: the projected features (before the position convolution, as
+    DistilHuBERT counts), then each layer's output.
+    """
 
     def __init__(self, config: StudentConfig) -> None:
-        super().__init__(encoder_config(config))
+        super().__init__(*student_kind(config).parts(config))
         self.config = config
 
     def forward(
         self, waveforms: Any, lengths: Tensor | None = None, *, padded: bool = False, check: bool = True
-    ) -> StudentOutput | PaddedOutput:
+    ) -> HiddenStates | PaddedOutput:
         """Run the student, in the type and on the device of its parameters (and of autocast).
 
         Args:
@@ -106,7 +77,7 @@ class Student(SpeechEncoder):
                 not, and then a waveform that is not finite is no error here.
 
         Returns:
-            :class:`StudentOutput`, or :class:`PaddedOutput` where operations are recorded.
+            :class:`HiddenStates`, or :class:`PaddedOutput` where operations are recorded.
 
         Raises:
             UserError: input of another shape or type, lengths that do not fit, NaN or infinity (looked for on the CPU
@@ -122,21 +93,18 @@ class Student(SpeechEncoder):
         output = self.encode(waveforms, lengths, padded=padded, feature_grad_scale=self.config.feature_grad_scale)
         rows = (output.projected, *output.states[1:])
         if isinstance(output.packing, Packing):
-            return StudentOutput(rows, output.packing)
+            return HiddenStates(rows, output.packing)
         return PaddedOutput(tuple(output.packing.unpack(state) for state in rows), output.packing.frames)
 
-    def initialize_from(self, state: Mapping[str, Tensor], teacher: str) -> list[str]:
+    def initialize_from(self, state: Mapping[str, Tensor], teacher: str) -> None:
         """Copy conv stack, feature projection, position convolution and the first layers of a teacher.
 
-        As s3prl's distiller does, the encoder's LayerNorm keeps its own initialisation.
+        As s3prl's distiller does, the encoder's LayerNorm keeps its own initialisation. What the student has no place
+        for (a WavLM's position bias, a feature-projection LayerNorm, further layers) is told in the log.
 
         Args:
             state: the teacher's weights under transformers' HubertModel (or WavLMModel) names.
             teacher: its name, for messages.
-
-        Returns:
-            Names in ``state`` that the student has no place for (a WavLM's position bias, a feature-projection
-            LayerNorm, further layers), one per line of the log.
 
         Raises:
             UserError: a tensor is missing or of another shape.
@@ -155,15 +123,13 @@ class Student(SpeechEncoder):
                     " initialize_from: null"
                 )
         self.load_state_dict({name: state[name] for name in own}, strict=False)
-        unused = sorted(set(state) - set(own))
         logger.info(
             "student initialised from %s: %d tensors copied; left over: %s",
-            teacher, len(own), ", ".join(_summary(unused)) or "nothing",
+            teacher, len(own), ", ".join(_summary(set(state) - set(own))) or "nothing",
         )  # fmt: skip
-        return unused
 
 
-def _summary(names: list[str]) -> list[str]:
+def _summary(names: Iterable[str]) -> list[str]:
     """Modules of these parameters, layer numbers folded: ``encoder.layers.*.attention.gru_rel_pos_linear``."""
     folded = (".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names)
     return sorted({name.removesuffix(".weight").removesuffix(".bias") for name in folded})

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,16 @@ from s3prl_ekd.audio.manifests import Entry
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.training import Precision, RunConfig
 from s3prl_ekd.cuts.read import cut_key
-from s3prl_ekd.cuts.sources import mix_sources, resolve_sources, tar_beside
+from s3prl_ekd.cuts.sources import CutSource, mix_sources, resolve_sources, tar_beside
 from s3prl_ekd.cuts.stream import BatchStream
 from s3prl_ekd.devices import check_device, default_device
-from s3prl_ekd.distiller import pack_states, sources_of, teacher_states
+from s3prl_ekd.distiller import common_frames, teacher_states
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.target_cache.files import command
 from s3prl_ekd.target_cache.initial_weights import read_start, write_start
 from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same, write_description
 from s3prl_ekd.target_cache.shards import BAD_RECORDINGS, ShardWriter, shards, write_index
-from s3prl_ekd.targets import RULES, Target
+from s3prl_ekd.targets import Aggregator, aggregator
 from s3prl_ekd.teachers import Teacher, load_teacher, load_teachers
 
 logger = logging.getLogger(__name__)
@@ -59,18 +59,16 @@ def entry_key(entry: Entry) -> int:
     return cut_key(item["id"], item.get("start", 0.0), entry.samples)
 
 
-def _lists(data: DataConfig) -> list[tuple[str, DataConfig]]:
-    """The training and the dev data, without crops, each with its key in the recipe."""
-    whole = dataclasses.replace(data, max_crop_samples=None, dev_cuts=())
-    lists = [("data.cuts", whole)]
+def _sources(data: DataConfig) -> Iterator[list[CutSource]]:
+    """Those of the training data, and those of the dev data if there are any."""
+    yield resolve_sources(data.cuts)
     if data.dev_cuts:
-        lists.append(("data.dev_cuts", dataclasses.replace(whole, cuts=data.dev_cuts)))
-    return lists
+        yield resolve_sources(data.dev_cuts, "data.dev_cuts")
 
 
-def _entries(lists: Sequence[tuple[str, DataConfig]]) -> Iterator[Entry]:
-    for key, data in lists:
-        yield from mix_sources(resolve_sources(data.cuts, key), None, None)
+def _entries(data: DataConfig) -> Iterator[Entry]:
+    for sources in _sources(data):
+        yield from mix_sources(sources, None, None)
 
 
 @dataclass(frozen=True)
@@ -102,18 +100,18 @@ def survey(data: DataConfig) -> Work:
         UserError: two recordings cannot be told apart by name, start and length.
     """
     keys, samples = array("q"), array("q")
-    for entry in tqdm(_entries(_lists(data)), desc="reading manifests", unit="cut", delay=2, leave=False):
+    for entry in tqdm(_entries(data), desc="reading manifests", unit="cut", delay=2, leave=False):
         keys.append(entry_key(entry))
         samples.append(entry.samples)
     unique, first, counts = np.unique(np.array(keys, dtype=np.int64), return_index=True, return_counts=True)
     if (counts > 1).any():
-        _require_same_audio(_lists(data), set(unique[counts > 1].tolist()))
+        _require_same_audio(data, set(unique[counts > 1].tolist()))
     return Work(unique, np.array(samples, dtype=np.int64)[first])
 
 
-def _require_same_audio(lists: Sequence[tuple[str, DataConfig]], repeated: set[int]) -> None:
+def _require_same_audio(data: DataConfig, repeated: set[int]) -> None:
     found: dict[int, tuple[Any, str]] = {}
-    for entry in _entries(lists):
+    for entry in _entries(data):
         key = entry_key(entry)
         if key not in repeated:
             continue
@@ -177,7 +175,7 @@ class Caching:
     def teachers(self) -> list[Teacher]:
         """Loaded when first needed."""
         if not self._teachers:
-            self._teachers = [teacher.to(self.device) for teacher in load_teachers(self.config.teachers)]
+            self._teachers = [teacher.to(self.device) for teacher in load_teachers(self.config)]
         return self._teachers
 
     def _work(self) -> tuple[Work, Work]:
@@ -191,7 +189,7 @@ class Caching:
     def estimate(self) -> str:
         """How much and how long, measured on a few utterances; nothing is written."""
         work, left = self._work()
-        widths = [target.size for target in self._plan()]
+        widths = [target.size for target in self._aggregator().targets]
         gigabytes = 2e-9 * sum(widths)
         speed = self._speed(work, left)
         duration = f"{left.hours / speed:,.2g} h ({speed:,.0f} h of speech an hour, {self.device})" if speed else "-"
@@ -218,8 +216,8 @@ class Caching:
                 break
         return hours * 3600 / (time.monotonic() - start)
 
-    def _plan(self) -> list[Target]:
-        return RULES[self.config.objective.aggregation].plan(sources_of(self.teachers))
+    def _aggregator(self) -> Aggregator:
+        return aggregator(self.config, {teacher.name: teacher.hidden_size for teacher in self.teachers})
 
     def run(self, *, shard_bytes: float = 1e9, verify: bool = False) -> None:
         """Compute what is missing; the index is written when nothing is.
@@ -272,7 +270,7 @@ class Caching:
 
     def _describe(self) -> None:
         if read_description(self.folder) is None:
-            self._plan()  # refuses teachers that do not fit together
+            self._aggregator()  # refuses teachers that do not fit together
             write_description(self.folder, self.config, {one.name: one.hidden_size for one in self.teachers})
 
     def _keep_start(self) -> None:
@@ -280,20 +278,21 @@ class Caching:
         if name is None or read_start(self.folder, name, layers) is not None:
             return
         number = next(i for i, teacher in enumerate(self.config.teachers) if teacher.name == name)
-        teacher = self._teachers[number] if self._teachers else load_teacher(self.config.teachers[number])
+        loaded, entry = self._teachers, self.config.teachers[number]
+        teacher = loaded[number] if loaded else load_teacher(entry, initializes=layers)
         write_start(self.folder, name, layers, teacher.encoder_state())
 
     def _batches(self, work: Work, left: Work, *, list_bad: bool = True) -> Iterator[tuple[BatchStream, Batch]]:
         """Batches of whole utterances of the training and dev data that are ``left`` of ``work``, each once."""
         wanted = left.keys
         seen: list[int] = []
-        for key, data in _lists(self.config.data):
+        for sources in _sources(self.config.data):
             stream = BatchStream(
-                data,
+                dataclasses.replace(self.config.data, max_crop_samples=None),
                 DistortionConfig(),
                 seed=0,
                 bad_recordings=self.folder / BAD_RECORDINGS if list_bad else None,
-                sources=resolve_sources(data.cuts, key),
+                sources=sources,
                 only=_Wanted(wanted),
             )
             # The cuts that have targets already were good, and count beside the bad ones, which are all read again.
@@ -312,9 +311,9 @@ class Caching:
                 torch.no_grad(),
                 torch.autocast(self.device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST),
             ):
-                states, frames = teacher_states(self.config, self.teachers, batch.to(self.device))
-                packed = pack_states(states, frames, self.device)
-                combined = RULES[self.config.objective.aggregation].combine(sources_of(self.teachers), packed)
+                outputs = teacher_states(self.config, self.teachers, batch.to(self.device))
+                frames = common_frames([output.packing for output in outputs])
+                combined = self._aggregator().combine([output.first(frames) for output in outputs])
                 return torch.cat([value.float() for value in combined], dim=-1), frames.tolist()
         except torch.OutOfMemoryError as error:
             key, seconds = self._batch_size
@@ -339,7 +338,7 @@ class Caching:
                 stream.bad_recordings.note(0, [(name, f"{name}: the teachers give values that are not finite")])
 
     def _warn_of_large(self, targets: Tensor) -> None:
-        plan = self._plan()
+        plan = self._aggregator().targets
         for target, values in zip(plan, targets.split([target.size for target in plan], dim=-1), strict=True):
             largest = float(values[values.isfinite()].abs().max())
             if largest > _HALF_MAX and target.name not in self._warned:

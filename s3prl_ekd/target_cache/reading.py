@@ -22,7 +22,7 @@ from s3prl_ekd.target_cache.files import CheckedFile, command
 from s3prl_ekd.target_cache.initial_weights import read_start
 from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same
 from s3prl_ekd.target_cache.shards import BAD_RECORDINGS, Shard
-from s3prl_ekd.targets import RULES, Source
+from s3prl_ekd.targets import aggregator
 
 _OPEN_SHARDS = 256  # mapped by one process at a time
 
@@ -98,8 +98,7 @@ class TargetCache:
         require_same(self.folder, self._stored, config)
         if missing := [teacher.name for teacher in config.teachers if teacher.name not in self.widths]:
             raise self._damaged(f"it says no width of {', '.join(missing)}")
-        teachers = [Source(one.name, one.layers, self.widths[one.name], one.weight) for one in config.teachers]
-        width = sum(target.size for target in RULES[config.objective.aggregation].plan(teachers))
+        width = sum(target.size for target in aggregator(config, self.widths).targets)
         if self._shards and self._shard(0).width != width:
             raise self._damaged(f"its widths make {width} values a frame, {self._shards[0]} has {self._shard(0).width}")
         return self

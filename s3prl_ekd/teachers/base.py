@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.config.recipe import TeacherConfig
 from s3prl_ekd.errors import UserError, one_line
+from s3prl_ekd.network.frames import HiddenStates, Packing
 from s3prl_ekd.weights.folders import check_finite
 from s3prl_ekd.weights.names import recognize, to_transformers_keys
 
@@ -29,6 +30,9 @@ class Teacher(ABC):
         name, layers, weight: as in the recipe.
         module: the model itself; whoever switches it to train mode finds it back in eval mode at the next call.
         source: where it comes from, for the log.
+        padded: how it computes a batch. False: each utterance as if alone. True: the zero-padded batch in one pass,
+            padding and all, with the model's own masking: what s3prl's distiller trains on
+            (``objective.loss_on_padding``).
         num_hidden_layers: the index of its last hidden state.
         hidden_size: width D of the hidden states that the recipe names.
     """
@@ -37,6 +41,7 @@ class Teacher(ABC):
     layers: tuple[int, ...]
     weight: float
     source: str
+    padded: bool = False
     module: nn.Module
     num_hidden_layers: int
     hidden_size: int
@@ -44,22 +49,18 @@ class Teacher(ABC):
     _normalize: bool
     _parameters: int
     _computed: int
+    _dropped: dict[str, Tensor]  # weights of layers that are not computed
 
     @abstractmethod
-    def hidden_states(self, waveforms: Tensor, lengths: Tensor, *, padded: bool = False) -> tuple[list[Tensor], Tensor]:
+    def hidden_states(self, waveforms: Tensor, lengths: Tensor) -> HiddenStates:
         """The hidden states that the recipe names.
-
-        An utterance's frames are those it has alone: neither padding nor batch mates change them.
 
         Args:
             waveforms: (B, S) at 16 kHz, on any device.
             lengths: (B,) samples of each, best on the CPU.
-            padded: one forward pass over the zero-padded batch instead, with the model's own masking and with whatever
-                it gives for padding: what s3prl's distiller trains on.
 
         Returns:
-            One (B, F, D) float32 tensor per layer, zero past an utterance's frames (unless ``padded``), and the
-            frames (B,) of each utterance, on the CPU.
+            Rows (N, D) in float32 for each of :attr:`layers`; where :attr:`padded` all utterances have F frames.
 
         Raises:
             ValueError: an utterance is too short for a frame.
@@ -68,7 +69,7 @@ class Teacher(ABC):
 
     @abstractmethod
     def encoder_state(self) -> dict[str, Tensor]:
-        """Conv stack, feature projection, position convolution and all layers, for a student's initialisation.
+        """Conv stack, feature projection, position convolution and layers, for a student's initialisation.
 
         Returns:
             float32 tensors under transformers' HubertModel names; what only this kind of model has (a WavLM's position
@@ -83,6 +84,10 @@ class Teacher(ABC):
         self.module.to(device)
         self._device = torch.device(device)
         return self
+
+    def forget_layers(self, first: int) -> None:
+        """Let go of layers from index ``first`` on that are not computed, and only a student could start from."""
+        self._dropped = {name: tensor for name, tensor in self._dropped.items() if (layer_of(name) or 0) < first}
 
     def describe(self) -> str:
         """One line for the log."""
@@ -135,7 +140,11 @@ class ModelTeacher(Teacher):
         self.hidden_size = sizes[self.layers[0]]
         self._parameters = sum(parameter.numel() for parameter in self.module.parameters())
         depth = max(1, *self.layers)  # hidden state 0 is the first layer's input
-        self._dropped = self._drop_layers(depth)
+        self._dropped = {
+            f"{prefix}.{name}": tensor
+            for prefix, dropped in self._drop_layers(depth).items()
+            for name, tensor in dropped.state_dict().items()
+        }
         self._computed = depth if self._dropped else self.num_hidden_layers
 
     @abstractmethod
@@ -185,33 +194,29 @@ class ModelTeacher(Teacher):
                 f" states 0 to {self.num_hidden_layers}, name those to predict under 'layers'"
             )
 
-    def hidden_states(self, waveforms: Tensor, lengths: Tensor, *, padded: bool = False) -> tuple[list[Tensor], Tensor]:
+    def hidden_states(self, waveforms: Tensor, lengths: Tensor) -> HiddenStates:
         samples = lengths.tolist()
         if min(samples) < MIN_SAMPLES:
             raise ValueError(f"an utterance of {min(samples)} samples; teacher {self.name!r} needs {MIN_SAMPLES}")
         batch = waveforms.to(self._device, torch.float32, non_blocking=True)
         utterances = [waveform[:count] for waveform, count in zip(batch, samples, strict=True)]
-        groups = [list(range(len(samples)))] if padded else self._groups(samples)
+        states: list[Sequence[Tensor]] = [()] * len(samples)  # of each utterance, (F, D) for each layer
         with torch.no_grad():
             self.module.eval()  # whoever called .train() on it meanwhile
             if self._normalize:
                 utterances = [F.layer_norm(wave, wave.shape, eps=WAVEFORM_EPSILON) for wave in utterances]
-            parts = [self._selected([utterances[i] for i in group]) for group in groups]
-        frames = torch.zeros(len(samples), dtype=torch.long)
-        for group, states in zip(groups, parts, strict=True):
-            frames[group] = states[0].shape[1]
-        if padded:
-            return parts[0], torch.minimum(frames, self.frame_lengths(torch.tensor(samples)))
-        if len(groups) == 1:
-            return parts[0], frames
-        merged = [state.new_zeros(len(samples), int(frames.max()), self.hidden_size) for state in parts[0]]
-        for group, states in zip(groups, parts, strict=True):
-            for whole, state in zip(merged, states, strict=True):
-                whole[group, : state.shape[1]] = state
-        return merged, frames
+            for group in self._groups(samples):
+                layers = self._selected([utterances[i] for i in group])
+                for i, *of_utterance in zip(group, *layers, strict=True):
+                    states[i] = of_utterance
+        frames = torch.tensor([len(of_utterance[0]) for of_utterance in states])
+        rows = tuple(torch.cat(layer) for layer in zip(*states, strict=True))
+        return HiddenStates(rows, Packing(frames, self._device))
 
     def _groups(self, samples: list[int]) -> list[list[int]]:
-        """Indices of the utterances that may share a forward pass."""
+        """Indices of the utterances that share a forward pass."""
+        if self.padded:
+            return [list(range(len(samples)))]
         if not self._batches:
             return [[i] for i in range(len(samples))]
         groups: dict[int, list[int]] = {}
@@ -229,10 +234,7 @@ class ModelTeacher(Teacher):
         return [state[:, : min(frames)] for state in selected]
 
     def encoder_state(self) -> dict[str, Tensor]:
-        weights = dict(self._weights())
-        for prefix, module in self._dropped.items():
-            weights = {key: value for key, value in weights.items() if not key.startswith(f"{prefix}.")}
-            weights |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
+        weights = {**self._weights(), **self._dropped}
         try:
             state = to_transformers_keys(weights, recognize(weights))
         except UserError as error:
@@ -243,11 +245,16 @@ class ModelTeacher(Teacher):
         return {key: value.float().cpu() for key, value in state.items() if key.startswith(_INITIALIZES)}
 
 
-def truncate(encoder: nn.Module, depth: int, *, final_norm: bool) -> dict[str, nn.Module]:
+def layer_of(name: str) -> int | None:
+    """The index of the transformer layer that a weight belongs to, by its name; None: to none."""
+    return int(name.split(".")[2]) if name.startswith("encoder.layers.") else None
+
+
+def truncate(encoder: Any, depth: int, *, final_norm: bool) -> dict[str, nn.Module]:
     """Shorten a transformer encoder in place to its first ``depth`` layers.
 
     Args:
-        encoder: has ``layers`` and ``layer_norm``.
+        encoder: a module with ``layers`` and ``layer_norm``.
         depth: layers to keep.
         final_norm: whether ``layer_norm`` follows the last layer (pre-norm models): then it goes with that layer.
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
+from s3prl_ekd.network.frames import HiddenStates
+from s3prl_ekd.teachers.base import Teacher
 
 
 class Cache(Protocol):
-    """What is known of teachers that are not there, see :class:`s3prl_ekd.target_cache.reading.TargetCache`."""
+    """What a cache keeps of the teachers, see :class:`s3prl_ekd.target_cache.reading.TargetCache`."""
 
     widths: Mapping[str, int]
 
@@ -20,13 +22,8 @@ class Cache(Protocol):
         """The weights that a student of so many layers starts from."""
 
 
-class CachedTeacher:
-    """A teacher that is not there.
-
-    Attributes:
-        name, layers, weight: as in the recipe.
-        hidden_size: width D of its hidden states.
-    """
+class CachedTeacher(Teacher):
+    """A teacher that does not run, since its targets are in a cache. Its module is empty."""
 
     def __init__(self, config: TeacherConfig, cache: Cache, student_layers: int) -> None:
         """``student_layers``: how many of its layers a student that starts from it wants."""
@@ -34,15 +31,21 @@ class CachedTeacher:
         self.layers = config.layers
         self.weight = config.weight
         self.hidden_size = cache.widths[config.name]
+        self.module = nn.Module()
+        self._device = torch.device("cpu")
         self._cache = cache
         self._student_layers = student_layers
 
-    def to(self, device: torch.device | str) -> Self:
-        """There is nothing to move."""
-        return self
+    def hidden_states(self, waveforms: Tensor, lengths: Tensor) -> HiddenStates:
+        """Refused.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(f"teacher {self.name!r} does not run: a batch must have cached targets")
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """The weights that the student starts from, as :meth:`s3prl_ekd.teachers.base.Teacher.encoder_state`.
+        """The weights that the student starts from.
 
         Raises:
             UserError: the cache keeps those of another teacher, or fewer layers.

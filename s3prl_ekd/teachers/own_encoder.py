@@ -6,7 +6,6 @@ Its features are each utterance's own, so nothing has to run utterance by uttera
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 
 from s3prl_ekd.errors import one_line
 from s3prl_ekd.network.config import EncoderConfig
-from s3prl_ekd.network.encoder import SpeechEncoder, normalize_waveforms
+from s3prl_ekd.network.encoder import SpeechEncoder, hubert_encoder, normalize_waveforms
+from s3prl_ekd.network.frames import HiddenStates, Packing
 from s3prl_ekd.teachers.base import WAVEFORM_EPSILON, ModelTeacher, Teacher
 from s3prl_ekd.teachers.from_s3prl import normalization_epsilon
 
@@ -27,36 +27,39 @@ _ALONE, _PADDED = (16000,), (16321, 9001)
 
 
 class FastTeacher(Teacher):
-    """A teacher whose weights were moved into a :class:`~s3prl_ekd.network.encoder.SpeechEncoder`."""
+    """A teacher whose weights were copied into a :class:`~s3prl_ekd.network.encoder.SpeechEncoder`."""
 
-    def __init__(self, teacher: ModelTeacher, encoder: SpeechEncoder, unused: Mapping[str, Tensor]) -> None:
-        """``teacher`` gives name, layers and sizes, and is not kept; ``unused`` are its weights past the last layer
+    module: SpeechEncoder
+
+    def __init__(self, teacher: ModelTeacher, encoder: SpeechEncoder, dropped: dict[str, Tensor]) -> None:
+        """``teacher`` gives name, layers and sizes, and is not kept; ``dropped`` are its weights past the last layer
         needed."""
         self.name, self.layers, self.weight = teacher.name, teacher.layers, teacher.weight
-        self.source = teacher.source
+        self.source, self.padded = teacher.source, teacher.padded
         self.num_hidden_layers, self.hidden_size = teacher.num_hidden_layers, teacher.hidden_size
         self.module = encoder
         self._device = teacher._device
         self._parameters = teacher._parameters
         self._computed = len(encoder.encoder.layers)
-        self._unused = dict(unused)
+        self._dropped = dropped
         self._epsilon = WAVEFORM_EPSILON if teacher._normalize else normalization_epsilon(teacher.module)
         self._normalize = self._epsilon is not None
         self._masks_chunks = hasattr(getattr(teacher.module, "model", None), "forward_padding_mask")
 
-    def hidden_states(self, waveforms: Tensor, lengths: Tensor, *, padded: bool = False) -> tuple[list[Tensor], Tensor]:
+    def hidden_states(self, waveforms: Tensor, lengths: Tensor) -> HiddenStates:
         lengths = lengths.cpu()
         self.module.eval()  # whoever called .train() on it meanwhile
         with torch.no_grad():
             waveforms = waveforms.to(self._device, torch.float32, non_blocking=True)
-            if self._normalize:
+            if self._epsilon is not None:
                 waveforms = normalize_waveforms(waveforms, lengths, self._epsilon)
-            attended = self._frames_of_chunks(lengths, waveforms.shape[1]) if padded and self._masks_chunks else None
+            chunks = self.padded and self._masks_chunks
+            attended = self._frames_of_chunks(lengths, waveforms.shape[1]) if chunks else None
             output = self.module.encode(
-                waveforms, lengths, depth=max(self.layers), padded=padded, attended_frames=attended
+                waveforms, lengths, depth=max(self.layers), padded=self.padded, attended_frames=attended
             )
-            states = [output.packing.unpack(output.states[layer].float()) for layer in self.layers]
-        return states, self.frame_lengths(lengths)
+            assert isinstance(output.packing, Packing)  # no graph is recorded here
+            return HiddenStates(tuple(output.states[layer].float() for layer in self.layers), output.packing)
 
     def _frames_of_chunks(self, lengths: Tensor, samples: int) -> Tensor:
         """Frames (B,) that s3prl's HuBERT and WavLM (``forward_padding_mask``) do not take for padding.
@@ -72,26 +75,20 @@ class FastTeacher(Teacher):
         return self.module.frame_lengths(lengths)
 
     def encoder_state(self) -> dict[str, Tensor]:
-        return {name: tensor.cpu() for name, tensor in (self.module.state_dict() | self._unused).items()}
+        return {name: tensor.cpu() for name, tensor in (self.module.state_dict() | self._dropped).items()}
 
 
-def accelerate(teacher: ModelTeacher, *, padded: bool = False) -> Teacher:
+def accelerate(teacher: ModelTeacher) -> Teacher:
     """The same teacher by our own encoder if that can give the same hidden states, else as it is.
 
     Tried on noise; a model that only looks like a HuBERT, or that has anything we do not know, keeps its own forward.
-
-    Args:
-        teacher: as its source loaded it.
-        padded: whether padded batches (``hidden_states(padded=True)``) must be the same, too.
     """
     try:
         fast = _by_own_encoder(teacher)
         if fast is None:
             return teacher
-        difference = max(
-            _difference(fast, teacher, lengths, padded=lengths is _PADDED)
-            for lengths in ((_ALONE, _PADDED) if padded else (_ALONE,))
-        )
+        batches = (_ALONE, _PADDED) if teacher.padded else (_ALONE,)
+        difference = max(_difference(fast, teacher, lengths) for lengths in batches)
     except Exception as error:  # a model of others' code can surprise anywhere, and it works as it is
         reason = one_line(error, 200)
         logger.info("teacher %s keeps its own forward: %s (%s)", teacher.name, type(error).__name__, reason)
@@ -108,22 +105,22 @@ def _by_own_encoder(teacher: ModelTeacher) -> FastTeacher | None:
     if config is None:
         return None
     state = teacher.encoder_state()
-    encoder = SpeechEncoder(config)
+    encoder = hubert_encoder(config)
     encoder.encoder.layers = encoder.encoder.layers[: max(1, *teacher.layers)]
     own = encoder.state_dict()
-    unused = {name: tensor for name, tensor in state.items() if name not in own}
+    dropped = {name: tensor for name, tensor in state.items() if name not in own}
     encoder.load_state_dict({name: state[name] for name in own})
-    return FastTeacher(teacher, encoder.eval().requires_grad_(False), unused)
+    return FastTeacher(teacher, encoder.eval().requires_grad_(False), dropped)
 
 
-def _difference(fast: Teacher, teacher: Teacher, samples: tuple[int, ...], *, padded: bool) -> float:
+def _difference(fast: Teacher, teacher: Teacher, samples: tuple[int, ...]) -> float:
     """The largest between the two on noise, relative to the hidden states' largest value; NaN if there is one."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor(samples)
     noise = torch.zeros(len(samples), max(samples))
     for row, count in zip(noise, samples, strict=True):
         row[:count] = 0.1 * torch.randn(count, generator=generator)
-    ours, theirs = (one.hidden_states(noise, lengths, padded=padded)[0] for one in (fast, teacher))
+    ours, theirs = (one.hidden_states(noise, lengths).rows for one in (fast, teacher))
     pairs = zip(ours, theirs, strict=True)
     return float(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]).max())
 
@@ -145,8 +142,8 @@ _TRANSFORMERS_SIZES = (
 )  # fmt: skip
 
 
-def _transformers_layout(model: nn.Module | None) -> dict[str, Any] | None:
-    config = getattr(model, "config", None)
+def _transformers_layout(model: Any) -> dict[str, Any] | None:
+    config: Any = getattr(model, "config", None)
     if getattr(config, "model_type", None) not in _TRANSFORMERS_KINDS:
         return None
     if config.hidden_act != "gelu" or config.feat_extract_activation != "gelu":
@@ -162,9 +159,9 @@ def _transformers_layout(model: nn.Module | None) -> dict[str, Any] | None:
     }
 
 
-def _fairseq_layout(model: nn.Module | None) -> dict[str, Any] | None:
+def _fairseq_layout(model: Any) -> dict[str, Any] | None:
     """Read off the modules, since s3prl's experts keep their configurations in different places."""
-    encoder = getattr(model, "encoder", None)
+    encoder: Any = getattr(model, "encoder", None)
     if not hasattr(encoder, "pos_conv") or not hasattr(encoder, "layer_norm_first"):
         return None
     convs = [

@@ -100,6 +100,19 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     return tensors
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors.
+
+    Raises:
+        UserError: it is damaged or of another kind (said which).
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+
+
 def _read_pickled(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     found = load_pickle_safely(path, mapped=mapped)
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):

@@ -1,14 +1,14 @@
 """Names of weights: one table of patterns per format, between that format and transformers' HubertModel / WavLMModel.
 
-In a pattern ``{n}`` stands for a layer's number and ``{p}`` for ``weight`` or ``bias``. Conversion is strict in both
-directions: a name that no pattern knows is an error, nothing is guessed and nothing is dropped in silence.
+In a pattern ``{n}`` stands for a layer's number and ``{p}`` for ``weight`` or ``bias``. Conversion is strict: a name
+that no pattern knows is an error, nothing is guessed and nothing is dropped in silence.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,14 +116,14 @@ TABLES = (TRANSFORMERS, TRANSFORMERS_OLD, HUBERT, HUBERT_LARGE, WAVLM, WAVLM_LAR
 """What :func:`recognize` looks through; a HuBERT's names are a subset of a WavLM's, so it comes first."""
 
 
-def recognize(state: Mapping[str, Tensor]) -> KeyTable:
+def recognize(state: Mapping[str, Tensor], tables: Sequence[KeyTable] = TABLES) -> KeyTable:
     """The table that knows every name in ``state``.
 
     Raises:
         UserError: none does.
     """
-    unknown = {table.name: table.unknown(state) for table in TABLES}
-    for table in TABLES:
+    unknown = {table.name: table.unknown(state) for table in tables}
+    for table in tables:
         if not unknown[table.name]:
             return table
     closest = min(unknown, key=lambda name: len(unknown[name]))
@@ -143,23 +143,6 @@ def base_model(state: Mapping[str, Tensor], prefix: str = "hubert.") -> tuple[di
     return inner, sorted({key.partition(".")[0] for key in state if not key.startswith(prefix)})
 
 
-def _rename(state: Mapping[str, Tensor], pairs: Pairs, dropped: tuple[str, ...], kind: str) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
-    unknown = []
-    for key, tensor in state.items():
-        for source, destination in pairs:
-            if match := _match(source, key):
-                renamed[destination.format(**match.groupdict())] = tensor
-                break
-        else:
-            if not any(_match(pattern, key) for pattern in dropped):
-                unknown.append(key)
-    if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise UserError(f"not the weights of a {kind} model: unknown {', '.join(unknown[:3])}{more}")
-    return renamed
-
-
 def to_transformers_keys(state: Mapping[str, Tensor], table: KeyTable) -> dict[str, Tensor]:
     """``state`` in the table's format under transformers' names; tensors are shared, not copied.
 
@@ -169,31 +152,24 @@ def to_transformers_keys(state: Mapping[str, Tensor], table: KeyTable) -> dict[s
     Raises:
         UserError: a name that the table does not know.
     """
-    renamed = _rename(state, table.pairs, table.dropped, table.name)
+    renamed: dict[str, Tensor] = {}
+    unknown = []
+    for key, tensor in state.items():
+        for theirs, ours in table.pairs:
+            if match := _match(theirs, key):
+                renamed[ours.format(**match.groupdict())] = tensor
+                break
+        else:
+            if not any(_match(pattern, key) for pattern in table.dropped):
+                unknown.append(key)
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise UserError(f"not the weights of a {table.name} model: unknown {', '.join(unknown[:3])}{more}")
     width = renamed.get("encoder.layer_norm.weight")
     if width is not None and "feature_projection.projection.weight" not in renamed:
         renamed["feature_projection.projection.weight"] = torch.eye(width.numel(), dtype=width.dtype)
         renamed["feature_projection.projection.bias"] = torch.zeros(width.numel(), dtype=width.dtype)
     return renamed
-
-
-def from_transformers_keys(state: Mapping[str, Tensor], table: KeyTable) -> dict[str, Tensor]:
-    """The inverse of :func:`to_transformers_keys`, without what the table drops.
-
-    Raises:
-        UserError: a name that the table does not know, or a feature projection that fairseq has no place for.
-    """
-    state = dict(state)
-    weight = state.get("feature_projection.projection.weight")
-    if weight is not None and weight.shape[0] == weight.shape[1]:
-        bias = state["feature_projection.projection.bias"]
-        if not torch.equal(weight.cpu(), torch.eye(len(weight), dtype=weight.dtype)) or bool(bias.any()):
-            raise UserError(
-                f"{table.name} models have no feature projection where the conv stack is as wide as the transformer"
-                f" (here both {len(weight)}): this model cannot be written in that format"
-            )
-        del state["feature_projection.projection.weight"], state["feature_projection.projection.bias"]
-    return _rename(state, tuple((ours, theirs) for theirs, ours in table.pairs), (), f"transformers (for {table.name})")
 
 
 def from_distiller(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -229,38 +205,3 @@ def from_distiller(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"heads.{i}.2.bias": biases[i].contiguous(),
         }
     return ours
-
-
-def to_distiller(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`from_distiller`.
-
-    Raises:
-        UserError: a name that s3prl's distiller has no place for, or heads of different sizes.
-    """
-    heads = {key: tensor for key, tensor in state.items() if key.startswith("heads.")}
-    theirs = from_transformers_keys({key: tensor for key, tensor in state.items() if key not in heads}, DISTILLER)
-    if not heads:
-        return theirs
-    count = len({key.split(".")[1] for key in heads})
-
-    def gather(part: str) -> list[Tensor]:
-        names = [f"heads.{i}.{part}" for i in range(count)]
-        if missing := [name for name in names if name not in heads]:
-            raise UserError(f"heads for {DISTILLER.name}: missing {', '.join(missing)}")
-        tensors = [heads[name] for name in names]
-        if shapes := {tuple(tensor.shape) for tensor in tensors} - {tuple(tensors[0].shape)}:
-            raise UserError(
-                f"{DISTILLER.name} models need heads of one size, found {tuple(tensors[0].shape)} and {shapes.pop()};"
-                " leave the heads out"
-            )
-        return tensors
-
-    theirs["output_layer.0.weight"] = torch.cat(gather("0.weight"))
-    theirs["output_layer.0.bias"] = torch.cat(gather("0.bias"))
-    weights, biases = gather("2.weight"), gather("2.bias")
-    if count == 1:
-        theirs["output_layer.2.layer.weight"], theirs["output_layer.2.layer.bias"] = weights[0], biases[0]
-    else:
-        theirs["output_layer.2.weight"] = torch.stack([weight.T for weight in weights])
-        theirs["output_layer.2.bias"] = torch.stack(biases)[None, None]
-    return theirs

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.network import fast_conv, overlap_save, row_conv
 from s3prl_ekd.network.config import EncoderConfig
-from s3prl_ekd.network.encoder import SpeechEncoder
+from s3prl_ekd.network.encoder import hubert_encoder
 
 SIZES = {key: tuple(value) if isinstance(value, list) else value for key, value in TINY.items()}
 BASE = EncoderConfig(**SIZES)
@@ -28,7 +28,7 @@ def batch(*utterances):
 
 
 def make(config):
-    encoder = SpeechEncoder(config).eval()
+    encoder = hubert_encoder(config).eval()
     with torch.no_grad():
         for parameter in encoder.parameters():  # LayerNorm and bias at 1 and 0 would hide a mix-up
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -238,7 +238,7 @@ def test_padded_mode_equals_transformers_on_a_padded_batch(utterances):
     from transformers import HubertConfig, HubertModel
 
     reference = HubertModel(HubertConfig(**SIZES, mask_time_prob=0.0)).eval()
-    encoder = SpeechEncoder(BASE).eval()
+    encoder = hubert_encoder(BASE).eval()
     encoder.load_state_dict(reference.state_dict())
     waveforms, lengths = batch(*utterances)
     mask = (torch.arange(waveforms.shape[1]) < lengths[:, None]).long()

@@ -21,6 +21,7 @@ from helpers_files import (
 )
 from helpers_models import ROOT, TINY, speech_like
 from helpers_teachers import KERNELS, STRIDES, s3prl_checkpoint, tiny_model
+from helpers_weights import distiller_weights
 
 from s3prl_ekd import load_student
 from s3prl_ekd.cli import main
@@ -33,7 +34,6 @@ from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.teachers import load_teacher
-from s3prl_ekd.weights import names
 from s3prl_ekd.weights.kinds import CHECKPOINT_KEY
 
 DOC = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
@@ -92,7 +92,7 @@ def distiller_checkpoint(place: Path) -> Path:
         "n_tasks": 2,
         "pred_layer_id": [1, 2],
     }
-    torch.save({"Distiller": names.to_distiller(state), "Config": {"distiller": settings}}, place / "distiller.ckpt")
+    torch.save({"Distiller": distiller_weights(state), "Config": {"distiller": settings}}, place / "distiller.ckpt")
     return place / "distiller.ckpt"
 
 

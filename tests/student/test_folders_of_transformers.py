@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers_files import as_pickle, as_pickled_parts, save_again, save_classification, save_ctc, save_in_parts
 from helpers_models import ROOT, speech_like
+from helpers_teachers import padded_states
 from safetensors.torch import load_file
 
 from s3prl_ekd import assets, load_student
@@ -84,7 +85,7 @@ def test_what_is_stored_in_half_precision_is_computed_in_single():
     teacher = load_teacher(TeacherConfig(name="t", transformers=str(folder), layers=(0, 2)))
     for module in (load_student(folder), ekd_student(folder), ekd_student_mini(), teacher.module):
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
-    states, _ = teacher.hidden_states(speech_like(8000)[None], torch.tensor([8000]))
+    states, _ = padded_states(teacher, speech_like(8000)[None], torch.tensor([8000]))
     with torch.no_grad():
         expected = load_student(folder)(speech_like(8000)[None]).hidden_states[2]
     torch.testing.assert_close(states[1], expected, atol=1e-4, rtol=0)

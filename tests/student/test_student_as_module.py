@@ -17,10 +17,11 @@ from s3prl_ekd import assets
 from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.network import fast_conv, overlap_save
 from s3prl_ekd.network.config import EncoderConfig
-from s3prl_ekd.network.encoder import SpeechEncoder
+from s3prl_ekd.network.encoder import hubert_encoder
+from s3prl_ekd.network.frames import HiddenStates
 from s3prl_ekd.student.folder import load_student
 from s3prl_ekd.student.heads import PredictionHeads
-from s3prl_ekd.student.model import PaddedOutput, Student, StudentOutput
+from s3prl_ekd.student.model import PaddedOutput, Student
 from s3prl_ekd.upstream import EkdUpstream
 
 SIZES = {key: tuple(value) if isinstance(value, list) else value for key, value in TINY.items()}
@@ -143,7 +144,7 @@ def test_traced_upstream(tiny_student):
 @pytest.mark.parametrize("variant", [{}, WAVLM_LARGE], ids=["hubert", "wavlm-large"])
 def test_recorded_encoder_of_each_kind(variant):
     """Both orders of normalization, convolutions with LayerNorm, relative positions."""
-    states = States(SpeechEncoder(EncoderConfig(**SIZES, **variant)).eval())
+    states = States(hubert_encoder(EncoderConfig(**SIZES, **variant)).eval())
     trace = traced(states, RECORDED)
     for inputs in REPLAYED.values():
         for found, wanted in zip(trace(*inputs), states(*inputs), strict=True):
@@ -214,7 +215,7 @@ def test_compiled_student(shallow_student, backend):
     for inputs in (RECORDED, REPLAYED["B=3"]):
         found, wanted = compiled(*inputs), shallow_student(*inputs)
         assert isinstance(found, PaddedOutput)
-        assert isinstance(wanted, StudentOutput)
+        assert isinstance(wanted, HiddenStates)
         assert torch.equal(found.packing.frames, wanted.packing.frames)
         for ours, reference in zip(found.rows, wanted.rows, strict=True):
             torch.testing.assert_close(ours, reference, atol=1e-5, rtol=0)
@@ -289,7 +290,7 @@ def test_changed_modules_are_called(change, monkeypatch):
 
     monkeypatch.setattr(overlap_save, "applicable", lambda x, kernel: True)  # the tiny kernel is too narrow for it
     reference = HubertModel(HubertConfig(**SIZES, mask_time_prob=0.0)).eval()
-    encoder = SpeechEncoder(EncoderConfig(**SIZES)).eval()
+    encoder = hubert_encoder(EncoderConfig(**SIZES)).eval()
     encoder.load_state_dict(reference.state_dict())
     waveform = speech_like(8000)[None]
     with torch.no_grad():

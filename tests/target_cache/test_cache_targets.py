@@ -123,16 +123,16 @@ def whole(cache: TargetCache, config: RunConfig, name: str) -> torch.Tensor:
 
 
 class Rounded:
-    """A rule whose targets are rounded as the cache rounds them."""
+    """An aggregator whose targets are rounded as the cache rounds them."""
 
-    def __init__(self, rule):
-        self.rule = rule
+    def __init__(self, exactly):
+        self.exactly = exactly
 
     def __getattr__(self, name):
-        return getattr(self.rule, name)
+        return getattr(self.exactly, name)
 
-    def combine(self, sources, states):
-        return [value.half().float() for value in self.rule.combine(sources, states)]
+    def combine(self, states):
+        return [value.half().float() for value in self.exactly.combine(states)]
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -148,20 +148,20 @@ def test_a_cached_step_is_an_online_step(aggregation, root, tmp_path):
     )
     cache = fill(config, tmp_path / "cache")
     torch.manual_seed(0)
-    online = Distiller(config.distill, load_teachers(config.teachers)).eval()
+    online = Distiller(config.distill, load_teachers(config)).eval()
     cached = Distiller(config.distill, cached_teachers(config, cache)).eval()
     for name, tensor in cached.student.state_dict().items():
         if "encoder.layer_norm" not in name:
             assert torch.equal(tensor, online.student.state_dict()[name]), f"{name} does not start from the teacher"
     cached.load_state_dict(online.state_dict())
-    rule = online.rule
+    exactly = online.aggregator
     for batch in stream(config, cache).loader(0):
         assert batch.cached.rows.dtype == torch.float16
         plain = dataclasses.replace(batch, cached=None)
         ours, exact = cached(batch, details=True), online(plain, details=True)
-        online.rule = Rounded(rule)
+        online.aggregator = Rounded(exactly)
         rounded = online(plain).loss
-        online.rule = rule
+        online.aggregator = exactly
         assert ours.frames == exact.frames
         torch.testing.assert_close(ours.loss, exact.loss, rtol=1e-3, atol=0)
         torch.testing.assert_close(ours.loss, rounded, rtol=1e-5, atol=0)
@@ -426,7 +426,7 @@ def test_distill_without_teachers_killed_and_resumed(root, cache, tmp_path):
         targets__cache=str(copy),
     )
     with pytest.raises(UserError, match="nowhere"):
-        load_teachers(config().teachers)
+        load_teachers(config())
     whole, output = config(tmp_path / "whole"), tmp_path / "run"
     assert run_in_process(whole) == 0
     losses = h.logged(whole.output)
@@ -540,7 +540,7 @@ def test_start_of_another_student_is_added(root, cache, tmp_path):
     shutil.copytree(cache.folder, tmp_path / "out")
     config = recipe(root, student__initialize_from="wavlm", targets__cache=str(tmp_path / "out"))
     Caching(config, tmp_path / "out").run()
-    state = load_teachers(config.teachers)[1].encoder_state()
+    state = load_teachers(config)[1].encoder_state()
     start = TargetCache(tmp_path / "out").start("wavlm", 2)
     assert all(torch.equal(state[name], tensor) for name, tensor in start.items())
     open_inputs(config, 0, 1)

@@ -13,19 +13,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_models import speech_like
-from helpers_teachers import KERNELS, STRIDES, s3prl_checkpoint, tiny_model
+from helpers_teachers import KERNELS, STRIDES, padded_states, s3prl_checkpoint, tiny_model
+from helpers_weights import distiller_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from s3prl_ekd import assets
-from s3prl_ekd.config.recipe import TeacherConfig
+from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.teachers import Teacher, load_teacher, load_teachers
 from s3prl_ekd.teachers.base import ModelTeacher
 from s3prl_ekd.teachers.own_encoder import FastTeacher
-from s3prl_ekd.weights import names
 
 KINDS = [(kind, large) for kind in ("hubert", "wav2vec2", "wavlm") for large in (False, True)]
 UPSTREAMS = {"hubert": "hubert_local", "wav2vec2": "wav2vec2_custom", "wavlm": "wavlm_local"}
@@ -51,13 +51,13 @@ def copy(shelf: Path, tmp_path: Path) -> Path:
 
 def from_transformers(folder: Path, **options: Any) -> Teacher:
     defaults = {"name": "t", "transformers": str(folder), "layers": (0, 1, 2, 3), "own_forward": True}
-    return load_teacher(TeacherConfig(**defaults | options))
+    return load_teacher(TeacherConfig(**defaults | options), initializes=3)
 
 
 def from_s3prl(upstream: str, ckpt: Path | None = None, **options: Any) -> Teacher:
     ckpt = None if ckpt is None else str(ckpt)
     defaults = {"name": "t", "s3prl": upstream, "ckpt": ckpt, "layers": (0, 1, 2, 3), "own_forward": True}
-    return load_teacher(TeacherConfig(**defaults | options))
+    return load_teacher(TeacherConfig(**defaults | options), initializes=3)
 
 
 def from_source(source: str, shelf: Path, kind: str, large: bool, **options: Any) -> Teacher:
@@ -84,7 +84,7 @@ def difference(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
 @pytest.mark.parametrize("layers", [(0, 1, 2, 3), (1,), (2, 0)])
 def test_sources_agree(shelf, kind, large, layers):
     reference = from_transformers(shelf / f"{kind}-{large}", layers=layers)
-    expected, frames = reference.hidden_states(batch(), LENGTHS)
+    expected, frames = padded_states(reference, batch(), LENGTHS)
     assert frames.tolist() == [49, 30, 49, 2]
     assert [tuple(layer.shape) for layer in expected] == [(4, 49, 24)] * len(layers)
     assert len(reference.module.encoder.layers) == max(layers)
@@ -95,7 +95,7 @@ def test_sources_agree(shelf, kind, large, layers):
     for source, own_forward in (("s3prl", True), ("s3prl", False), ("transformers", False)):
         teacher = from_source(source, shelf, kind, large, layers=layers, own_forward=own_forward)
         assert isinstance(teacher, FastTeacher) is not own_forward
-        found, other_frames = teacher.hidden_states(batch(), LENGTHS)
+        found, other_frames = padded_states(teacher, batch(), LENGTHS)
         assert other_frames.tolist() == frames.tolist()
         assert difference(found, expected) < (1e-5 if own_forward else 2e-5)
         assert teacher.num_hidden_layers == 3
@@ -115,7 +115,7 @@ def test_last_hidden_state_of_a_large_model_is_after_its_layer_norm(shelf, kind)
     model = tiny_model(kind, large=True)
     waveform = speech_like(8000)
     teacher = from_transformers(shelf / f"{kind}-True", layers=(2, 3))
-    (inner, last), _ = teacher.hidden_states(waveform[None], torch.tensor([8000]))
+    (inner, last), _ = padded_states(teacher, waveform[None], torch.tensor([8000]))
     raw: dict[int, Tensor] = {}
     for i, layer in enumerate(model.encoder.layers, start=1):
         layer.register_forward_hook(
@@ -126,7 +126,7 @@ def test_last_hidden_state_of_a_large_model_is_after_its_layer_norm(shelf, kind)
         assert difference([inner], [raw[2]]) < 1e-5
         assert difference([last], [model.encoder.layer_norm(raw[3])]) < 1e-5
     shortened = from_transformers(shelf / f"{kind}-True", layers=(2,))
-    assert difference(shortened.hidden_states(waveform[None], torch.tensor([8000]))[0], [raw[2]]) < 1e-5
+    assert difference(padded_states(shortened, waveform[None], torch.tensor([8000]))[0], [raw[2]]) < 1e-5
 
 
 def test_distilled_students_teach_and_initialise_through_s3prl(tiny_config, tmp_path, caplog):
@@ -145,13 +145,13 @@ def test_distilled_students_teach_and_initialise_through_s3prl(tiny_config, tmp_
         "pred_layer_id": [1, 2],
         "task_emb_type": "expand-last",
     }
-    torch.save({"Distiller": names.to_distiller(state), "Config": {"distiller": settings}}, tmp_path / "states.ckpt")
+    torch.save({"Distiller": distiller_weights(state), "Config": {"distiller": settings}}, tmp_path / "states.ckpt")
     with caplog.at_level(logging.WARNING):
         teacher = from_s3prl("distiller_local", tmp_path / "states.ckpt", layers=(0, 1, 2))
     assert "unpickles" in caplog.text
     assert "states.ckpt" in caplog.text
     waveforms, lengths = batch(), LENGTHS
-    states, frames = teacher.hidden_states(waveforms, lengths)
+    states, frames = padded_states(teacher, waveforms, lengths)
     for i, (count, length) in enumerate(zip(frames.tolist(), lengths.tolist(), strict=True)):
         with torch.no_grad():
             expected = student(waveforms[i : i + 1, :length]).hidden_states
@@ -171,12 +171,14 @@ def test_targets_alone_are_targets_in_a_batch(shelf, source, kind, large, own_fo
     junk = waveforms.clone()
     for i, length in enumerate(LENGTHS.tolist()):
         junk[i, length:] = 7.0
-    states, frames = teacher.hidden_states(junk, LENGTHS)
-    padded, padded_frames = teacher.hidden_states(waveforms, LENGTHS, padded=True)
-    assert padded_frames.tolist() == frames.tolist()
+    states, frames = padded_states(teacher, junk, LENGTHS)
+    teacher.padded = True
+    padded, padded_frames = padded_states(teacher, waveforms, LENGTHS)
+    teacher.padded = False
+    assert padded_frames.tolist() == [max(frames)] * len(frames)
     worst = 0.0
     for i, (count, length) in enumerate(zip(frames.tolist(), LENGTHS.tolist(), strict=True)):
-        alone, _ = teacher.hidden_states(waveforms[i : i + 1, :length], torch.tensor([length]))
+        alone, _ = padded_states(teacher, waveforms[i : i + 1, :length], torch.tensor([length]))
         assert difference([state[i, :count] for state in states], [state[0] for state in alone]) < 1e-5
         assert all(not state[i, count:].any() for state in states)
         worst = max(worst, difference([state[i, :count] for state in padded], [state[0] for state in alone]))
@@ -188,7 +190,7 @@ def test_targets_alone_are_targets_in_a_batch(shelf, source, kind, large, own_fo
 def test_frame_counts_follow_the_model(shelf):
     teacher = from_transformers(shelf / "hubert-False", layers=(1,))
     lengths = torch.tensor([400, 719, 720, 16000])
-    _, frames = teacher.hidden_states(0.1 * torch.randn(4, 16000), lengths)
+    _, frames = padded_states(teacher, 0.1 * torch.randn(4, 16000), lengths)
     assert frames.tolist() == [1, 1, 2, 49] == teacher.frame_lengths(lengths).tolist()
     assert Teacher.frame_lengths(teacher, lengths).tolist() == frames.tolist()
     with pytest.raises(ValueError, match="399 samples"):
@@ -220,17 +222,17 @@ class Scripted(ModelTeacher):
 
 def test_one_frame_between_layers_is_cropped_and_more_is_an_error():
     teacher = Scripted((51, 50))
-    states, frames = teacher.hidden_states(torch.zeros(1, 16000), torch.tensor([16000]))
+    states, frames = padded_states(teacher, torch.zeros(1, 16000), torch.tensor([16000]))
     assert [state.shape[1] for state in states] == [50, 50]
     assert frames.tolist() == [50]
     teacher.frames = (51, 49)
     with pytest.raises(UserError, match=r"\[51, 49\] frames"):
-        teacher.hidden_states(torch.zeros(1, 16000), torch.tensor([16000]))
+        padded_states(teacher, torch.zeros(1, 16000), torch.tensor([16000]))
 
 
 @pytest.mark.parametrize(("batches", "seen"), [(True, [2, 1, 2]), (False, [1, 1, 1])])
 def test_only_equal_lengths_share_a_forward_pass(batches, seen):
-    states, _ = Scripted(batches=batches).hidden_states(torch.zeros(3, 16000), torch.tensor([16000, 9000, 16000]))
+    states, _ = padded_states(Scripted(batches=batches), torch.zeros(3, 16000), torch.tensor([16000, 9000, 16000]))
     assert states[0][:, 0, 0].tolist() == seen
 
 
@@ -241,9 +243,9 @@ def test_only_equal_lengths_share_a_forward_pass(batches, seen):
 @pytest.mark.parametrize("source", ["transformers", "s3prl"])
 def test_train_mode_changes_nothing(shelf, source, own_forward):
     teacher = from_source(source, shelf, "hubert", False, own_forward=own_forward)
-    before, _ = teacher.hidden_states(batch(), LENGTHS)
+    before, _ = padded_states(teacher, batch(), LENGTHS)
     teacher.module.train()
-    after, _ = teacher.hidden_states(batch(), LENGTHS)
+    after, _ = padded_states(teacher, batch(), LENGTHS)
     assert difference(before, after) == 0
     assert not teacher.module.training
     assert not any(parameter.requires_grad for parameter in teacher.module.parameters())
@@ -262,9 +264,9 @@ def test_half_precision_folders_run_in_single_precision_unless_autocast(copy):
     tiny_model("hubert").half().save_pretrained(copy)
     teacher = from_transformers(copy)
     assert {parameter.dtype for parameter in teacher.module.parameters()} == {torch.float32}
-    plain, _ = teacher.hidden_states(batch(), LENGTHS)
+    plain, _ = padded_states(teacher, batch(), LENGTHS)
     with torch.autocast("cpu", torch.bfloat16):
-        cast, _ = teacher.hidden_states(batch(), LENGTHS)
+        cast, _ = padded_states(teacher, batch(), LENGTHS)
     assert {state.dtype for state in plain + cast} == {torch.float32}
     assert 0 < difference(plain, cast) < 0.5
     assert {value.dtype for value in teacher.encoder_state().values()} == {torch.float32}
@@ -344,9 +346,9 @@ def test_the_cache_is_enough_without_network(shelf, tmp_path, monkeypatch):
 def test_mini_teachers_come_from_the_package(shelf, monkeypatch):
     asked = []
     monkeypatch.setattr(assets, "folder", lambda name: asked.append(name) or shelf / "hubert-False")
-    teachers = load_teachers(
-        [TeacherConfig(name=name, mini=name, layers=(1, 2), weight=2.0) for name in ("hubert", "robust_hubert")]
-    )
+    names = ("hubert", "robust_hubert")
+    entries = tuple(TeacherConfig(name=name, mini=name, layers=(1, 2), weight=2.0) for name in names)
+    teachers = load_teachers(DistillConfig(teachers=entries))
     assert asked == ["teachers/hubert", "teachers/robust_hubert"]
     assert [(teacher.name, teacher.layers, teacher.weight) for teacher in teachers] == [
         ("hubert", (1, 2), 2.0),
@@ -511,7 +513,7 @@ def test_what_cannot_initialise_a_student_says_so(tmp_path):
     )
     Data2VecAudioModel(config).save_pretrained(tmp_path)
     teacher = from_transformers(tmp_path)
-    states, _ = teacher.hidden_states(batch(), LENGTHS)
+    states, _ = padded_states(teacher, batch(), LENGTHS)
     assert states[-1].shape == (4, 49, 24)
     with pytest.raises(UserError, match=r"cannot initialise a student.*initialize_from: null"):
         teacher.encoder_state()
