@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,7 +194,7 @@ def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
     files = weight_files(folder)
     if not files:
         raise UserError(f"{folder}: has no model.safetensors; a student folder needs one (or {', '.join(WEIGHTS[1:])})")
-    _check_shapes(config, _student_weights(read_shapes(files), kind, folder)[0], folder)  # before memory is taken
+    _check_size(config, _student_weights(read_shapes(files), kind, folder)[0], folder)  # before memory is taken
     state, left_over = _student_weights(read_tensors(files), kind, folder)
     if left_over:
         logger.warning(
@@ -250,7 +249,7 @@ def _student_weights(
 def _assemble(contents: Contents, where: Path) -> tuple[Student, PredictionHeads | None]:
     """Networks with exactly these weights, in fp32."""
     config, state, heads, taps = contents
-    _check_shapes(config, state, where)
+    _check_size(config, state, where)
     check_finite(state, where)
     student = Student(config)
     _load_strictly(student, state, where)
@@ -271,33 +270,33 @@ def _assemble(contents: Contents, where: Path) -> tuple[Student, PredictionHeads
     return student.eval(), head_modules
 
 
-def _check_shapes(config: StudentConfig, state: Mapping[str, Tensor], where: Path) -> None:
+def _check_size(config: StudentConfig, state: Mapping[str, Tensor], where: Path) -> None:
     """Refuse a configuration that its tensors do not bear out, before a network of its sizes takes memory."""
     layers = {name.split(".")[2] for name in state if name.startswith("encoder.layers.")}
+    stored = sum(tensor.numel() for tensor in state.values())
     if config.num_hidden_layers != len(layers):
-        raise UserError(
-            f"{where}: the weights do not fit the student's configuration: num_hidden_layers is"
-            f" {config.num_hidden_layers}, but there are weights of {len(layers)} layers"
-        )
-    with torch.device("meta"):  # shapes without memory
-        shapes = {name: tuple(tensor.shape) for name, tensor in Student(config).state_dict().items()}
-    for name in sorted(shapes.keys() ^ state.keys()):
-        problem = "is missing" if name in shapes else "has no place in it"
-        raise UserError(f"{where}: the weights do not fit the student's configuration: {name} {problem}")
-    for name, wanted in shapes.items():
-        if tuple(state[name].shape) != wanted:
-            raise UserError(
-                f"{where}: the weights do not fit the student's configuration: {name} is {tuple(state[name].shape)},"
-                f" where {wanted} is described"
-            )
+        problem = f"num_hidden_layers is {config.num_hidden_layers}, but there are weights of {len(layers)} layers"
+    elif config.parameters > 2 * stored:
+        problem = f"it describes {config.parameters} parameters, but there are {stored}"
+    else:
+        return
+    raise UserError(f"{where}: the weights do not fit the student's configuration: {problem}")
 
 
 def _load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        reason = textwrap.shorten(str(error), 300)
-        raise UserError(f"{where}: the weights do not fit the student's configuration ({reason})") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for name in sorted(shapes.keys() | found.keys()):
+        if name not in found:
+            problem = "is missing"
+        elif name not in shapes:
+            problem = "has no place in it"
+        elif found[name] != shapes[name]:
+            problem = f"is {found[name]}, where {shapes[name]} is described"
+        else:
+            continue
+        raise UserError(f"{where}: the weights do not fit the student's configuration: {name} {problem}")
+    module.load_state_dict(state)
 
 
 def _download(name: str) -> Path:
