@@ -1,7 +1,7 @@
 """Small corpora of synthetic sound in the layouts that the real ones are distributed in.
 
-LibriSpeech and its lexicon (OpenSLR 12 and 11), VoxCeleb1, IEMOCAP and MUSAN (OpenSLR 17), each a second or two long an
-utterance. Equal arguments give equal bytes.
+LibriSpeech and its lexicon (OpenSLR 12 and 11), VoxCeleb1, IEMOCAP, Speech Commands and MUSAN (OpenSLR 17), each a
+second or two long an utterance. Equal arguments give equal bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ WORDS = {
 """Words of the transcripts and their pronunciations."""
 LIBRISPEECH = {"train-clean-100": 2, "train-clean-360": 1, "train-other-500": 1, "dev-clean": 1, "test-clean": 1}
 """Splits of LibriSpeech and how many speakers each gets."""
+KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+"""Words that keyword spotting tells from others."""
 EMOTIONS = ("neu", "hap", "exc", "ang", "sad", "fru", "xxx")
 """Emotions of IEMOCAP's turns, SUPERB's four classes (excited speech counts as happy) and two that it leaves out."""
 
@@ -117,6 +119,29 @@ def iemocap(root: Path, turns: int = 2) -> Path:
         _write(folder / "dialog" / "wav" / f"{dialog}.wav", 16000)
         _text(folder / "dialog" / "transcriptions" / f"{dialog}.txt", f"{dialog}_F000 [000.0000-000.9000]: A CAT\n")
     _text(root / "README.txt", "IEMOCAP\n")
+    return root
+
+
+def speech_commands(root: Path, speakers: int = 4) -> Path:
+    """``root/speech_commands_v0.01/WORD/NAME_nohash_0.wav`` and ``root/speech_commands_test_set_v0.01/CLASS/``.
+
+    Args:
+        root: holds the two folders, which are made.
+        speakers: by their names, the first one is for development and the others are for training.
+
+    Returns:
+        ``root``.
+    """
+    train, test = root / "speech_commands_v0.01", root / "speech_commands_test_set_v0.01"
+    for word in (*KEYWORDS, "bed", "wow"):
+        for number in range(speakers):
+            _write(train / word / f"{zlib.crc32(str(number).encode()):08x}_nohash_0.wav", 11200 + 400 * number)
+    for word in (*KEYWORDS, "_unknown_", "_silence_"):
+        _write(test / word / "0a7c2a8d_nohash_0.wav", 16000)
+    _write(train / "_background_noise_" / "white_noise.wav", 32000)
+    _text(train / "_background_noise_" / "README.md", "noise\n")
+    for name in ("validation_list.txt", "testing_list.txt", "README.md", "LICENSE"):
+        _text(train / name, "")
     return root
 
 

@@ -1,4 +1,4 @@
-"""``s3prl-ekd mini-corpus OUT``: a small synthetic speech corpus in the layouts of s3prl's four tasks."""
+"""``s3prl-ekd mini-corpus OUT``: a small synthetic speech corpus in the layouts that s3prl's tasks read."""
 
 from __future__ import annotations
 

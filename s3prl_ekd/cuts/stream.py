@@ -177,8 +177,9 @@ class BatchReader(Dataset[Loaded | UserError]):
             return error
 
 
-class _Planned(IterableDataset[Planned | UserError]):
-    """What a function plans, anew in each pass. A UserError is the last item: it comes through processes like them."""
+class _PlannedBatches(IterableDataset[Planned | UserError]):
+    """The batches that a function plans; it is called for each pass. A UserError comes as the last item, so that it
+    passes from process to process as batches do."""
 
     def __init__(self, plan: Callable[[], Iterable[Planned]]) -> None:
         self.plan = plan
@@ -306,12 +307,12 @@ class EpochLoader:
         Each loader has a generator of its own, since the global one's state is part of what a resumed run restores.
         """
         stream, workers = self.stream, self.stream.config.num_workers
-        planned = _Planned(functools.partial(stream.plan.rank_batches, self.epoch, self.consumed, stream.rank))
+        planned = _PlannedBatches(functools.partial(stream.plan.rank_batches, self.epoch, self.consumed, stream.rank))
         if workers:
             planner = make_loader(
                 planned, workers=1, prefetch=_PLANNED_AHEAD, generator=torch.Generator(), pin_memory=False
             )
-            planned = _Planned(functools.partial(patient, planner, stream.config.timeout_seconds))
+            planned = _PlannedBatches(functools.partial(patient, planner, stream.config.timeout_seconds))
         return make_loader(
             stream.reader,
             sampler=planned,

@@ -27,7 +27,7 @@ from s3prl_ekd.audio.randomness import keyed_generator
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.espeak import Espeak
 from s3prl_ekd.files import atomic_path
-from s3prl_ekd.mini_corpus import layouts, plan, sounds
+from s3prl_ekd.mini_corpus import layouts, plan, sounds, speech_commands
 from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.mini_corpus.layouts import Spoken
 from s3prl_ekd.mini_corpus.recording import Lexicon, Recording, Studio, make_lexicon
@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Raised whenever the same settings would give another corpus."""
 
-ADDED: tuple[plan.AddedPart, ...] = ()
-"""Parts that are no parts of :data:`FORMAT`."""
+ADDED: tuple[plan.AddedPart, ...] = (speech_commands.PART,)
+"""Parts that came after :data:`FORMAT` 1: an older corpus gets them too, and stays what it is otherwise."""
 
 _MANIFEST = "corpus.json"
 _KIND = "s3prl-ekd mini corpus"

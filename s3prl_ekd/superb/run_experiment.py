@@ -22,7 +22,6 @@ from typing import Any
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, write_json, write_yaml
 from s3prl_ekd.processes import run_command
-from s3prl_ekd.superb.outcome import read_outcome
 from s3prl_ekd.tasks import TASKS
 from s3prl_ekd.tasks.task import Experiment, TestSet, changed
 
@@ -137,16 +136,16 @@ def _evaluate(experiment: Experiment, test: TestSet, checkpoint: str, options: l
     places = ["-p", str(folder), "-c", str(folder / "config.yaml"), "-i", str(TRAIN / checkpoint)]
     with _copy_of_stdout() as output:
         _stock_runner(["-m", "evaluate", "-t", task.evaluate_split, *places, *options], remember=False)
-    outcome = read_outcome(task, folder, output.getvalue())
+    outcome = task.outcome(folder, output.getvalue())
     seconds = round(time.monotonic() - started, 1)
     write_json(folder / RESULT, {**asdict(outcome), "changes": test.changes, "seconds": seconds})
 
 
 def _stock_runner(argv: list[str], *, remember: bool) -> None:
-    from s3prl_ekd.s3prl_plugin import hub
+    from s3prl_ekd import s3prl_hub
     from s3prl_ekd.s3prl_plugin.runners import downstream as downstream_runner
 
-    hub.register()  # s3prl cannot be imported before
+    s3prl_hub.register()  # s3prl cannot be imported before
     from s3prl_ekd.superb.cached_features import features_remembered
 
     with features_remembered() if remember else contextlib.nullcontext():

@@ -17,10 +17,15 @@ from s3prl_ekd.target_cache.files import command
 
 FORMAT = 1
 
-FREE = {f"objective.{term}" for term in keys_with_parts(ObjectiveConfig)} | {  # the loss terms' weights
-    "objective.loss_on_padding",  # True is refused
-    *("teachers.name", "teachers.own_forward", "teachers.weight"),
-}
+FREE = frozenset(
+    {
+        *(f"objective.{key}" for key in keys_with_parts(ObjectiveConfig)),  # weights of loss terms
+        "objective.loss_on_padding",  # True is refused
+        "teachers.name",
+        "teachers.own_forward",
+        "teachers.weight",
+    }
+)
 """The settings of teachers and objective that targets do not depend on; on all others, new ones included, they do.
 The teachers' names are described as a list, and their weights where they weigh an average."""
 

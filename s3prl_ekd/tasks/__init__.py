@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.tasks import asr, er, pr, sid
+from s3prl_ekd.tasks import asr, er, ks, pr, sid
 from s3prl_ekd.tasks.corpora import HIDDEN, Corpora, Input, Split
 from s3prl_ekd.tasks.task import Task
 
-TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (pr, sid, er, asr)}
+TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (pr, sid, er, asr, ks)}
 """By name, in the order of tables. A new task is registered by one more module here."""
 BY_DOWNSTREAM: dict[str, Task] = {task.downstream: task for task in TASKS.values()}
 """By s3prl's name for it (``-d``)."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd import assets
 from s3prl_ekd.config.base import set_value
+from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.tasks.corpora import HIDDEN, Corpora, Input, Split
 from s3prl_ekd.tasks.scores import Outcome, accuracy
@@ -19,6 +21,8 @@ Settings = dict[str, Any]
 
 OFF_CHANCE_ERRORS = 3.0
 """A score is off chance when it is better by this many standard errors of chance."""
+TOLERANCE = 0.01
+"""Percent by which the printed score may differ from the one computed anew from the answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +112,6 @@ class Task:
     """What stands between an utterance's name and its answer there."""
     lists: str = ""
     """Section of ``downstream_expert`` where users name lists of data as they like; empty: the names are fixed."""
-    more_keys: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of ``downstream_expert`` that s3prl reads and no configuration shows."""
     longest: bool = False
     """Whether to start it first, so that no core waits for it at the end."""
     by_default: bool = False
@@ -152,6 +154,34 @@ class Task:
         """Whether ``value`` is better than chance by :data:`OFF_CHANCE_ERRORS` standard errors."""
         gain = value - chance if self.higher_is_better else chance - value
         return gain > OFF_CHANCE_ERRORS * chance_error
+
+    def outcome(self, folder: Path, output: str) -> Outcome:
+        """The score of an evaluation by s3prl's runner, which must be the one of the answers that it wrote.
+
+        Args:
+            folder: where the runner left its answers.
+            output: what it printed.
+
+        Raises:
+            UserError: no score was printed, or it is not that of the answers.
+        """
+        printed = re.findall(rf"^{re.escape(self.printed)}: (\S+)$", output, flags=re.MULTILINE)
+        if not printed:
+            raise UserError(f"{folder}: s3prl's runner printed no '{self.printed}'")
+        value = self.scale * float(printed[-1])
+        found = self.score(*(_column(folder, pattern, self.separator) for pattern in self.answers))
+        if not abs(value - found.value) <= TOLERANCE:
+            raise UserError(f"{folder}: s3prl's runner printed {value:.3f} % but its answers score {found.value:.3f} %")
+        return replace(found, value=value)
+
+
+def _column(folder: Path, pattern: str, separator: str) -> list[str]:
+    """What follows the utterance's name on each line of the one file that fits ``pattern``."""
+    paths = sorted(folder.glob(pattern))
+    if len(paths) != 1:
+        raise UserError(f"{folder}: expected one file {pattern}, found {len(paths)}")
+    lines = paths[0].read_text(encoding="utf-8").splitlines()
+    return [line.partition(separator)[2].strip() for line in lines]
 
 
 def changed(config: Settings, changes: Mapping[str, Any]) -> Settings:

@@ -6,6 +6,7 @@ import collections
 import csv
 import json
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.espeak import Espeak
 from s3prl_ekd.mini_corpus import plan
-from s3prl_ekd.mini_corpus.build import build
+from s3prl_ekd.mini_corpus.build import add_parts, build
 from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.mini_corpus.recording import Studio, make_lexicon
 from s3prl_ekd.mini_corpus.sentences import Pool, pool, vocabulary
+from s3prl_ekd.tasks import TASKS
+from s3prl_ekd.tasks.corpora import Split, mini_corpora
 
 SPLITS = ("distil-train", "train-clean", "dev-clean", "test-clean", "test-noisy", "hidden-clean", "hidden-noisy")
 
@@ -78,6 +81,7 @@ def lexicon(corpus: Path) -> dict[str, list[str]]:
 
 def test_rebuild_is_bit_identical_whatever_the_number_of_processes(corpus, tmp_path):
     again = build(tmp_path / "again", MiniCorpusConfig.tiny(), jobs=2)
+    add_parts(again, MiniCorpusConfig.tiny(), jobs=2)
     names = {path.relative_to(corpus) for path in corpus.rglob("*") if path.is_file()}
     assert names == {path.relative_to(again) for path in again.rglob("*") if path.is_file()}
     assert [name for name in sorted(names) if (corpus / name).read_bytes() != (again / name).read_bytes()] == []
@@ -114,6 +118,22 @@ def test_damaged_corpus_is_replaced_only_by_force(tmp_path, monkeypatch):
     monkeypatch.setattr("s3prl_ekd.mini_corpus.build._write", lambda root, *_: (root.mkdir(), (root / "new").touch()))
     build(tmp_path / "out", MiniCorpusConfig.tiny(), force=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_a_corpus_of_before_a_part_was_added_is_the_same_and_gets_it(tiny_corpus, tmp_path, caplog):
+    old = shutil.copytree(tiny_corpus, tmp_path / "old")
+    description = (old / "corpus.json").read_bytes()
+    asked = (mini_corpora(old), frozenset(Split), TASKS["ks"].template("mini"), tmp_path)
+    with pytest.raises(UserError, match=rf"SpeechCommands/.*; make it with: s3prl-ekd mini-corpus {old}"):
+        TASKS["ks"].experiments(*asked)
+    add_parts(old, MiniCorpusConfig.tiny())
+    assert (old / "corpus.json").read_bytes() == description
+    assert build(old, MiniCorpusConfig.tiny()) == old
+    (experiment,) = TASKS["ks"].experiments(*asked)
+    assert [test.name for test in experiment.tests] == ["test", "hidden"]
+    (old / "lexicon.txt").unlink()  # the files of the part do not stand for missing ones
+    with pytest.raises(UserError, match="files instead of"):
+        build(old, MiniCorpusConfig.tiny())
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -182,7 +202,9 @@ def test_pools_have_their_shares():
 
 def test_every_recording_is_speech(corpus):
     for path in sorted(
-        path for path in corpus.rglob("*") if path.suffix in (".wav", ".flac") and "rirs" not in str(path)
+        path
+        for path in corpus.rglob("*")
+        if path.suffix in (".wav", ".flac") and not {"rirs", "SpeechCommands"} & {*path.parts}
     ):
         assert soundfile.info(path).subtype == "PCM_16"
         samples = read(path)
@@ -316,9 +338,10 @@ def test_noisy_speech_is_the_clean_one_distorted_in_place(corpus, clean, noisy):
 @pytest.fixture(scope="module")
 def s3prl_tasks():
     """s3prl's task packages, patched to import."""
-    from s3prl_ekd.s3prl_compat import patches
+    from s3prl_ekd.s3prl_compat import patches, task_patches
 
     patches.apply()
+    task_patches.apply()
     return pytest.importorskip("s3prl.downstream")
 
 
@@ -356,6 +379,31 @@ def test_er_as_s3prl_reads_it(corpus, root, s3prl_tasks):
         stems = [data[index][2] for index in range(len(data))]
         assert len(set(stems)) == len(stems)  # s3prl names its predictions by them
     assert not speakers["train"] & speakers["test"]
+
+
+@pytest.mark.parametrize("test_set", ["speech_commands_test_set_v0.01", "hidden"])
+def test_ks_as_s3prl_reads_it(corpus, s3prl_tasks, test_set):
+    from s3prl.downstream.speech_commands import dataset, expert
+
+    config, root = MiniCorpusConfig.tiny(), corpus / "SpeechCommands/speech_commands_v0.01"
+    sets = expert.split_dataset(root)
+    speakers = [{path.name.split("_")[0] for _, path in files} for files in sets]
+    assert [len(names) for names in speakers] == [config.train_clean.speakers, config.dev_clean.speakers]
+    assert not speakers[0] & speakers[1]
+    assert sets[0] == sorted(sets[0])
+    train = dataset.SpeechCommandsDataset(sets[0], speech_commands_root=root)
+    assert {name for name, _ in train.data} == {*dataset.CLASSES}
+    wave, label, name = train[0]
+    word, file = name.split("-", 1)
+    assert dataset.CLASSES[label] in (word, "_unknown_")
+    assert wave == pytest.approx(read(root / word / file) * 10 ** (-3 / 20))
+    assert 0.4 < len(wave) / 16000 < 1.5
+    silence, label, _ = train[len(train) - 1]
+    assert (len(silence), dataset.CLASSES[label]) == (16000, "_silence_")
+    test = dataset.SpeechCommandsTestingDataset(speech_commands_test_root=corpus / "SpeechCommands" / test_set)
+    counts = collections.Counter(name for name, _ in test.data)
+    assert counts == dict.fromkeys(dataset.CLASSES, 2 * config.test_clean.speakers)
+    assert not {path.name.split("_")[0] for _, path in test.data} & (speakers[0] | speakers[1])
 
 
 def test_asr_as_s3prl_reads_it(corpus, s3prl_tasks):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers_corpora import iemocap, lexicon, librispeech, musan, voxceleb1
+from helpers_corpora import iemocap, lexicon, librispeech, musan, speech_commands, voxceleb1
 from helpers_s3prl import python
 
 from s3prl_ekd import assets, cli
@@ -53,6 +53,7 @@ def workplace(tmp_path_factory) -> Path:
     lexicon(data / "lexicon.txt")
     voxceleb1(data / "VoxCeleb1")
     iemocap(data / "IEMOCAP", turns=1)
+    speech_commands(data)
     (root / "mini-corpus").mkdir()
     for name, target in {"LibriSpeech": "LibriSpeech", "len_for_bucket": "len_for_bucket", "noise": "musan"}.items():
         (root / "mini-corpus" / name).symlink_to(data / target)
@@ -179,6 +180,8 @@ def test_recipe_of_run_downstream(workplace, monkeypatch, name):
         "voxceleb1": data / "VoxCeleb1",
         "iden_split": data / "VoxCeleb1/iden_split.txt",
         "iemocap": data / "IEMOCAP",
+        "speech_commands": data / "speech_commands_v0.01",
+        "speech_commands_test": data / "speech_commands_test_set_v0.01",
     }
     corpora = Corpora(recipes=kind, given=given)
     template = with_steps(TASKS[task].template(kind), 1)

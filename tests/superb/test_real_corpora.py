@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from helpers_corpora import LIBRISPEECH, iemocap, lexicon, librispeech, voxceleb1
+from helpers_corpora import LIBRISPEECH, iemocap, lexicon, librispeech, speech_commands, voxceleb1
 from helpers_s3prl import python
 
 from s3prl_ekd import cli
@@ -26,12 +26,13 @@ MACOS = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "  # how a ._ file beg
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """The four corpora with what comes along in practice: macOS' files, a list and labels from other editors."""
+    """The corpora with what comes along in practice: macOS' files, a list and labels from other editors."""
     root = tmp_path_factory.mktemp("real")
     librispeech(root / "LibriSpeech", LIBRISPEECH | {"train-clean-360": 0, "train-other-500": 0})
     lexicon(root / "librispeech-lexicon.txt")
     (voxceleb1(root / "VoxCeleb1") / "iden_split.txt").rename(root / "iden_split.txt")
     iemocap(root / "IEMOCAP_full_release")
+    speech_commands(root)
     split = (root / "iden_split.txt").read_text()
     (root / "iden_split.txt").write_bytes(b"\xef\xbb\xbf" + split.replace("\n", "  \r\n\r\n").encode())
     for file in sorted((root / "IEMOCAP_full_release").rglob("EmoEvaluation/*.txt")):
@@ -48,15 +49,17 @@ def root(tmp_path_factory) -> Path:
 def judged(root, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """The command of the README, but for where things are and how long it trains."""
     out = tmp_path_factory.mktemp("judged")
-    few = [word for task in ("pr", "sid", "er", "asr") for word in ("--steps", f"{task}=1")]
+    few = [word for task in TASKS for word in ("--steps", f"{task}=1")]
     narrow = ["--set", "asr:downstream_expert.modelrc.RNNs.dim=[64, 64]"]  # of 1024, which would take a minute
     # fmt: off
     done = python(
         "-m", "s3prl_ekd", "superb", "--upstream", "ekd_student_mini", "--corpus", "real", "--out", "results/ekd",
-        "--tasks", "pr,sid,er,asr",
+        "--tasks", "pr,sid,er,asr,ks",
         "--librispeech", str(root / "LibriSpeech"), "--lexicon", str(root / "librispeech-lexicon.txt"),
         "--voxceleb1", str(root / "VoxCeleb1"), "--iden-split", str(root / "iden_split.txt"),
         "--iemocap", str(root / "IEMOCAP_full_release"),
+        "--speech-commands", str(root / "speech_commands_v0.01"),
+        "--speech-commands-test", str(root / "speech_commands_test_set_v0.01"),
         "--jobs", "2", "--device", "cpu", *few, *narrow, cwd=out, timeout=600,
     )
     # fmt: on
@@ -70,6 +73,7 @@ def judged(root, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
         ("sid", "sid", "datarc", 6),
         ("er", "er-fold5", "datarc", 5 * 2 * 5),
         ("asr", "asr", "datarc", 4),
+        ("ks", "ks", "datarc", 12),
     ],
 )
 def test_each_task_is_trained_and_judged_with_the_workers_of_its_recipe(judged, task, folder, workers, utterances):
@@ -127,6 +131,7 @@ def originals(tmp_path_factory) -> Path:
     librispeech(hidden / "LibriSpeech", {"test-other": 1, "dev-other": 1, "test-clean": 1})
     voxceleb1(hidden / "VoxCeleb1", speakers=2)
     iemocap(hidden / "IEMOCAP_full_release", turns=1)
+    speech_commands(hidden, speakers=0)
     return hidden
 
 
@@ -137,6 +142,8 @@ def _planned(task: str, root: Path, hidden: Path, folder: Path) -> list:
         "voxceleb1": root / "VoxCeleb1",
         "iden_split": root / "iden_split.txt",
         "iemocap": root / "IEMOCAP_full_release",
+        "speech_commands": root / "speech_commands_v0.01",
+        "speech_commands_test": root / "speech_commands_test_set_v0.01",
         "hidden": hidden,
     }
     return TASKS[task].experiments(Corpora(recipes="real", given=given), BOTH, TASKS[task].template("real"), folder)
@@ -180,7 +187,16 @@ def test_hidden_speakers_in_voxcelebs_own_layout(root, originals, tmp_path):
     assert data["meta_data"] == str(originals / "VoxCeleb1/iden_split.txt")
 
 
-@pytest.mark.parametrize("task", ["pr", "sid", "er", "asr"])
+def test_hidden_keywords_in_speech_commands_own_layout(root, originals, tmp_path):
+    (experiment,) = _planned("ks", root, originals, tmp_path)
+    hidden = originals / "speech_commands_test_set_v0.01"
+    assert {test.name: dict(test.changes) for test in experiment.tests} == {
+        "test": {},
+        "hidden": {"downstream_expert.datarc.speech_commands_test_root": str(hidden)},
+    }
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_hidden_sets_of_neither_layout_are_one_line(root, tmp_path, task):
     (tmp_path / "hidden").mkdir()
     with pytest.raises(UserError, match=rf"--hidden {tmp_path}/hidden: expected .* laid out as the mini corpus or the"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.superb.outcome import read_outcome
 from s3prl_ekd.tasks import TASKS
 from s3prl_ekd.tasks.scores import accuracy, error_rate
 
@@ -34,7 +33,7 @@ def test_accuracy_and_its_chance():
 def test_printed_score_must_be_that_of_the_answers(tmp_path):
     (tmp_path / "test-hyp.ark").write_text("one A B\ntwo \n")
     (tmp_path / "test-ref.ark").write_text("one A C\ntwo D D\n")
-    assert read_outcome(TASKS["pr"], tmp_path, "noise\ntest per: 0.75\n").value == 75
+    assert TASKS["pr"].outcome(tmp_path, "noise\ntest per: 0.75\n").value == 75
     for output, message in (("test per: 0.5\n", "answers score 75.000"), ("dev per: 0.75\n", "printed no 'test per'")):
         with pytest.raises(UserError, match=message):
-            read_outcome(TASKS["pr"], tmp_path, output)
+            TASKS["pr"].outcome(tmp_path, output)
