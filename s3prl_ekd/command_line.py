@@ -36,7 +36,9 @@ class Parser(OneLineParser):
             name = "/".join(action.option_strings) or action.metavar or action.dest
             self.error(f"{name}: unknown value {value!r}; {nearest(str(value), action.choices)}")
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # type: ignore[override] # typeshed has an overload for each kind of namespace
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """As the base class, but intermixed, and strict about unknown options (commands below it judge their own)."""
         if self._inner or any(action.nargs == argparse.PARSER for action in self._actions):
             return super().parse_known_args(args, namespace)

@@ -37,7 +37,7 @@ def one_line(error: BaseException | str, most: int | None = None) -> str:
     return text if most is None else shorten(text, most)
 
 
-def _without_traceback(message: str) -> str:
+def without_traceback(message: str) -> str:
     """What an error said that torch's DataLoader makes again of a worker's whole traceback."""
     if not message.startswith("Caught ") or "Traceback (most recent call last):\n" not in message:
         return message
@@ -52,7 +52,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable_line(_without_traceback(message)))
+        super().__init__(printable_line(without_traceback(message)))
 
 
 EXIT_USER_ERROR = 2

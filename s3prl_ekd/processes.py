@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import sys
-import threading
+import traceback
 from collections.abc import Callable
 
 from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, printable_line
-
-logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
@@ -23,6 +19,8 @@ def run_command(
     prog: str, work: Callable[[], int | None], *, go_on: str = "the same command goes on", silent: bool = False
 ) -> int:
     """Do ``work`` as a command does: log to stderr, and say in one line there what needs no traceback.
+
+    Python's development mode (``python -X dev``) shows the traceback of an error all the same.
 
     Args:
         prog: begins the line.
@@ -35,18 +33,17 @@ def run_command(
         The exit status.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    status = EXIT_USER_ERROR
     try:
         return work() or 0
     except KeyboardInterrupt as interrupt:
         line, status = f"interrupted; {str(interrupt) or go_on}", EXIT_INTERRUPTED
-    except UserError as error:
-        line = f"error: {error}"
-    except OSError as error:
-        if error.filename is None:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
             raise
-        logger.debug("where it happened", exc_info=True)
-        line = f"error: {printable_line(f'{error.filename}: {error.strerror or error}')}"
+        if sys.flags.dev_mode:
+            traceback.print_exc()
+        said = str(error) if isinstance(error, UserError) else f"{error.filename}: {error.strerror or error}"
+        line, status = f"error: {printable_line(said)}", EXIT_USER_ERROR
     if not silent:
         print(f"{prog}: {line}", file=sys.stderr)
     return status
@@ -58,11 +55,15 @@ def die_with_parent() -> None:
     The kernel could do so too (prctl), but for the direct parent only: with a forkserver that is another process, which
     lives as long as its children do.
     """
+    import multiprocessing.connection
+    import threading
+
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_wait_and_end, args=(parent.sentinel,), daemon=True).start()
+    if parent is None:
+        return
 
+    def wait_and_end(sentinel: int) -> None:
+        multiprocessing.connection.wait([sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def _wait_and_end(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=wait_and_end, args=(parent.sentinel,), daemon=True).start()

@@ -1,7 +1,7 @@
 """The student as an s3prl upstream, without importing s3prl.
 
 These functions are what s3prl's hub, ``S3PRLUpstream`` and torch.hub call; ``hubconf.py`` and
-``s3prl_ekd/s3prl_plugin/hub.py`` re-export them.
+``s3prl_ekd/s3prl_hub.py`` re-export them.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def ekd_student(
 
 
 def ekd_student_mini(
-    ckpt: str | Path | None = None, model_config: str | Path | None = None, refresh: bool = False, **kwargs: object
+    ckpt: str | Path | None = None, model_config: str | Path | None = None, refresh: bool = False, **kwargs: Any
 ) -> EkdUpstream:
     """The upstream of the tiny student that comes with this package; nothing has to be given or fetched.
 

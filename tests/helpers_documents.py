@@ -148,7 +148,7 @@ class Shop:
             capture_output=True,
             text=True,
             cwd=folder,
-            timeout=600,
+            timeout=1200,
             env=self.environment(),
         )
 

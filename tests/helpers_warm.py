@@ -7,6 +7,7 @@ command runs with the client's folder, environment and streams, and the client e
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import json
 import os
@@ -63,18 +64,21 @@ def client(address: Path) -> str:
     return _CLIENT.format(address=str(address))
 
 
-def _serve(address: str) -> None:
+def _serve(address: str, parent: int) -> None:
+    """Fork a process for each command, until the process that has asked for this one is gone."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the children's ends need no waiting for
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address + ".new")
         listener.listen()
         os.rename(address + ".new", address)
-        while True:
-            connection, _ = listener.accept()
-            if os.fork() == 0:
-                listener.close()
-                _be_the_command(connection)
-            connection.close()
+        listener.settimeout(1)
+        while os.getppid() == parent:
+            with contextlib.suppress(TimeoutError):
+                connection, _ = listener.accept()
+                if os.fork() == 0:
+                    listener.close()
+                    _be_the_command(connection)
+                connection.close()
 
 
 def _be_the_command(connection: socket.socket) -> None:
@@ -108,9 +112,6 @@ def _be_the_command(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    from s3prl_ekd import processes
-
-    processes.end_with(int(sys.argv[2]))
     for name in _IMPORTED:
         importlib.import_module(name)
-    _serve(sys.argv[1])
+    _serve(sys.argv[1], int(sys.argv[2]))

@@ -44,6 +44,6 @@ def _last(where: Path) -> Path:
         found = newest_readable(where / "checkpoints")
         if found is not None:
             return found[0]
-    from s3prl_ekd.s3prl_plugin.runners.support import newest_checkpoint
+    from s3prl_ekd.s3prl_plugin.runners.checkpoints import newest_checkpoint
 
     return Path(newest_checkpoint(str(where), "export-checkpoint"))

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd import s3prl_hub
 from s3prl_ekd.command_line import SEEDS, whole_number
 from s3prl_ekd.devices import check_device
 from s3prl_ekd.errors import UserError, nearest, shorten
 from s3prl_ekd.files import parse_yaml
-from s3prl_ekd.s3prl_plugin import hub
+from s3prl_ekd.s3prl_compat.upstream_names import check_file
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import JobError, run_jobs
 from s3prl_ekd.superb.summary import write_summary
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.upstream is None and not args.prepare:
         raise UserError("--upstream is missing: an s3prl upstream, such as ekd_student, fbank")
     if args.upstream is not None:
-        hub.check_name(args.upstream, "--upstream")
+        s3prl_hub.check_name(args.upstream, "--upstream")
     evaluation = Evaluation(
         upstream=args.upstream or "",
         ckpt=None if args.prepare else _where(args),
@@ -129,18 +130,15 @@ def _check_weights(upstream: str, ckpt: str | None) -> None:
     Raises:
         UserError: they are no weights of this upstream.
     """
-    if upstream in hub.NAMES:
+    if upstream in s3prl_hub.NAMES:
         from s3prl_ekd import upstream as ours
 
         try:
             getattr(ours, upstream)(ckpt)
         except UserError as error:
             raise UserError(f"--ckpt {error}" if ckpt else str(error)) from error
-    elif upstream.endswith(("_local", "_custom", "_url")):
-        if ckpt is None:
-            raise UserError(f"--upstream {upstream} needs --ckpt: its weights")
-        if not upstream.endswith("_url") and "://" not in ckpt and not Path(ckpt).exists():
-            raise UserError(f"--ckpt {ckpt}: there is no such file or folder")
+    else:
+        check_file(upstream, ckpt, options=("--upstream", "--ckpt"))
 
 
 def _tasks(text: str) -> tuple[str, ...]:

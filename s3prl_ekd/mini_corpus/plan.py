@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -136,11 +136,10 @@ class _Session:
     brightness: float
 
     def apply(self, style: Style) -> Style:
-        return Style(
+        return replace(
+            style,
             pitch=style.pitch * self.pitch,
-            span=style.span,
             rate=style.rate * self.rate,
-            gain_db=style.gain_db,
             brightness=style.brightness * self.brightness,
         )
 

@@ -1,6 +1,7 @@
 """Waits for s3prl to be imported, and then makes it work.
 
 Every start of Python in a plugged environment pays for this module, so it imports nothing that is not loaded anyway.
+Functions are named as ``module:function`` here: a name can be sent to another process, and costs no import.
 """
 
 from __future__ import annotations
@@ -9,29 +10,37 @@ import sys
 
 TYPE_CHECKING = False  # as typing's, without its import
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-also: list[str] = []
-"""Functions, as ``module:name``, that are called once s3prl is patched, here and in the processes started from here."""
-first: list[str] = []
-"""Functions, as ``module:name``, that a process started from here calls before it does anything else."""
+after_patches: list[str] = []
+"""Functions to call once s3prl is patched, here and in the processes started from here."""
+in_new_processes: list[str] = []
+"""Functions that a process started from here calls before it does anything else."""
 
 
-def call(*names: str) -> None:
-    """Call these functions, given as ``module:name``."""
+def call(*functions: str) -> None:
+    """Call these functions."""
     import pkgutil
 
-    for name in names:
-        pkgutil.resolve_name(name)()
+    for function in functions:
+        pkgutil.resolve_name(function)()
+
+
+def repeat_in_new_processes(function: str) -> None:
+    """Have a function called in every process that is started from here (:data:`in_new_processes`)."""
+    if function not in in_new_processes:
+        in_new_processes.append(function)
 
 
 def patch_s3prl(module: ModuleType) -> None:
-    """Apply all patches, and call what is in :data:`also`."""
+    """Apply all patches, and call what is in :data:`after_patches`."""
     from s3prl_ekd.s3prl_compat import patches
 
     patches.apply()
-    call(*also)
+    call(*after_patches)
 
 
 # Module -> what to do after it has been imported.
@@ -41,38 +50,44 @@ _AFTER: dict[str, list[Callable[[ModuleType], None]]] = {}
 class _Finder:
     """First in ``sys.meta_path``: lets the others find, and only adds something to do afterwards."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name not in _AFTER:
             return None
         for finder in sys.meta_path:
             spec = None if isinstance(finder, _Finder) else finder.find_spec(name, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader)
+                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment] # Loader's base costs an import
                 return spec
         return None
 
 
 class _Loader:
-    def __init__(self, loader: object) -> None:
+    """The loader that was found, and :data:`_AFTER` after it."""
+
+    def __init__(self, loader: Loader) -> None:
         self._loader = loader
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> object:
         return getattr(self._loader, name)
 
-    def create_module(self, spec: object) -> ModuleType | None:
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__.loader = module.__loader__ = self._loader  # from here on it is as if we had not been there
+        module.__loader__ = self._loader  # from here on it is as if we had not been there
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         for action in _AFTER[module.__name__]:
             action(module)
 
 
-def install(*names: str) -> None:
-    """Start waiting for s3prl; once it is patched, the functions of these ``names`` are called (:data:`also`)."""
-    also.extend(name for name in names if name not in also)
+def install(*functions: str) -> None:
+    """Start waiting for s3prl; once it is patched, these functions are called (:data:`after_patches`)."""
+    after_patches.extend(function for function in functions if function not in after_patches)
     after("s3prl", patch_s3prl)
 
 

@@ -1,6 +1,6 @@
-"""Run by its path, first of all, in a process that is started anew (:mod:`.processes`): makes this package importable.
+"""The first of ours that runs in a process started anew (see :mod:`.processes`): makes this package importable.
 
-Which folders are searched is known there a moment later only, when multiprocessing sets the path of the parent.
+It is run by its path: the folders that the parent searches for modules are set in the new process a moment later only.
 """
 
 import sys

@@ -57,6 +57,19 @@ def apply(*names: str) -> list[str]:
     return [patch.name for patch in PATCHES.values() if (not names or patch.name in names) and patch.install()]
 
 
+def _set(owner: Any, **values: Any) -> None:
+    """Set attributes of a module or class."""
+    for name, value in values.items():
+        setattr(owner, name, value)
+
+
+def _add_missing(owner: Any, **values: Any) -> bool:
+    """Set those attributes that a module or class lacks; returns whether there were any."""
+    missing = {name: value for name, value in values.items() if not hasattr(owner, name)}
+    _set(owner, **missing)
+    return bool(missing)
+
+
 # What today's packages have to say, at every start, about code that nobody will change.
 _NOISE: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, ""),  # torch.cuda.amp, torch.nn.utils.weight_norm, torch.jit
@@ -79,6 +92,17 @@ def quiet() -> Iterator[None]:
         espnet.removeFilter(_not_of_espnet)
 
 
+@contextlib.contextmanager
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Attributes of a module or class that have other values inside the block."""
+    before = {name: getattr(owner, name) for name in values}
+    _set(owner, **values)
+    try:
+        yield
+    finally:
+        _set(owner, **before)
+
+
 def _not_of_espnet(record: logging.LogRecord) -> bool:
     return "ESPnet is not installed" not in record.getMessage()
 
@@ -94,8 +118,8 @@ def distutils() -> bool:
         return False
     except ImportError:
         package, util = types.ModuleType("distutils"), types.ModuleType("distutils.util")
-        package.__path__ = []
-        package.util, util.strtobool = util, _strtobool
+        _set(package, __path__=[], util=util)
+        _set(util, strtobool=_strtobool)
         sys.modules.update({"distutils": package, "distutils.util": util})
         return True
 
@@ -115,10 +139,7 @@ def numpy_scalar_aliases() -> bool:
     """``np.int`` (span masks of WavLM, wav2vec 2.0 and LightHuBERT) and ``np.complex`` (s3prl.utility.audio)."""
     import numpy as np
 
-    missing = {name: builtin for name, builtin in (("int", int), ("complex", complex)) if not hasattr(np, name)}
-    for name, builtin in missing.items():
-        setattr(np, name, builtin)
-    return bool(missing)
+    return _add_missing(np, int=int, complex=complex)
 
 
 # --- torchaudio -------------------------------------------------------------------------------------------------------
@@ -129,10 +150,7 @@ def torchaudio_set_audio_backend() -> bool:
     """``torchaudio.set_audio_backend``, called by several modules during their import; there are no backends now."""
     import torchaudio
 
-    if hasattr(torchaudio, "set_audio_backend"):
-        return False
-    torchaudio.set_audio_backend = lambda backend=None: None
-    return True
+    return _add_missing(torchaudio, set_audio_backend=lambda backend=None: None)
 
 
 @_patch("torchaudio 2.9, unless torchcodec is installed and finds its FFmpeg")
@@ -227,8 +245,9 @@ def torchaudio_sox_effects() -> bool:
         return False
     module = types.ModuleType("torchaudio.sox_effects")
     module.__spec__ = ModuleSpec("torchaudio.sox_effects", loader=None)  # so that find_spec finds it the next time
-    vars(module).update(apply_effects_tensor=_no_sox_effects, apply_effects_file=apply_effects_file)
-    torchaudio.sox_effects = sys.modules["torchaudio.sox_effects"] = module
+    _set(module, apply_effects_tensor=_no_sox_effects, apply_effects_file=apply_effects_file)
+    sys.modules["torchaudio.sox_effects"] = module
+    _set(torchaudio, sox_effects=module)
     return True
 
 
@@ -291,11 +310,7 @@ def huggingface_hub_names() -> bool:
     """``HfFolder`` and ``Repository``, imported by s3prl's downstream runner whether or not it meets the hub."""
     import huggingface_hub
 
-    missing = {"HfFolder": _HfFolder, "Repository": _Repository}
-    missing = {name: stand_in for name, stand_in in missing.items() if not hasattr(huggingface_hub, name)}
-    for name, stand_in in missing.items():
-        setattr(huggingface_hub, name, stand_in)
-    return bool(missing)
+    return _add_missing(huggingface_hub, HfFolder=_HfFolder, Repository=_Repository)
 
 
 class _HfFolder:
@@ -329,10 +344,10 @@ def huggingface_hub_login() -> bool:
     """``HfApi().login(username, password)``, which ``--hub huggingface`` calls; passwords went away, tokens stayed."""
     import huggingface_hub
 
-    if hasattr(huggingface_hub.HfApi, "login"):
-        return False
-    huggingface_hub.HfApi.login = lambda self, username=None, password=None: huggingface_hub.get_token()
-    return True
+    def login(self: object, username: str | None = None, password: str | None = None) -> str | None:
+        return huggingface_hub.get_token()
+
+    return _add_missing(huggingface_hub.HfApi, login=login)
 
 
 @_patch("huggingface_hub 1.0")
@@ -353,7 +368,7 @@ def huggingface_hub_snapshot_download() -> bool:
         return original(repo_id, revision=revision, **kwargs)
 
     del snapshot_download.__wrapped__  # so that the signature shows what it takes
-    huggingface_hub.snapshot_download = snapshot_download
+    _set(huggingface_hub, snapshot_download=snapshot_download)
     return True
 
 
@@ -387,7 +402,8 @@ def _schedule_classes() -> Iterator[type]:
 
 
 def _subclasses(cls: type) -> Iterator[type]:
-    for subclass in cls.__subclasses__():
+    subclasses: list[type] = type.__subclasses__(cls)
+    for subclass in subclasses:
         yield subclass
         yield from _subclasses(subclass)
 

@@ -11,7 +11,7 @@ from typing import Any
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_compat import import_hook
-from s3prl_ekd.s3prl_compat.patches import AudioFileError
+from s3prl_ekd.s3prl_compat.patches import AudioFileError, replaced
 
 
 @contextlib.contextmanager
@@ -19,14 +19,13 @@ def read_as_speech() -> Iterator[None]:
     """While it lasts, :func:`install` is in force, here and in the processes that are started."""
     import torchaudio
 
-    original = torchaudio.load
-    install()
-    import_hook.also.append(_INSTALL)
-    try:
-        yield
-    finally:
-        import_hook.also.remove(_INSTALL)
-        torchaudio.load = original
+    with replaced(torchaudio, load=torchaudio.load):
+        install()
+        import_hook.after_patches.append(_INSTALL)
+        try:
+            yield
+        finally:
+            import_hook.after_patches.remove(_INSTALL)
 
 
 def install() -> None:

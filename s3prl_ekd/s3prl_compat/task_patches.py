@@ -15,6 +15,7 @@ from typing import Any
 
 from s3prl_ekd.files import read_lines
 from s3prl_ekd.s3prl_compat import import_hook
+from s3prl_ekd.s3prl_compat.patches import replaced
 
 
 def apply() -> None:
@@ -38,13 +39,8 @@ def _voxceleb1_file_lists(dataset: ModuleType) -> None:
 
 
 def _build_with_new_cache(module: ModuleType, original: Any, *args: Any, **kwargs: Any) -> None:
-    before = module.CACHE_PATH
-    with tempfile.TemporaryDirectory(prefix="voxceleb1-") as folder:
-        module.CACHE_PATH = folder
-        try:
-            original(*args, **kwargs)
-        finally:
-            module.CACHE_PATH = before
+    with tempfile.TemporaryDirectory(prefix="voxceleb1-") as folder, replaced(module, CACHE_PATH=folder):
+        original(*args, **kwargs)
 
 
 def _ctc_workers(expert: ModuleType) -> None:
@@ -66,7 +62,7 @@ def _text_files(dataset: ModuleType) -> None:
     s3prl stops at a blank line and decodes as the locale says; behind a byte order mark it does not know the first
     utterance and leaves it out, silently.
     """
-    dataset.open = _open
+    vars(dataset)["open"] = _open
 
 
 def _open(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:

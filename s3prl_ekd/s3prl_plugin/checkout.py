@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from s3prl_ekd.s3prl_compat import patches
-from s3prl_ekd.s3prl_plugin import hook, trust
+from s3prl_ekd.s3prl_plugin import hook
+from s3prl_ekd.s3prl_plugin.runners import guard
 
 patches.apply()
 hook.report_user_errors()
@@ -32,7 +33,7 @@ class UpstreamPretrainExpert(pretrain_expert.UpstreamPretrainExpert):
     def __init__(self, datarc: Mapping[str, Any], upstream_config: str | Mapping[str, Any], *args: Any, **kwargs: Any):
         """See the base class."""
         if isinstance(upstream_config, Mapping):  # a checkpoint's
-            trust.check_stock_teachers(upstream_config)
+            guard.check_teachers(upstream_config)
         super().__init__(datarc, upstream_config, *args, **kwargs)
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,11 @@ os.environ.update(ENVIRONMENT)
 
 # An error here comes again in the process of the experiment, whose log can show it.
 with contextlib.suppress(Exception):
+    from s3prl_ekd import s3prl_hub
     from s3prl_ekd.s3prl_compat import patches
-    from s3prl_ekd.s3prl_plugin import hub
     from s3prl_ekd.tasks import DEFAULT, TASKS
 
-    hub.register()
+    s3prl_hub.register()
     with patches.quiet():
         for name in (
             "s3prl.downstream.runner",

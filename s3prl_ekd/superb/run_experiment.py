@@ -142,10 +142,10 @@ def _evaluate(experiment: Experiment, test: TestSet, checkpoint: str, options: l
 
 
 def _stock_runner(argv: list[str], *, remember: bool) -> None:
-    from s3prl_ekd.s3prl_plugin import hub
+    from s3prl_ekd import s3prl_hub
     from s3prl_ekd.s3prl_plugin.runners import downstream as downstream_runner
 
-    hub.register()  # s3prl cannot be imported before
+    s3prl_hub.register()  # s3prl cannot be imported before
     from s3prl_ekd.superb.cached_features import features_remembered
 
     with features_remembered() if remember else contextlib.nullcontext():

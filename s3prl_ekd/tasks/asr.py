@@ -18,10 +18,6 @@ LENGTHS = Input(
     help="s3prl's len_for_bucket CSVs (default: made; ASR)",
     mini="len_for_bucket",
 )
-_DECODER = (
-    "nbest", "criterion", "beam", "beam_threshold", "kenlm_model", "lexicon", "lm_weight", "word_score", "unk_weight",
-    "sil_weight",
-)  # fmt: skip
 
 
 def _plan(corpora: Corpora, splits: frozenset[Split], template: Settings, folder: Path) -> Iterable[Experiment]:
@@ -58,7 +54,6 @@ TASK = Task(
     scale=1,
     answers=("test-clean-*-hyp.ark", "test-clean-*-ref.ark"),
     lists="datarc",
-    more_keys={"datarc": {"decoder_args": dict.fromkeys(_DECODER)}},
     longest=True,
     by_default=True,
 )

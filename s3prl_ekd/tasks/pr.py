@@ -60,6 +60,5 @@ TASK = Task(
     printed="test per",
     answers=("test-hyp.ark", "test-ref.ark"),
     lists="corpus",
-    more_keys={"corpus": dict.fromkeys(("ascending", "ratio", "offset")), "text": {"slots_file": None}},
     by_default=True,
 )

@@ -108,8 +108,6 @@ class Task:
     """What stands between an utterance's name and its answer there."""
     lists: str = ""
     """Section of ``downstream_expert`` where users name lists of data as they like; empty: the names are fixed."""
-    more_keys: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of ``downstream_expert`` that s3prl reads and no configuration shows."""
     longest: bool = False
     """Whether to start it first, so that no core waits for it at the end."""
     by_default: bool = False

@@ -11,6 +11,7 @@ import urllib.error
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from s3prl_ekd import FRAME_SHIFT
 from s3prl_ekd.config.recipe import TeacherConfig
 from s3prl_ekd.errors import UserError, one_line
+from s3prl_ekd.s3prl_compat.upstream_names import takes_file, with_file
 from s3prl_ekd.teachers.base import WAVEFORM_EPSILON, ModelTeacher, truncate
 from s3prl_ekd.teachers.from_transformers import check_hub, check_hub_id
 from s3prl_ekd.weights.file_kind import problem_of
@@ -26,9 +28,6 @@ from s3prl_ekd.weights.kinds import kind_of, upstream_of
 from s3prl_ekd.weights.pickles import load_pickle_safely
 
 logger = logging.getLogger(__name__)
-
-# Upstreams that load the file (or hub id) the user names; all others bring their own address.
-CKPT_SUFFIXES = ("_local", "_custom", "_url", "_gdriveid")
 
 # Models of fairseq's architecture: `encoder.layers`, run one after the other, whose batch mates of equal length do not
 # matter. All other upstreams run utterance by utterance and whole.
@@ -52,6 +51,8 @@ _NORMALIZE_SWITCHES = (
 class S3prlTeacher(ModelTeacher):
     """An upstream of s3prl."""
 
+    module: Any  # an expert, each with attributes of its own
+
     def __init__(self, config: TeacherConfig) -> None:
         """Load it.
 
@@ -59,7 +60,7 @@ class S3prlTeacher(ModelTeacher):
             UserError: no such upstream, it cannot be had, or it is no speech encoder of 320 samples a frame.
         """
         expert = _load(config)
-        model = getattr(expert, "model", None)
+        model: Any = getattr(expert, "model", None)
         self._encoder = model.encoder if _full_name(model) in _KNOWN and _is_transformer(model.encoder) else None
         normalize = _set_normalization(expert, config)
         super().__init__(
@@ -108,7 +109,7 @@ def _hub() -> ModuleType:
 
 
 def _load(config: TeacherConfig) -> nn.Module:
-    hub, name = _hub(), config.s3prl
+    hub, name = _hub(), config.origin
     who = f"teacher {config.name!r}: s3prl's {name}"
     if name not in hub.options():
         close = difflib.get_close_matches(name, hub.options(), n=3, cutoff=0.4)
@@ -120,7 +121,7 @@ def _load(config: TeacherConfig) -> nn.Module:
             expert = getattr(hub, name)(**arguments)
     except Exception as error:
         if is_download(error):
-            local = takes_file(name, hub.options())
+            local = with_file(name, hub.options())
             hint = f"'s3prl: {local}' and 'ckpt: PATH', or " if local else ""
             raise UserError(
                 f"{who} could not be downloaded ({type(error).__name__}): no network, or the address is gone; give a"
@@ -133,22 +134,17 @@ def _load(config: TeacherConfig) -> nn.Module:
         raise UserError(f"{who} cannot be loaded{origin} ({reason})") from error
     if not isinstance(expert, nn.Module):
         raise UserError(f"{who} is not an upstream model")
-    if hasattr(expert, "get_downsample_rates"):
-        rate = expert.get_downsample_rates("hidden_states")
+    rates: Any = getattr(expert, "get_downsample_rates", None)
+    if rates is not None:
+        rate = rates("hidden_states")
         if rate != FRAME_SHIFT:
             raise UserError(f"{who} has {rate} samples a frame; a teacher needs {FRAME_SHIFT}")
     return expert
 
 
-def takes_file(name: str, options: Sequence[str]) -> str | None:
-    """The upstream of ``name``'s family that loads a file: ``hubert_local`` for ``hubert_base_robust_mgr``."""
-    families = [option for option in options if option.endswith("_local") and name.startswith(option[: -len("_local")])]
-    return max(families, key=len, default=None)
-
-
 def _check_ckpt(config: TeacherConfig, entry: Callable[..., nn.Module], who: str) -> dict[str, str]:
     """The upstream's arguments."""
-    needed = config.s3prl.endswith(CKPT_SUFFIXES)
+    needed = takes_file(config.origin)
     if config.ckpt is None:
         if needed:
             raise UserError(f"{who} needs the path of a checkpoint: add 'ckpt: PATH'")
@@ -156,11 +152,11 @@ def _check_ckpt(config: TeacherConfig, entry: Callable[..., nn.Module], who: str
     if not needed and "ckpt" not in inspect.signature(entry).parameters:
         raise UserError(f"{who} brings its own checkpoint; leave ckpt out, or use an upstream that ends in _local")
     path = Path(config.ckpt).expanduser()
-    if config.s3prl.startswith("hf_"):
+    if config.origin.startswith("hf_"):
         _check_transformers_ckpt(config.ckpt, path, who)
         return {"ckpt": str(path) if path.exists() else config.ckpt}
     if not path.exists():
-        if config.ckpt.startswith("http") and not config.s3prl.endswith("_local"):
+        if config.ckpt.startswith("http") and not config.origin.endswith("_local"):
             return {"ckpt": config.ckpt}
         raise UserError(f"{who}: ckpt {config.ckpt} does not exist")
     if path.is_file():
@@ -231,13 +227,13 @@ def unsafe_loads_named(who: str) -> Iterator[list[object]]:
     load = torch.load
     files: list[object] = []
 
-    def named_load(file, *args, **kwargs):
+    def named_load(file: Any, *args: Any, **kwargs: Any) -> Any:
         files.append(file)
         if kwargs.get("weights_only") is False:
             logger.warning("%s unpickles %s, which can run code in it: use only files that you trust", who, file)
         return load(file, *args, **kwargs)
 
-    torch.load = named_load
+    torch.load = named_load  # type: ignore[assignment]  # stands in for it within this block
     try:
         yield files
     finally:

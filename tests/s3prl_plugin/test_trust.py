@@ -14,13 +14,14 @@ import torch
 import yaml
 from helpers_models import TINY
 
-from s3prl_ekd import assets
+from s3prl_ekd import assets, s3prl_hub
 from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import hub, trust
 from s3prl_ekd.s3prl_plugin.runners import downstream as downstream_runner
+from s3prl_ekd.s3prl_plugin.runners import guard, trust
 from s3prl_ekd.s3prl_plugin.runners import pretrain as pretrain_runner
+from s3prl_ekd.s3prl_plugin.runners.options import DOWNSTREAM, PRETRAIN
 
 CODE = "could run code; if you trust it, give "
 
@@ -55,7 +56,7 @@ def go_on(monkeypatch, *options: str) -> None:
     def accepted() -> None:
         raise _Accepted
 
-    monkeypatch.setattr(hub, "register", accepted)
+    monkeypatch.setattr(s3prl_hub, "register", accepted)
     downstream_runner.run(["-m", "evaluate", "-e", "dev-best.ckpt", *options])
 
 
@@ -167,11 +168,11 @@ def test_a_configuration_that_the_user_gives_too_is_accepted(monkeypatch):
 
 def test_a_checkpoint_chooses_neither_where_files_go_nor_whether_they_are_uploaded(monkeypatch):
     write_checkpoint(expdir="/home/somebody/else", push_to_hf_hub=True)
-    options = downstream_runner.SYNTAX.parse(["-e", "dev-best.ckpt"])
+    options = DOWNSTREAM.parse(["-e", "dev-best.ckpt"])
     changes = downstream_runner._check_checkpoint_to_go_on_from(options)
     assert changes == {"expdir": ".", "push_to_hf_hub": False}
     given = ["-e", "dev-best.ckpt", "-n", "x", "-k", "y", "--push_to_hf_hub", "True", "--verbose"]
-    changes = downstream_runner._check_checkpoint_to_go_on_from(downstream_runner.SYNTAX.parse(given))
+    changes = downstream_runner._check_checkpoint_to_go_on_from(DOWNSTREAM.parse(given))
     assert changes == {
         "expdir": "result/downstream/x",
         "push_to_hf_hub": "True",
@@ -228,7 +229,7 @@ def recipe(**teacher: Any) -> dict[str, Any]:
 
 def check_pretraining(recipe: Any, *options: str, config: dict[str, Any] | None = None, upstream="ekd_student") -> None:
     states = {"Upstream_Config": recipe, "EKD_Student": {}}
-    parsed = pretrain_runner.SYNTAX.parse(["-e", "states-1.ckpt", *options])
+    parsed = PRETRAIN.parse(["-e", "states-1.ckpt", *options])
     trust.check_pretraining("states-1.ckpt", {"upstream": upstream}, states, config or {}, parsed)
 
 
@@ -287,14 +288,14 @@ class Runner:
 
 def test_the_guard_of_a_plugged_runner(monkeypatch):
     module = argparse.Namespace(Runner=type("Runner", (Runner,), {}))
-    trust.guard(module, trust.check_stock_downstream)
+    guard.guard(module, guard.check_downstream)
     args = {"past_exp": "dev-best.ckpt", "init_ckpt": "dev-best.ckpt", "downstream": "ctc", "hub": "torch"}
     args |= {"upstream": "hubert_local", "upstream_ckpt": "a.pt"}
     namespace = argparse.Namespace(**args)
     monkeypatch.setattr(sys, "argv", ["run_downstream.py", "-m", "evaluate", "-e", "dev-best.ckpt", "-k", "b.pt"])
     with pytest.raises(UserError, match=r"--trust-checkpoint, an option of python -m s3prl_ekd.run_downstream$"):
         module.Runner(namespace, {})
-    with trust.checked_already():
+    with guard.checked_already():
         assert module.Runner(namespace, {}).begun
     assert module.Runner(argparse.Namespace(past_exp=None, init_ckpt=None), {}).begun
     monkeypatch.setattr(sys, "argv", [*sys.argv[:-2], "-u", "hubert_local", "-k", "a.pt"])

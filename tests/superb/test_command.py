@@ -31,7 +31,7 @@ HERE = str(TESTS)
         (["--ckpt", "./nowhere"], "--ckpt nowhere: there is no such file"),
         (["--upstream", "fbanc"], "--upstream fbanc: s3prl has no such upstream; did you mean 'fbank'?"),
         (["--upstream", "hubert_local"], "--upstream hubert_local needs --ckpt"),
-        (["--upstream", "hubert_local", "--ckpt", "nowhere"], "--ckpt nowhere: there is no such file"),
+        (["--upstream", "hubert_local", "--ckpt", "nowhere"], "--ckpt nowhere: no such file or folder"),
         (["--upstream", "ekd_student", "--ckpt", HERE], "tests: no student folder, it has no config.json"),
         (["--upstream", "ekd_student_mini", "--ckpt", HERE], "ekd_student_mini is the package's own student"),
         (["--device", "gpu"], "--device gpu: unknown; expected cpu, cuda"),

@@ -15,7 +15,7 @@ from s3prl_ekd.files import files_below
 Item = tuple[Path, list[int]]  # an audio file and its labels
 
 
-class LibriSpeechFolder(Dataset):
+class LibriSpeechFolder(Dataset[Item | list[Item]]):
     """Items sorted by the length of their labels, single or in buckets of neighbours.
 
     Args:

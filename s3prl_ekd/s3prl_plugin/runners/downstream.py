@@ -12,69 +12,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd import recipe_files
-from s3prl_ekd.command_line import SEEDS
+from s3prl_ekd import recipe_files, s3prl_hub
 from s3prl_ekd.devices import default_device
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_compat import task_patches
-from s3prl_ekd.s3prl_plugin import hub, trust
-from s3prl_ekd.s3prl_plugin.runners import downstream_config, override, support
-from s3prl_ekd.s3prl_plugin.runners.options import Options, Syntax
+from s3prl_ekd.s3prl_compat import task_patches, upstream_names
+from s3prl_ekd.s3prl_plugin.runners import checkpoints, downstream_config, override, trust
+from s3prl_ekd.s3prl_plugin.runners.guard import checked_already
+from s3prl_ekd.s3prl_plugin.runners.optimizer_config import check_training
+from s3prl_ekd.s3prl_plugin.runners.options import DOWNSTREAM, Options
+from s3prl_ekd.s3prl_plugin.runners.stock_process import as_command, forget_new_folder, run_module
 
 _log = logging.getLogger(__name__)
 
-PROG = "python -m s3prl_ekd.run_downstream"
 _NOT_DOWNSTREAM = "not a checkpoint of run_downstream"
-SYNTAX = Syntax(
-    prog=PROG,
-    values={
-        "mode": "-m",
-        "evaluate_split": "-t",
-        "override": "-o",
-        "backend": "",
-        "local_rank": "--local-rank",  # as python -m torch.distributed.launch spells it
-        "past_exp": "-e",
-        "init_ckpt": "-i",
-        "config": "-c",
-        "downstream": "-d",
-        "downstream_variant": "-v",
-        "hub": "",
-        "upstream": "-u",
-        "upstream_ckpt": "-k",
-        "upstream_model_config": "-g",
-        "upstream_feature_selection": "-s",
-        "upstream_layer_selection": "-l",
-        "upstream_model_name": "",
-        "upstream_revision": "",
-        "expname": "-n",
-        "expdir": "-p",
-        "hf_hub_org": "",
-        "push_to_hf_hub": "",
-        "seed": "",
-        "device": "",
-        "cache_dir": "",
-    },
-    flags={
-        "help": "-h",
-        "upstream_refresh": "-r",
-        "upstream_trainable": "-f",
-        "upstream_feature_normalize": "",
-        "auto_resume": "-a",
-        "verbose": "",
-        "disable_cudnn": "",
-    },
-    own={trust.SWITCH: trust.HELP},
-    choices={"mode": ("train", "evaluate", "inference"), "hub": ("torch", "huggingface")},
-    integers={"seed": SEEDS, "local_rank": (0, 2**31 - 1), "upstream_layer_selection": (-(2**31), 2**31 - 1)},
-)
-_ADDED = """\
-  -u ekd_student -k WHERE  a student folder, a states-*.ckpt of run_pretrain or a hub id; -u ekd_student_mini: no -k
-  -c                       a file, or one of s3prl-ekd recipes, such as downstream/real/er.yaml
-  -e, -a                   -k, -g, -p and --cache_dir are followed, and what s3prl would ignore is refused
-example:
-  python -m s3prl_ekd.run_downstream -m train -n my_er -u ekd_student -k demo/student -d emotion -c my_er.yaml
-  python -m s3prl_ekd.run_downstream -m evaluate -e result/downstream/my_er/dev-best.ckpt"""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -84,46 +35,43 @@ def run(argv: Sequence[str]) -> None:
         UserError: bad input.
         SystemExit: after ``--help``.
     """
-    options = SYNTAX.parse(argv)
+    options = DOWNSTREAM.parse(argv)
     if "help" in options:
-        hub.register()
-        support.show_help(lambda: support.run_module("s3prl.run_downstream", options.argv()), SYNTAX, _ADDED)
+        s3prl_hub.register()
+        DOWNSTREAM.show_help(lambda: run_module("s3prl.run_downstream", options.argv()))
         return
-    support.check_options(options, SYNTAX)
+    DOWNSTREAM.check(options)
     if "mode" not in options:
         raise UserError("-m is missing: train or evaluate")
     _resolve_resume(options)
-    new = "past_exp" not in options
-    if new:
-        _check_new_experiment(options)
-        changes = {}
+    if "past_exp" in options:
+        new_folder, changes = None, _check_checkpoint_to_go_on_from(options)
     else:
-        changes = _check_checkpoint_to_go_on_from(options)
-    hub.register()  # from here on torch and s3prl are loaded, which takes seconds
+        new_folder, changes = _check_new_experiment(options), {}
+    s3prl_hub.register()  # from here on torch and s3prl are loaded, which takes seconds
     task_patches.apply()
-    if new:
+    if new_folder is None:
+        _check_resumed_configuration(options)
+    else:
         _check_checkpoint(options)
         _check_new_configuration(options)
-        _check_upstream(options)
-    else:
-        _check_resumed_configuration(options)
     _choose_device(options)
     from s3prl_ekd.s3prl_compat.speech_files import read_as_speech
     from s3prl_ekd.s3prl_plugin.runners.checked_upstream import checked_upstream
 
     with (
-        trust.checked_already(),
-        support.changed_args(options.get("past_exp"), changes),
-        support.forget_new_folder(_experiment_folder(options) if new else None),
+        checked_already(),
+        checkpoints.changed_args(options.get("past_exp"), changes),
+        forget_new_folder(new_folder),
         checked_upstream(),
         read_as_speech(),
     ):
-        support.run_module("s3prl.run_downstream", options.argv())
+        run_module("s3prl.run_downstream", options.argv())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """:func:`run` as a command."""
-    return support.main(run, PROG, argv)
+    return as_command(run, DOWNSTREAM.prog, argv)
 
 
 def _is_named(options: Options) -> bool:
@@ -145,16 +93,11 @@ def _resolve_resume(options: Options) -> None:
     if "past_exp" in options:
         if "init_ckpt" in options:
             raise UserError("-i beside -e: -e takes the weights from its own checkpoint; leave one of the two out")
-        options.given["past_exp"] = support.newest_checkpoint(options.get("past_exp"), "-e")
+        options.given["past_exp"] = checkpoints.newest_checkpoint(options["past_exp"], "-e")
 
 
-# What is fixed when a run begins, and what a resumed one takes from the command line where that says it: s3prl takes
-# both from the checkpoint. (It takes -m, -t, -o, --backend, --local_rank and --device from the command line by itself.)
-KEPT = (
-    *("upstream", "hub", "upstream_model_name", "upstream_revision", "upstream_trainable"),
-    *("upstream_feature_selection", "upstream_layer_selection", "upstream_feature_normalize"),
-    *("downstream", "downstream_variant", "seed"),
-)
+# What a run that goes on takes from the command line where that says it: s3prl takes it from the checkpoint. (It takes
+# -m, -t, -o, --backend, --local_rank and --device from the command line by itself.)
 _OF_THIS_CALL = (
     *("upstream_ckpt", "upstream_model_config", "upstream_refresh", "expname", "cache_dir", "verbose"),
     *("disable_cudnn", "push_to_hf_hub", "hf_hub_org"),
@@ -168,8 +111,8 @@ def _check_checkpoint_to_go_on_from(options: Options) -> dict[str, Any]:
         What to change in the options that the checkpoint has. The run goes on in its folder, wherever that is now, and
         uploads nothing without being told again.
     """
-    path = options.get("past_exp")
-    states = support.read_states(path)
+    path = options["past_exp"]
+    states = checkpoints.read_states(path)
     if "Downstream" not in states:
         raise UserError(
             f"-e {path}: {_NOT_DOWNSTREAM}, but of run_pretrain; its student is judged by -m train -u ekd_student -k"
@@ -179,11 +122,12 @@ def _check_checkpoint_to_go_on_from(options: Options) -> dict[str, Any]:
     texts = [stored.get("upstream"), stored.get("downstream")]
     if not isinstance(config, Mapping) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"-e {path}: a damaged checkpoint (no configuration, upstream or task in it)")
-    support.check_unchanged(options, SYNTAX, stored, KEPT)
+    checkpoints.check_unchanged(options, DOWNSTREAM, stored)
     if "upstream_model_config" in options:
-        options.given["upstream_model_config"] = recipe_files.find(options.get("upstream_model_config"), "-g")
+        options.given["upstream_model_config"] = recipe_files.find(options["upstream_model_config"], "-g")
     named = options.given.keys() & {"expname", "expdir"}
-    changes = {"expdir": str(_experiment_folder(options) if named else Path(path).parent), "push_to_hf_hub": False}
+    folder = _experiment_folder(options) if named else Path(path).parent
+    changes: dict[str, Any] = {"expdir": str(folder), "push_to_hf_hub": False}
     changes |= {name: options.get(name) for name in _OF_THIS_CALL if name in options}
     if changes.get("upstream_ckpt", stored.get("upstream_ckpt")) != stored.get("upstream_ckpt"):
         _log.info("-k %s, instead of the checkpoint's %s", options.get("upstream_ckpt"), stored.get("upstream_ckpt"))
@@ -196,7 +140,7 @@ def _check_checkpoint_to_go_on_from(options: Options) -> dict[str, Any]:
     _check_task(args["downstream"], f"-e {path}: -d")
     trust.check_downstream(path, args, config, options)
     if "config" in options:
-        options.given["config"] = recipe_files.find(options.get("config"), "-c")
+        options.given["config"] = recipe_files.find(options["config"], "-c")
     return changes
 
 
@@ -206,8 +150,9 @@ def _check_task(task: str, where: str) -> None:
         raise UserError(f"{where} {task}: s3prl has no such task; {nearest(task, tasks)}")
 
 
-def _check_new_experiment(options: Options) -> None:
-    task = options.get("downstream")
+def _check_new_experiment(options: Options) -> Path:
+    """Check the options of a new experiment without s3prl, and find the files that they name; returns its folder."""
+    task, upstream = options.get("downstream"), options.get("upstream")
     if task is None:
         raise UserError("-d is missing: name the downstream task, such as ctc, voxceleb1, emotion or asr")
     _check_task(task, "-d")
@@ -218,16 +163,35 @@ def _check_new_experiment(options: Options) -> None:
         )
     for name, option in (("config", "-c"), ("upstream_model_config", "-g")):
         if name in options:
-            options.given[name] = recipe_files.find(options.get(name), option)
+            options.given[name] = recipe_files.find(options[name], option)
     if not _is_named(options):
         raise UserError("give the experiment a name or a folder: -n NAME (result/downstream/NAME) or -p FOLDER")
-    if options.get("mode") == "train":
-        support.check_unused(_experiment_folder(options))
+    if not options.overrides("upstream") and not options.overrides("upstream_ckpt"):
+        if upstream is None:
+            raise UserError("-u is missing: name the upstream, such as ekd_student")
+        _check_upstream(upstream, options)
+    folder = _experiment_folder(options)
+    if options["mode"] == "train":
+        checkpoints.check_unused(folder)
+    return folder
+
+
+def _check_upstream(name: str, options: Options) -> None:
+    if options.get("hub") == "huggingface":
+        _log.warning("--hub huggingface runs the code (expert.py) of the repository %s: use only one you trust", name)
+        return
+    s3prl_hub.check_name(name, "-u")
+    if name == "ekd_student" and "upstream_ckpt" not in options:
+        raise UserError(
+            "-u ekd_student needs -k: a student folder, a states-*.ckpt of run_pretrain or a hub id"
+            " (-u ekd_student_mini needs none)"
+        )
+    upstream_names.check_file(name, options.get("upstream_ckpt"), options=("-u", "-k"))
 
 
 def _tasks() -> list[str]:
     spec = importlib.util.find_spec("s3prl.downstream")
-    folders = spec.submodule_search_locations if spec else ()
+    folders = (spec and spec.submodule_search_locations) or ()
     return [path.parent.name for folder in folders for path in Path(folder).glob("*/expert.py")]
 
 
@@ -247,79 +211,47 @@ def _check_checkpoint(options: Options) -> None:
 
 
 def _check_new_configuration(options: Options) -> None:
-    task = options.get("downstream")
+    task = options["downstream"]
     file = options.get("config") or f"downstream/{task}/config.yaml"
-    given, train = read_yaml(file), options.get("mode") == "train"
+    given = read_yaml(file)
     try:
         config = override.applied(options.get("override"), given)
-        for section in ("runner", "downstream_expert", *(["optimizer"] if train else [])):
-            if not isinstance(config.get(section), Mapping):
-                raise UserError(f"has no section {section!r}; is it for a downstream task?")
         downstream_config.check_keys(task, config)
-        downstream_config.check_numbers(config)
         downstream_config.check_filled_in(task, config)
-        if train:
-            downstream_config.check_training_sections(config)
+        if options["mode"] == "train":
+            _check_training(config)
     except UserError as error:
         raise UserError(f"-c {file}{' with -o' if 'override' in options else ''}: {error}") from error
-    _check_split(options, task, config)
+    _choose_split(options, task, config)
 
 
 def _check_resumed_configuration(options: Options) -> None:
     """The checkpoint's was good enough to train with: only what ``-o`` changes is new."""
     from s3prl_ekd.s3prl_plugin.runners.resume import warn_of_changes
 
-    path, changes = options.get("past_exp"), options.get("override")
-    states = support.read_states(path)
+    path, changes = options["past_exp"], options.get("override")
+    states = checkpoints.read_states(path)
     task, config = states["Args"].downstream, override.applied(changes, states["Config"])
     try:
-        downstream_config.check_keys(task, override.alone(changes)[1])
-        downstream_config.check_numbers(override.alone(changes)[1])
-        if changes and options.get("mode") == "train":
-            downstream_config.check_training_sections(config)
+        downstream_config.check_keys(task, override.applied(changes, {}))
+        if changes and options["mode"] == "train":
+            _check_training(config)
     except UserError as error:
         raise UserError(f"-o: {error}") from error
     if "config" in options:
-        warn_of_changes(options.get("config"), changes, config)
-    _check_split(options, task, config)
+        warn_of_changes(options["config"], changes, config)
+    _choose_split(options, task, config)
 
 
-def _check_split(options: Options, task: str, config: Mapping[str, Any]) -> None:
-    if options.get("mode") != "evaluate" or options.overrides("evaluate_split"):
-        return
-    split, valid = options.get("evaluate_split"), downstream_config.splits(task, config)
-    if split is None:
+def _check_training(config: Mapping[str, Any]) -> None:
+    from s3prl import optimizers, schedulers
+
+    check_training(config, optimizers, schedulers)
+
+
+def _choose_split(options: Options, task: str, config: Mapping[str, Any]) -> None:
+    if options["mode"] == "evaluate" and "evaluate_split" not in options and not options.overrides("evaluate_split"):
         options.given["evaluate_split"] = downstream_config.default_split(task, config)
-    elif valid is not None and split not in valid:
-        raise UserError(f"-t {split}: the configuration has no such split; {nearest(split, valid)}")
-
-
-def _check_upstream(options: Options) -> None:
-    name, checkpoint = options.get("upstream"), options.get("upstream_ckpt")
-    if "past_exp" in options or options.overrides("upstream") or options.overrides("upstream_ckpt"):
-        return
-    if options.get("hub") == "huggingface":
-        _log.warning("--hub huggingface runs the code (expert.py) of the repository %s: use only one you trust", name)
-        return
-    import s3prl.hub
-
-    if name is None:
-        raise UserError("-u is missing: name the upstream, such as ekd_student")
-    if name not in s3prl.hub.options():
-        raise UserError(f"-u {name}: s3prl has no such upstream; {_hint(name, s3prl.hub.options())}")
-    if name == "ekd_student" and checkpoint is None:
-        raise UserError(
-            "-u ekd_student needs -k: a student folder, a states-*.ckpt of run_pretrain or a hub id"
-            " (-u ekd_student_mini needs none)"
-        )
-    is_file = name.endswith(("_local", "_custom")) and checkpoint is not None and "://" not in checkpoint
-    if is_file and not Path(checkpoint).exists():
-        raise UserError(f"-k {checkpoint}: no such file (working folder: {Path.cwd()})")
-
-
-def _hint(name: str, valid: list[str]) -> str:
-    hint, _, _ = nearest(name, valid).partition("valid:")  # the whole list is some 300 names
-    return hint.strip() or "see python -m s3prl_ekd.run_downstream -h for the names"
 
 
 def _choose_device(options: Options) -> None:

@@ -18,47 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd import assets, recipe_files
-from s3prl_ekd.command_line import SEEDS
 from s3prl_ekd.devices import default_device
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_compat import patches
-from s3prl_ekd.s3prl_plugin import trust
-from s3prl_ekd.s3prl_plugin.runners import override, support
-from s3prl_ekd.s3prl_plugin.runners.options import Options, Syntax
+from s3prl_ekd.s3prl_compat.patches import replaced
+from s3prl_ekd.s3prl_plugin.runners import checkpoints, override, trust
+from s3prl_ekd.s3prl_plugin.runners.guard import checked_already
+from s3prl_ekd.s3prl_plugin.runners.options import PRETRAIN, Options
 from s3prl_ekd.s3prl_plugin.runners.pretrain_config import check_config
+from s3prl_ekd.s3prl_plugin.runners.stock_process import as_command, forget_new_folder, stock_process
 
 _log = logging.getLogger(__name__)
 
-PROG = "python -m s3prl_ekd.run_pretrain"
 RECIPE = "ekd_student"
 RECIPES = Path(__file__).parents[1] / "pretrain"  # pretrain/ekd_student/pretrain_expert.py, in s3prl's own layout
-SYNTAX = Syntax(
-    prog=PROG,
-    values={
-        "past_exp": "-e",
-        "override": "-o",
-        "config": "-c",
-        "upstream": "-u",
-        "upstream_config": "-g",
-        "expname": "-n",
-        "expdir": "-p",
-        "seed": "",
-        "device": "",
-    },
-    flags={"help": "-h", "auto_resume": "-a", "multi_gpu": ""},
-    own={trust.SWITCH: trust.HELP},
-    integers={"seed": SEEDS},
-)
-_ADDED = """\
-  -u ekd_student  in any folder, on the CPU where there is no GPU, with mistakes in one line
-  -g, -c          a file, or one of s3prl-ekd recipes, such as mini/config_model.yaml; one finds the other beside it
-  -n, -p          one of them is enough
-  -e, -a          -o is followed, and the run goes on in the checkpoint's folder
-example:
-  python -m s3prl_ekd.run_pretrain -u ekd_student -n ekd -g mini/config_model.yaml \
-      -o config.pretrain_expert.datarc.audio_folder=speech
-  python -m s3prl_ekd.run_pretrain -e result/pretrain/ekd -o config.runner.total_steps=2000"""
 _YAML = {"config": ("-c", "config_runner.yaml"), "upstream_config": ("-g", "config_model.yaml")}
 
 
@@ -74,12 +48,12 @@ def run(argv: Sequence[str]) -> None:
             "s3prl's run_pretrain is one process, and several would write into one folder; train on several GPUs with"
             " 's3prl-ekd distill' under torchrun"
         )
-    options = SYNTAX.parse(argv)
+    options = PRETRAIN.parse(argv)
     if "help" in options:
         with _top_level_modules() as script:
-            support.show_help(lambda: _run_script(script, options.argv()), SYNTAX, _ADDED)
+            PRETRAIN.show_help(lambda: _run_script(script, options.argv()))
         return
-    support.check_options(options, SYNTAX)
+    PRETRAIN.check(options)
     _name_experiment(options)
     _resolve_resume(options)
     _choose_device(options)
@@ -92,21 +66,21 @@ def run(argv: Sequence[str]) -> None:
         else:
             return
         with (
-            trust.checked_already(),
+            checked_already(),
             _end_of_schedule_follows(),
-            support.changed_args(options.get("past_exp"), changes),
-            support.forget_new_folder(new_folder),
+            checkpoints.changed_args(options.get("past_exp"), changes),
+            forget_new_folder(new_folder),
         ):
             _run_script(script, options.argv())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """:func:`run` as a command."""
-    return support.main(run, PROG, argv)
+    return as_command(run, PRETRAIN.prog, argv)
 
 
 def _run_script(script: Path, argv: Sequence[str]) -> None:
-    with support.stock_process([str(script), *argv]):
+    with stock_process([str(script), *argv]):
         runpy.run_path(str(script), run_name="__main__")
 
 
@@ -131,12 +105,15 @@ def _top_level_modules() -> Iterator[Path]:
     if str(RECIPES) not in pretrain.__path__:
         pretrain.__path__.append(str(RECIPES))
     sys.path.append(str(folder))  # last: s3prl's own recipes import from it when they start
-    listdir = os.listdir
-    os.listdir = lambda path=".": _recipe_names(pretrain.__path__) if path == "pretrain/" else listdir(path)
+    stock_listdir = os.listdir
+
+    def listdir(path: str = ".") -> list[str]:
+        return _recipe_names(pretrain.__path__) if path == "pretrain/" else stock_listdir(path)
+
     try:
-        yield folder / "run_pretrain.py"
+        with replaced(os, listdir=listdir):
+            yield folder / "run_pretrain.py"
     finally:
-        os.listdir = listdir
         sys.path.remove(str(folder))
 
 
@@ -161,19 +138,15 @@ def _resolve_resume(options: Options) -> None:
     if options.given.pop("auto_resume", False):
         if "expdir" not in options:
             raise UserError("-a needs the experiment: give -n NAME or -p FOLDER")
-        if any(Path(options.get("expdir")).glob("states-*.ckpt")):
-            options.given["past_exp"] = options.get("expdir")
+        if any(Path(options["expdir"]).glob("states-*.ckpt")):
+            options.given["past_exp"] = options["expdir"]
     if "past_exp" in options:
-        options.given["past_exp"] = support.newest_checkpoint(options.get("past_exp"), "-e")
+        options.given["past_exp"] = checkpoints.newest_checkpoint(options["past_exp"], "-e")
 
 
 def _choose_device(options: Options) -> None:
     if "device" not in options:
         options.given["device"] = default_device()
-
-
-# What is fixed when a run begins.
-KEPT = ("upstream", "seed", "multi_gpu")
 
 
 def _settings_of_this_call(options: Options) -> dict[str, Any]:
@@ -184,7 +157,7 @@ def _settings_of_this_call(options: Options) -> dict[str, Any]:
     return {
         "device": options.get("device"),
         "override": options.get("override"),
-        "expdir": options.get("expdir") or str(Path(options.get("past_exp")).parent),
+        "expdir": options.get("expdir") or str(Path(options["past_exp"]).parent),
     }
 
 
@@ -192,12 +165,12 @@ def _goes_on(options: Options) -> bool:
     """Check a run that shall go on; False if it is finished already."""
     from s3prl_ekd.s3prl_plugin.runners.resume import check_recipe, is_finished, warn_of_changes
 
-    checkpoint, changes = options.get("past_exp"), options.get("override")
-    states = support.read_states(checkpoint)
+    checkpoint, changes = options["past_exp"], options.get("override")
+    states = checkpoints.read_states(checkpoint)
     if "Downstream" in states:
         raise UserError(f"-e {checkpoint}: not a checkpoint of run_pretrain, but of run_downstream")
     stored = vars(states["Args"])
-    support.check_unchanged(options, SYNTAX, stored, KEPT)
+    checkpoints.check_unchanged(options, PRETRAIN, stored)
     args, names = stored | override.arguments(changes), os.listdir("pretrain/")
     upstream = args.get("upstream")
     if upstream not in names:
@@ -227,11 +200,11 @@ def _check_new_experiment(options: Options) -> None:
     names = os.listdir("pretrain/")
     if "upstream" not in options:
         raise UserError(f"-u is missing: name the recipe, {RECIPE}")
-    if options.get("upstream") not in names:
-        raise UserError(f"-u {options.get('upstream')}: no such recipe; {nearest(options.get('upstream'), names)}")
+    if options["upstream"] not in names:
+        raise UserError(f"-u {options['upstream']}: no such recipe; {nearest(options['upstream'], names)}")
     if "expdir" not in options:
         raise UserError("give the experiment a name or a folder: -n NAME (result/pretrain/NAME) or -p FOLDER")
-    support.check_unused(options.get("expdir"))
+    checkpoints.check_unused(options["expdir"])
     if not options.given.keys() & _YAML.keys():
         _use_default_yaml(options)
     for name in _YAML:
@@ -241,13 +214,13 @@ def _check_new_experiment(options: Options) -> None:
             option, file = _YAML[name]
             raise UserError(f"{option} is missing, and beside {options.get(given)} there is no {file}")
         options.given[name] = path
-    config = override.applied(options.get("override"), read_yaml(options.get("config")))
+    config = override.applied(options.get("override"), read_yaml(options["config"]))
     check_config(config, f"-c {options.get('config')}{_with_override(options)}")
 
 
 def _use_default_yaml(options: Options) -> None:
     """s3prl's default, the YAML beside the recipe's code; its wheel brings none, and ours are under recipes/."""
-    for folder in (Path(path, options.get("upstream")) for path in sys.modules["pretrain"].__path__):
+    for folder in (Path(path, options["upstream"]) for path in sys.modules["pretrain"].__path__):
         if all((folder / file).is_file() for _, file in _YAML.values()):
             options.given |= {name: str(folder / file) for name, (_, file) in _YAML.items()}
             return
@@ -263,9 +236,9 @@ def _yaml_file(options: Options, name: str) -> str | None:
     """The YAML given, else the one beside the other one given."""
     option, file = _YAML[name]
     if name in options:
-        return recipe_files.find(options.get(name), option)
+        return recipe_files.find(options[name], option)
     for other in options.given.keys() & _YAML.keys():
-        beside = Path(recipe_files.find(options.get(other), _YAML[other][0])).with_name(file)
+        beside = Path(recipe_files.find(options[other], _YAML[other][0])).with_name(file)
         if beside.is_file():
             return str(beside)
     return None
@@ -283,19 +256,15 @@ def _packaged() -> list[str]:
 @contextlib.contextmanager
 def _end_of_schedule_follows() -> Iterator[None]:
     """While it lasts, a resumed run with other ``total_steps`` has its learning rate follow them."""
-    module = sys.modules["pretrain.runner"]
-    original = module.Runner
+    runner = vars(sys.modules["pretrain.runner"])["Runner"]
+    original = runner._get_optimizer
 
-    class Runner(original):
-        def _get_optimizer(self, model_params: Any) -> Any:
-            optimizer = super()._get_optimizer(model_params)
-            for group in optimizer.param_groups:  # a *_with_schedule optimizer has just got the checkpoint's end
-                if hasattr(group.get("schedule"), "t_total"):
-                    group["schedule"].t_total = float(self.config["runner"]["total_steps"])
-            return optimizer
+    def get_optimizer(self: Any, model_params: Any) -> Any:
+        optimizer = original(self, model_params)
+        for group in optimizer.param_groups:  # a *_with_schedule optimizer has just got the checkpoint's end
+            if hasattr(group.get("schedule"), "t_total"):
+                group["schedule"].t_total = float(self.config["runner"]["total_steps"])
+        return optimizer
 
-    module.Runner = Runner
-    try:
+    with replaced(runner, _get_optimizer=get_optimizer):
         yield
-    finally:
-        module.Runner = original

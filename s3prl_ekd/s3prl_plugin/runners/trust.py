@@ -12,24 +12,18 @@ and the configurations of the tasks whose code was read for this, as long as the
 from __future__ import annotations
 
 import ast
-import contextlib
-import functools
 import shlex
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import ModuleType
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from s3prl_ekd import recipe_files
 from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_plugin import hub
-from s3prl_ekd.s3prl_plugin.runners.options import Options
+from s3prl_ekd.s3prl_compat.upstream_names import takes_file
+from s3prl_ekd.s3prl_hub import NAMES
+from s3prl_ekd.s3prl_plugin.runners.options import TRUST, Options
 from s3prl_ekd.tasks import BY_DOWNSTREAM
-
-SWITCH = "trust_checkpoint"
-HELP = "accept upstreams, teachers and settings that a checkpoint names and that could run code"
 
 # How s3prl 0.4.18 puts a string of a configuration into eval().
 _EVALUATED_AS = ("{}", "get_{}", "self.{}", "self.get_{}_dataloader")
@@ -51,7 +45,7 @@ def check_downstream(file: str, args: Settings, config: Settings, options: Optio
     Raises:
         UserError: something that could run code and that the command line does not name.
     """
-    if SWITCH in options:
+    if TRUST in options:
         return
     missing = _unnamed_upstream(args, options)
     if missing:
@@ -66,14 +60,12 @@ def check_downstream(file: str, args: Settings, config: Settings, options: Optio
 
 def _unnamed_upstream(args: Settings, options: Options) -> dict[str, str]:
     """The options that the user would have to give, with their values; none if the upstream is harmless or named."""
-    from s3prl_ekd.teachers.from_s3prl import CKPT_SUFFIXES
-
     files = {name: args.get(name) for name in ("upstream_ckpt", "upstream_model_config") if args.get(name) is not None}
     if args.get("hub") == "huggingface" or args.get("from_hf_hub"):
         needed = {"hub": "huggingface", "upstream": args["upstream"]}
-    elif args["upstream"] in hub.NAMES:
+    elif args["upstream"] in NAMES:
         needed = {}
-    elif args["upstream"].endswith(CKPT_SUFFIXES):
+    elif takes_file(args["upstream"]):
         needed = {"upstream": args["upstream"]} | files
     else:
         needed = files
@@ -99,7 +91,7 @@ def check_pretraining(file: str, args: Settings, states: Settings, config: Setti
     """
     from s3prl_ekd.student.checkpoint import RECIPE_KEY
 
-    if SWITCH in options:
+    if TRUST in options:
         return
     recipe = states.get(RECIPE_KEY)
     if not isinstance(recipe, Mapping):
@@ -117,18 +109,14 @@ def check_teachers(file: str, recipe: Settings, options: Options) -> None:
     Raises:
         UserError: one that loads a file through s3prl, and the command line does not name the recipe.
     """
-    from s3prl_ekd.teachers.from_s3prl import CKPT_SUFFIXES
-
-    if SWITCH in options:
+    if TRUST in options:
         return
     named = set()
     if "upstream_config" in options:
         own = DistillConfig.from_mapping(_own_yaml(options, "upstream_config"), f"-g {options.get('upstream_config')}")
         named = {(teacher.s3prl, teacher.ckpt) for teacher in own.teachers}
     for teacher in DistillConfig.from_mapping(recipe, "Upstream_Config").teachers:
-        loads_any_file = teacher.s3prl is not None and (
-            teacher.s3prl.endswith(CKPT_SUFFIXES) or teacher.ckpt is not None
-        )
+        loads_any_file = teacher.s3prl is not None and (takes_file(teacher.s3prl) or teacher.ckpt is not None)
         if loads_any_file and (teacher.s3prl, teacher.ckpt) not in named:
             origin = f" of {_shown(teacher.ckpt)}" if teacher.ckpt else ""
             raise _refused(file, f"the teacher s3prl: {_shown(teacher.s3prl)}{origin}", "its recipe by -g FILE")
@@ -146,7 +134,7 @@ def _own_yaml(options: Options, name: str) -> dict[str, Any]:
     if name not in options:
         return {}
     option = {"config": "-c", "upstream_config": "-g"}[name]
-    return read_yaml(recipe_files.find(options.get(name), option))
+    return read_yaml(recipe_files.find(options[name], option))
 
 
 def _strings(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
@@ -182,74 +170,5 @@ def _shown(value: Any) -> str:
 def _refused(file: str, what: str, again: str) -> UserError:
     hint = f"give {again} as well, or " if again else "give "
     return UserError(
-        f"-e {file}: names {what}, which could run code; if you trust it, {hint}--{SWITCH.replace('_', '-')}"
+        f"-e {file}: names {what}, which could run code; if you trust it, {hint}--{TRUST.replace('_', '-')}"
     )
-
-
-# --- s3prl's own commands in a plugged environment --------------------------------------------------------------------
-
-_wrapped = False
-
-
-@contextlib.contextmanager
-def checked_already() -> Iterator[None]:
-    """While it lasts, :func:`guard` does nothing: the wrappers have checked, and know more of the command line."""
-    global _wrapped
-    before, _wrapped = _wrapped, True
-    try:
-        yield
-    finally:
-        _wrapped = before
-
-
-def guard(module: ModuleType, check: Callable[[Any, Settings], None]) -> None:
-    """Have ``module.Runner`` call ``check(args, config)`` before it begins with a checkpoint."""
-    original = module.Runner.__init__
-
-    @functools.wraps(original)
-    def checked(runner: Any, args: Any, config: Settings) -> None:
-        if not _wrapped and getattr(args, "past_exp", None):
-            check(args, config)
-        original(runner, args, config)
-
-    module.Runner.__init__ = checked
-
-
-def check_stock_downstream(args: Any, config: Settings) -> None:
-    """For :func:`guard`: s3prl's ``run_downstream`` as started with ``sys.argv``, which ignores ``-k`` there."""
-    from s3prl_ekd.s3prl_plugin.runners import support
-    from s3prl_ekd.s3prl_plugin.runners.downstream import KEPT, PROG, SYNTAX
-
-    options = SYNTAX.parse(sys.argv[1:])
-    with _switch_of(PROG):
-        check_downstream(args.init_ckpt, vars(args), config, options)
-    support.check_unchanged(options, SYNTAX, vars(args), (*KEPT, "upstream_ckpt", "upstream_model_config"))
-
-
-def check_stock_pretraining(args: Any, config: Settings) -> None:
-    """For :func:`guard`: s3prl's ``run_pretrain.py`` as started with ``sys.argv``."""
-    from s3prl_ekd.s3prl_plugin.runners import support
-    from s3prl_ekd.s3prl_plugin.runners.pretrain import KEPT, PROG, SYNTAX
-
-    options, states = SYNTAX.parse(sys.argv[1:]), support.read_states(args.init_ckpt)
-    with _switch_of(PROG):
-        check_pretraining(args.init_ckpt, vars(args), states, config, options)
-    support.check_unchanged(options, SYNTAX, vars(args), KEPT)
-
-
-def check_stock_teachers(recipe: Settings) -> None:
-    """The teachers alone, for the expert in a checkout's ``pretrain/``, which learns nothing else in time."""
-    from s3prl_ekd.s3prl_plugin.runners.pretrain import PROG, SYNTAX
-
-    options = SYNTAX.parse(sys.argv[1:])
-    with _switch_of(PROG):
-        check_teachers(options.get("past_exp") or "(the newest checkpoint)", recipe, options)
-
-
-@contextlib.contextmanager
-def _switch_of(prog: str) -> Iterator[None]:
-    """s3prl's own command does not know the switch that messages name."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{error}, an option of {prog}") from error
