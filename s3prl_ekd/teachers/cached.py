@@ -16,7 +16,9 @@ from s3prl_ekd.teachers.base import Teacher
 class Cache(Protocol):
     """What a cache keeps of the teachers, see :class:`s3prl_ekd.target_cache.reading.TargetCache`."""
 
-    widths: Mapping[str, int]
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """Of each teacher's hidden states, by its name."""
 
     def start(self, teacher: str, layers: int) -> dict[str, Tensor]:
         """The weights that a student of so many layers starts from."""
