@@ -39,7 +39,7 @@ from s3prl_ekd.weights.names import base_model, recognize, to_transformers_keys
 
 logger = logging.getLogger(__name__)
 
-# Training must neither mask nor drop layers behind the user's back; transformers' defaults would.
+# transformers' defaults would mask inputs and drop layers in training.
 _NO_AUGMENTATION: dict[str, Any] = {
     "apply_spec_augment": False,
     "mask_time_prob": 0.0,
@@ -113,7 +113,7 @@ def save_student(
         temporary.mkdir()
         write_json(temporary / "config.json", _to_transformers(student.config))
         write_json(temporary / "preprocessor_config.json", _preprocessor(student.config))
-        # Not save_file, whose files only their owner can read.
+        # save_file would write a file that only its owner can read.
         weights = _portable(student.state_dict(), dtype, folder)
         (temporary / "model.safetensors").write_bytes(save(weights, {"format": "pt"}))
         if heads is not None:
@@ -145,9 +145,9 @@ def _to_transformers(config: StudentConfig) -> dict[str, Any]:
         "num_feat_extract_layers": len(config.conv_dim),
         "layer_norm_eps": 1e-5,
         **_NO_AUGMENTATION,
-        # Where it is wanted it is here, too: a model that transformers saves again is saved without its preprocessor.
+        # Also here where it is true: when transformers saves the model again, the preprocessor's file is lost.
         **({"normalize_waveform": True} if config.normalize_waveform else {}),
-        "dtype": "float32",  # what it is to be opened in, whatever it is stored in
+        "dtype": "float32",  # AutoModel opens it in this type, also where it is stored in half precision
     }
 
 
@@ -235,7 +235,7 @@ def _stored_taps(path: Path, heads: int, config: StudentConfig) -> tuple[Tap, ..
 def _student_weights(
     weights: Mapping[str, Tensor], kind: StudentKind, folder: Path
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Those of the student under its names, and the modules of all others in a fine-tuned model."""
+    """The student's weights under transformers' names, and which modules of a fine-tuned model are left out."""
     inner, left_over = base_model(weights, f"{kind.architecture['model_type']}.")
     inner.pop("masked_spec_embed", None)  # only for masking in training, which a student never does
     try:
