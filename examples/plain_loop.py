@@ -60,8 +60,7 @@ def main() -> None:
             print(f"step {step}: loss {output.loss.item():.4f}")
 
     save_student(options.student, distiller.student, distiller.heads, CONFIG)
-    wave = load_audio(files[0], samples=CROP)
-    states = load_student(options.student)(wave[None]).hidden_states
+    states = load_student(options.student)(clean[0][None]).hidden_states
     print(f"{options.student}: {len(states)} hidden states of shape {tuple(states[-1].shape)}")
 
 

@@ -1,4 +1,4 @@
-"""What all pictures share: colours that colour-blind readers tell apart, and files that are whole or not there."""
+"""What all pictures share: colours that colour-blind readers tell apart, and files that are written whole or not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 
 
 def colours(count: int) -> list[str]:
-    """So many different colours; beyond the palette's, shades of a colour map made for the colour-blind."""
+    """``count`` different colours; more than the palette has are shades of a colour map made for the colour-blind."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     from matplotlib import colormaps
@@ -26,7 +26,7 @@ def colours(count: int) -> list[str]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches that no window shows.
+    """An empty figure of this size in inches, which opens no window.
 
     Raises:
         UserError: matplotlib is not installed.

@@ -129,7 +129,7 @@ def ekd_student(
 
 
 def ekd_student_mini(
-    ckpt: str | Path | None = None, model_config: str | Path | None = None, refresh: bool = False, **kwargs: object
+    ckpt: str | Path | None = None, model_config: str | Path | None = None, refresh: bool = False, **kwargs: Any
 ) -> EkdUpstream:
     """The upstream of the tiny student that comes with this package; nothing has to be given or fetched.
 

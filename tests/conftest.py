@@ -30,8 +30,8 @@ LONGEST = (
     "shipped/test_contributing.py",
     "superb/test_real_corpora.py",
     "s3prl_compat/test_new_processes.py",
-    "training/test_train.py",
-    "training/test_train_resume.py",
+    "training/test_resume.py",
+    "training/test_run.py",
     "target_cache/test_cache_targets.py",
     "test_fuzz.py",
 )

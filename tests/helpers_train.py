@@ -265,6 +265,13 @@ def start_all(config: RunConfig, launcher: Callable[..., dict[str, str]] = torch
     return [start(config, environment=launcher(rank, count, port), **options) for rank in range(count)]
 
 
+def two_processes(output, launcher=torchrun, **settings):
+    """Train in two processes; their exit statuses."""
+    options = {key: settings.pop(key) for key in ("batches", "odd", "bad") if key in settings}
+    config = recipe(output, student=NO_DROPOUT, devices=2, **settings)
+    return [finish(process) for process in start_all(config, launcher, **options)]
+
+
 def assert_same_run(output, reference):
     """All losses, weights, optimizer, schedule, scaler, place in the data and random states are equal bit for bit."""
     for column in ("train/loss", "dev/loss", "train/grad_norm"):

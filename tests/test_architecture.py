@@ -148,11 +148,16 @@ def test_rooms_are_left_in_one_direction_only():
         pytest.fail(f"rooms in a circle: {'; '.join(ways)}")
 
 
-def test_only_the_command_line_knows_the_commands_and_a_command_the_mini_corpus():
+def test_commands_and_the_mini_corpus_are_used_by_the_command_line_alone():
     for module in modules():
         rooms = {room_of(name) for name in imported(module)} - {room_of(module)}
         assert module == "cli" or "commands" not in rooms, module
         assert module == "commands.mini_corpus" or "mini_corpus" not in rooms, module
+
+
+def test_recipes_are_yaml_and_job_scripts():
+    files = [path for path in (ROOT / "recipes").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".yaml", ".sbatch"}
 
 
 def test_the_page_on_architecture_names_every_room():
@@ -168,7 +173,7 @@ def test_settings_and_the_command_line_load_nothing_heavy():
     light = [
         module for module in modules() if module == "cli" or is_room(module, "commands") or is_room(module, "config")
     ]
-    heavy = {"torch", "numpy", "yaml", "tqdm", "s3prl", "transformers", "lhotse", "lightning"}
+    heavy = {"torch", "numpy", "yaml", "s3prl", "transformers", "lhotse", "lightning"}
     code = f"import sys, {', '.join(f's3prl_ekd.{module}' for module in light)}; print(*{heavy} & {{*sys.modules}})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
 

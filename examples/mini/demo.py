@@ -107,7 +107,7 @@ def _demonstrate(out: Path, args: argparse.Namespace) -> int:
     rows = []
     for evaluation in evaluations:
         rows += write_summary(evaluation.out / "summary.json", evaluation.rows())
-    return _report(rows, out, time.monotonic() - started)
+    return _conclude(rows, out, time.monotonic() - started)
 
 
 def _distillation(out: Path, args: argparse.Namespace) -> list[Job]:
@@ -174,7 +174,7 @@ def _pictures(made: list[Table], out: Path) -> list[Path]:
     return [results, losses]
 
 
-def _report(rows: list[Row], out: Path, seconds: float) -> int:
+def _conclude(rows: list[Row], out: Path, seconds: float) -> int:
     """Write the summary and the tables, say where everything is, and judge the student."""
     rows = [row for row in write_summary(out / "summary.json", rows) if row.label in {row.label for row in rows}]
     made = tables(rows)

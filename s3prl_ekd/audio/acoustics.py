@@ -1,13 +1,23 @@
-"""Noise at a signal-to-noise ratio, and the sound of rooms."""
+"""What distortions are made of: noise at a signal-to-noise ratio, rooms, and random recordings of a folder."""
 
 from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torchaudio.functional
 
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.audio.randomness import integer
+from s3prl_ekd.audio.read import audio_files, audio_length, is_readable, load_audio
+from s3prl_ekd.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 8  # unreadable files drawn in a row before giving up
 _ONSET = 0.1  # -20 dB re the maximum, ISO 3382-1's start of an impulse response
 
 
@@ -51,3 +61,59 @@ def generated_impulse_response(generator: torch.Generator) -> torch.Tensor:
         torch.manual_seed(images)
         response = FastRandomRIRGenerator(sr=SAMPLE_RATE, room_seed=room, source_seed=source)(nsource=1)
     return torch.from_numpy(response[0])
+
+
+def usable_files(folder: str | Path) -> list[Path]:
+    """The recordings of a folder (or manifest) in a format that is read; the others are counted and named.
+
+    Raises:
+        UserError: see :func:`~s3prl_ekd.audio.read.audio_files`.
+    """
+    found = audio_files(folder)
+    usable = [path for path in found if is_readable(path)]
+    if len(usable) < len(found):
+        first = next(path for path in found if not is_readable(path))
+        logger.warning(
+            "%s: %d of %d recordings are in a format that is not read and left out, the first: %s",
+            folder, len(found) - len(usable), len(found), first,
+        )  # fmt: skip
+    return usable
+
+
+def draw_readable(
+    files: Sequence[Path], generator: torch.Generator, read: Callable[[Path], torch.Tensor]
+) -> torch.Tensor:
+    """What ``read`` gives for a random file; an unreadable one is logged and another drawn.
+
+    Raises:
+        UserError: several in a row are unreadable.
+    """
+    problem = None
+    for _ in range(_ATTEMPTS):
+        path = files[integer(generator, len(files))]
+        try:
+            return read(path)
+        except UserError as error:
+            _warn_once(str(error))
+            problem = error
+    raise UserError(f"distortion: {_ATTEMPTS} files in a row could not be used, the last one: {problem}")
+
+
+def stretch(path: Path, samples: int, generator: torch.Generator) -> torch.Tensor:
+    """A random stretch (S,) of a recording; one that is shorter starts anywhere and is repeated."""
+    available = _length(path)
+    if available > samples:
+        return load_audio(path, start=integer(generator, available - samples + 1), samples=samples)
+    whole = load_audio(path)
+    whole = whole.roll(integer(generator, whole.numel()))
+    return whole.repeat(-(-samples // whole.numel()))[:samples]
+
+
+@functools.lru_cache(maxsize=100_000)
+def _length(path: Path) -> int:
+    return audio_length(path)
+
+
+@functools.lru_cache(maxsize=1000)
+def _warn_once(message: str) -> None:
+    logger.warning("skipped for distortion: %s", message)

@@ -18,9 +18,9 @@ TOLERATED = 0.01
 TOLERATED_RECENTLY = 0.1
 """Share of the last :data:`RECENT` recordings read that may have turned out bad for the first time."""
 RECENT = 1000
-"""So many recordings of each process are recent."""
+"""How many recordings of each process count as recent."""
 JUDGED_FROM = 200
-"""Recordings read before a share means anything."""
+"""Fewer recordings are too few to judge a share by."""
 
 _HEADER = "utterance\tproblem\n"
 
@@ -30,18 +30,18 @@ class SourceError(UserError):
 
 
 class Counts(NamedTuple):
-    """What is judged: sums over processes are those of a run."""
+    """Numbers of recordings that one process has read; the sums over all processes are those of a run."""
 
     read: float = 0
-    """Recordings of a pass over the corpus, in which each comes once."""
+    """In a pass over the corpus, in which each recording comes once."""
     bad: float = 0
-    """How many of them were bad."""
+    """In that pass, bad ones."""
     recent: float = 0
-    """The last ones read, at most :data:`RECENT` of each process."""
+    """Most recently, at most :data:`RECENT`."""
     new: float = 0
-    """How many of them were bad and not in the list before."""
+    """Of the recent ones, those that were bad and not in the list before."""
     recent_bad: float = 0
-    """How many of them were bad at all."""
+    """Of the recent ones, all bad ones."""
 
 
 class BadRecordings:
@@ -53,8 +53,8 @@ class BadRecordings:
 
     Args:
         path: the list, which may exist already (a resumed run) and be written by others; None: only log.
-        alone: whether this process judges by itself; else :meth:`judge` is for the counts of all of them, which must
-            stop together.
+        alone: whether this process judges by itself. Several must stop together: whoever has summed their counts calls
+            :meth:`judge`.
 
     Attributes:
         read: how often this process has read a recording, good or bad.
@@ -74,13 +74,13 @@ class BadRecordings:
         self._offset = 0
 
     def begin_pass(self) -> None:
-        """From here on recordings come that have come before."""
+        """A new pass over the corpus begins: the recordings to come have been read before."""
         if self._pass[0]:
             self._pass_before = self._pass
         self._pass, self._skipped = (self._skipped, 0), 0
 
     def skip(self, read: int) -> None:
-        """So many recordings of the coming pass need not be read again: an earlier process did, and they were good."""
+        """Count so many recordings of the coming pass as good, since an earlier process has read them."""
         self._skipped = read
 
     def note(self, read: int, bad: Iterable[tuple[str, str]]) -> None:
@@ -105,9 +105,9 @@ class BadRecordings:
 
     @property
     def counts(self) -> Counts:
-        """What :meth:`judge` takes, of this process.
+        """The counts of this process.
 
-        A pass that has begun is completed by what the one before has found in as large a part of the corpus as is left.
+        Of a pass that is not over, the part still to come is taken to have as many bad ones as in the pass before.
         """
         (read, bad), (read_before, bad_before) = self._pass, self._pass_before
         left = max(0.0, 1 - read / read_before) if read_before else 0.0
@@ -120,7 +120,7 @@ class BadRecordings:
         )
 
     def judge(self, counts: Counts) -> str | None:
-        """What to say where too many are bad; None where they are not.
+        """What is wrong where too many are bad; None where they are not.
 
         Too many are more than 1 % of a pass (of at least 200 recordings), more than 10 % of the recent ones that were
         good or unknown before, or more than half of the recent ones.
@@ -137,7 +137,7 @@ class BadRecordings:
 
     @property
     def hint(self) -> str:
-        """Where to look, for messages."""
+        """Where the bad recordings are listed, for messages; empty where there are none."""
         return self._where if self.bad else ""
 
     @property
@@ -145,7 +145,7 @@ class BadRecordings:
         return f" (listed in {self.path})" if self.path is not None else ""
 
     def _list(self, bad: list[tuple[str, str]]) -> int:
-        """Add them to the list; how many of them were not in it."""
+        """Add recordings to the list; returns how many were not in it before."""
         lines = {one_line(name): problem for name, problem in bad}
         fresh = lines.keys() - self._listed if self.path is None else self._append(self.path, lines)
         self._listed.update(fresh)

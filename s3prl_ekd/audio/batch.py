@@ -1,4 +1,4 @@
-"""A batch: utterances side by side, as the two sides hear them."""
+"""A batch: utterances side by side, as teachers and student hear them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CachedTargets:
 
 @dataclass(frozen=True)
 class Batch:
-    """Utterances as the two sides hear them.
+    """Utterances as teachers and student hear them.
 
     Attributes:
         clean: (B, S) waveforms at 16 kHz, zero-padded.
@@ -74,7 +74,7 @@ def collate(clean: Sequence[Tensor], distorted: Sequence[Tensor], names: Sequenc
 
 
 def empty_batch() -> Batch:
-    """A batch of no utterance: its rank still steps with the others."""
+    """A batch without utterances, for a process that has none left while others have: all make the same steps."""
     none, no_samples = torch.zeros(0, dtype=torch.long), torch.zeros(0, 0)
     return Batch(clean=no_samples, distorted=no_samples, lengths=none, utterances=(), starts=none)
 

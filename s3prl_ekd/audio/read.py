@@ -36,7 +36,7 @@ UNREADABLE_SUFFIXES = frozenset(
         ".mka", ".mpc", ".ra", ".spx", ".tta", ".wma", ".wv"
     }
 )  # fmt: skip
-"""Recordings that it does not read."""
+"""Recordings that libsndfile does not read."""
 
 _CONVERT = "convert it, for instance by: ffmpeg -i IN OUT.flac"
 _OTHER_FILES = (  # offset, bytes there, what it is
@@ -86,12 +86,12 @@ def is_readable(path: Path) -> bool:
 
 
 class Header(NamedTuple):
-    """What a file says of itself."""
+    """What a file's header says."""
 
     rate: int
     """In Hz."""
     samples: int
-    """Of one channel, at that rate."""
+    """Samples of one channel, at that rate."""
     channels: int
 
 
@@ -211,7 +211,7 @@ def _resampled_length(samples: int, rate: int) -> int:
 
 @contextlib.contextmanager
 def _open(name: str, source: Path | bytes) -> Iterator[soundfile.SoundFile]:
-    """A file whose header was checked."""
+    """Open a file and check its header."""
     with _one_line(name, "not a readable audio file"):
         if isinstance(source, Path) and not source.is_file():
             raise UserError(f"{name}: no such file")
@@ -231,7 +231,10 @@ def _open(name: str, source: Path | bytes) -> Iterator[soundfile.SoundFile]:
 
 
 class _Bytes(io.BytesIO):
-    """Bytes that a damaged header may send libsndfile to anywhere in; the exception would be printed, not raised."""
+    """A file in memory, in which libsndfile may seek to impossible places that a damaged header names.
+
+    An exception in here would be printed, not raised, since libsndfile calls it from C.
+    """
 
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
@@ -241,7 +244,7 @@ class _Bytes(io.BytesIO):
 
 
 def _refuse_known(name: str, source: Path | bytes, error: Exception) -> None:
-    """Raise a UserError that says what a file is that libsndfile does not know, if that can be told."""
+    """Raise a UserError that says what kind of file it is that libsndfile cannot open, where its first bytes tell."""
     if isinstance(source, bytes):
         head = source[:32]
     else:
@@ -258,7 +261,7 @@ def _refuse_known(name: str, source: Path | bytes, error: Exception) -> None:
 
 @contextlib.contextmanager
 def _one_line(name: str, problem: str, advice: str = "") -> Iterator[None]:
-    """Make what a library raises for one file, whatever it is, a line that names the file and what was raised."""
+    """Turn whatever a library raises for one file into a UserError of one line that names the file."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""The text beside recordings: transcripts, lexicons and lists of lengths, each with one reader for all who need it."""
+"""Text files beside recordings: transcripts, lexicons and lists of lengths. Each kind has one reader, here."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class _Unstressed:
         return f"{phoneme}0"
 
     def judge(self) -> None:
-        """Warn of the few; a lexicon that does not mark stress would make another task of it."""
+        """Warn where a few are missing; refuse a lexicon that does not mark stress, with which PR is another task."""
         if not self.missing:
             return
         share = f"lexicon {self.path}: {len(self.missing)} of {self.vowels} vowels have no mark of stress"

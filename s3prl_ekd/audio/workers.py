@@ -1,4 +1,4 @@
-"""Waiting for a loader's workers, but not for ever: their deaths, batches that they cannot hand over, a time limit.
+"""Waiting for a loader's workers, but not for ever: for those that ended, that cannot hand over a batch, or hang.
 
 What torch does by itself: a batch that a worker's queue cannot send (no room in shared memory, no file handle left) is
 dropped, and waited for without end; a worker's death raises a RuntimeError wherever the training process happens to be.
@@ -61,7 +61,7 @@ def _send_the_problem(queue: Queue[Any], error: Exception, item: Any) -> None:
 
 
 def _remedy() -> str:
-    """What to do where processes cannot share a batch."""
+    """What a user can do where processes cannot share a batch."""
     size = ""
     with contextlib.suppress(OSError):
         size = f" ({shutil.disk_usage(_SHARED_MEMORY).total / 2**20:.0f} MiB in all)"
@@ -80,15 +80,10 @@ def make_loader(
     generator: torch.Generator | None = None,
     pin_memory: bool = True,
 ) -> DataLoader[T]:
-    """A loader for :func:`patient`.
+    """A loader for :func:`patient`, of a data set whose items are whole batches.
 
-    Args:
-        dataset: whose items are whole batches.
-        workers: processes that read; 0: this one.
-        sampler: keys of the items, in order; None: the data set is an iterable one.
-        prefetch: items that each worker prepares ahead; None: torch's default.
-        generator: of the workers' seeds; None: torch's global one.
-        pin_memory: whether items are made ready for a GPU, if there is one.
+    ``sampler`` gives the keys of the items, and ``prefetch`` says how many each worker prepares ahead. The workers'
+    seeds come from ``generator``, or torch's global one.
     """
     return DataLoader(
         dataset,
@@ -152,7 +147,7 @@ def _end_pinning(iterator: Iterator[Any]) -> None:
 
 
 def _end(workers: Iterable[BaseProcess]) -> None:
-    """Kill them, since one that reads from storage that hangs would not end, and this process wait for it."""
+    """Kill them: one that waits for storage would not end when asked, and this process would wait for it."""
     for worker in workers:
         worker.kill()
         _at_work.discard((os.getpid(), worker))
@@ -184,12 +179,12 @@ def _next(iterator: Iterator[Any], workers: Set[BaseProcess], limit: float) -> A
 
 
 class _NotYet(Exception):  # noqa: N818 (it is no error)
-    """Nothing has come in :data:`POLL_SECONDS`."""
+    """No item has come within :data:`POLL_SECONDS`."""
 
 
 @contextlib.contextmanager
 def _ends_are_named(workers: Set[BaseProcess]) -> Iterator[None]:
-    """torch's words for a worker that has ended, as a UserError; so is a connection to one that is broken off."""
+    """Raise a UserError where torch says that a worker has ended, or the connection to one breaks off."""
     try:
         yield
     except RuntimeError as error:
@@ -209,9 +204,10 @@ def _ends_are_named(workers: Set[BaseProcess]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_deaths_by_signal() -> Iterator[None]:
-    """Undo that torch, when the block starts workers, has SIGCHLD raise errors from then on, in whatever line runs.
+    """Take away the signal handler that torch sets when the block starts workers.
 
-    :func:`patient` asks for them, at a place where something can be done.
+    From then on it would raise an error wherever the program happens to be when a worker ends. :func:`patient` looks
+    for ended workers itself, at a place where it can say what has happened.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

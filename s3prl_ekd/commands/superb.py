@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upstream", metavar="NAME", help="an s3prl upstream, such as ekd_student, fbank")
     parser.add_argument("--ckpt", metavar="WHERE", help="its weights: a student folder, a states-*.ckpt or a hub id")
     parser.add_argument("--label", default="", help="name in tables (default: made from upstream and ckpt)")
-    parser.add_argument("--tasks", default=",".join(DEFAULT), help="comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--tasks", default=",".join(DEFAULT), help=f"comma-separated, of {', '.join(TASKS)} (default: %(default)s)"
+    )
     parser.add_argument("--corpus", required=True, choices=["mini", "real"], help="which corpora")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for everything written")
     parser.add_argument(
@@ -110,7 +112,7 @@ def _remember(args: argparse.Namespace) -> bool:
 
 
 def _where(args: argparse.Namespace) -> str | None:
-    """``--ckpt``, absolute if it is a path here: the runner works in folders of its own."""
+    """``--ckpt``, made absolute if it is a local path, since the runner works in folders of its own."""
     if args.ckpt is None:
         if args.upstream == "ekd_student":
             raise UserError("--upstream ekd_student needs --ckpt: a student folder, a states-*.ckpt or a hub id")

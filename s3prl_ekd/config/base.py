@@ -132,15 +132,10 @@ class Config:
 
     @classmethod
     def from_saved(cls, mapping: Any, where: str) -> Self:
-        """Build from what :meth:`to_mapping` gave, perhaps in an older version: settings that there were not yet have
-        their defaults.
-
-        Args:
-            mapping: plain values.
-            where: what they are part of, for messages.
+        """Build from what :meth:`to_mapping` gave, perhaps in an older version, when newer settings had their defaults.
 
         Raises:
-            UserError: a setting that this version does not know, or a value that it does not allow.
+            UserError: a setting that this version does not know, or a value that it does not allow; ``where`` it is.
         """
         try:
             return cls.from_mapping(mapping)

@@ -1,4 +1,4 @@
-"""What a run of ``s3prl-ekd distill`` hears, as a frozen dataclass. Nothing here imports torch or lhotse."""
+"""The ``data`` section of a recipe: which speech, in what batches. Nothing here imports torch or lhotse."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import is_remote
 
 _BATCH_SECONDS = 200.0
+
+HOW_TO_READ = frozenset({"num_workers", "prefetch_batches", "timeout_seconds", "shar_cache", "shar_cache_gb"})
+"""The settings of data that change neither which batches there are nor what is in them."""
 
 
 def require_distinct(addresses: Iterable[str], key: str) -> None:
@@ -35,7 +38,7 @@ def require_distinct(addresses: Iterable[str], key: str) -> None:
 class DataConfig(Config):
     """Cut manifests, the size of batches and how they are read.
 
-    An entry of ``cuts`` is one of
+    Each of ``cuts`` is one of
 
     - a Lhotse manifest of cuts (or recordings), ``.jsonl`` or ``.jsonl.gz``, read lazily;
     - a Lhotse Shar folder (``cuts.000000.jsonl.gz`` beside ``recording.000000.tar``, ...), or one of its tars;
@@ -44,8 +47,8 @@ class DataConfig(Config):
     - ``pipe:COMMAND``, what a shell command prints. Such a source cannot be resumed, and a recipe that has one runs the
       command: read other people's recipes first.
 
-    Several entries are mixed throughout the epoch. The manifests of one entry come in another order in each epoch;
-    within a manifest, shuffling reaches as far as ``buffer_cuts`` (what ``s3prl-ekd data`` writes is shuffled already).
+    Several are mixed throughout the epoch. The manifests of each come in another order in each epoch; within one of
+    them, shuffling reaches as far as ``buffer_cuts`` (what ``s3prl-ekd data`` writes is shuffled already).
     """
 
     cuts: tuple[Name, ...]
@@ -71,9 +74,9 @@ class DataConfig(Config):
     prefetch_batches: Size = 4
     """Batches that each of them prepares ahead."""
     timeout_seconds: Seconds = 1800.0
-    """How long the run waits for one batch before it gives up; the death of a worker is noticed at once."""
+    """How long the run waits for one batch before it gives up; a worker that ends is noticed at once."""
     shar_cache: str | None = None
-    """Folder for copies of tars that are not on a file system; null: one in the system's temporary folder."""
+    """Folder for copies of tars that are not on a file system; null: a folder in the system's temporary one."""
     shar_cache_gb: Annotated[float, Range(at_least=0, at_most=1e9)] = 50.0
     """Size at which the oldest of them are removed."""
 

@@ -176,8 +176,13 @@ class TeacherConfig(Config):
 
     @property
     def source(self) -> str:
-        """The address of the function that loads it."""
-        return next(address for key, address in keys_with_parts(type(self)).items() if getattr(self, key) is not None)
+        """Which of the sources is given."""
+        return next(key for key in keys_with_parts(type(self)) if getattr(self, key) is not None)
+
+    @property
+    def origin(self) -> str:
+        """What the source's key says, such as the name of an upstream."""
+        return str(getattr(self, self.source))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from s3prl_ekd.config.base import (
     say_differences,
     set_value,
 )
-from s3prl_ekd.config.data import DataConfig
+from s3prl_ekd.config.data import HOW_TO_READ, DataConfig
 from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.errors import UserError, shorten
 from s3prl_ekd.files import parse_yaml, read_yaml
@@ -218,8 +218,7 @@ def apply_override(mapping: dict[str, Any], override: str) -> None:
 
 FREE_ON_RESUME = frozenset(
     {"output", "targets.cache"}
-    | {f"data.{key}" for key in ("batch_seconds", "global_batch_seconds", "num_workers", "prefetch_batches")}
-    | {f"data.{key}" for key in ("timeout_seconds", "shar_cache", "shar_cache_gb")}
+    | {f"data.{key}" for key in HOW_TO_READ | {"batch_seconds", "global_batch_seconds"}}
     | {f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "log_every", "dev_every")}
     | {f"trainer.{key}" for key in ("checkpoint_every", "keep_checkpoints", "max_nonfinite", "wandb_project")}
 )

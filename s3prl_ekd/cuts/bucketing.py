@@ -1,4 +1,4 @@
-"""Batches of like duration, drawn at random from a stream of entries that is never held as a whole.
+"""Batches of entries of like duration, drawn at random from a stream that is never held as a whole.
 
 The idea is that of Lhotse's DynamicBucketingSampler. Lhotse 1.33's own costs a shuffle of a whole bucket per batch
 (measured: 40 to 130 microseconds a cut, which every rank pays for the cuts of all ranks, and for all cuts before the

@@ -15,6 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -93,7 +94,9 @@ def write_manifest(path: str | Path, recordings: Iterable[Described]) -> Written
 
     Equal recordings give an equal file. More than 1 % of at least 200 bad ones stop it.
     """
-    path = _manifest_path(path)
+    path = Path(path)
+    if not path.name.endswith(".jsonl.gz"):
+        raise UserError(f"{path}: a manifest's name ends in .jsonl.gz")
     cuts, seconds, problem = 0, 0.0, ""
     problems = path.with_name(path.name.removesuffix(".jsonl.gz") + ".bad_recordings.tsv")
     problems.unlink(missing_ok=True)
@@ -116,13 +119,6 @@ def write_manifest(path: str | Path, recordings: Iterable[Described]) -> Written
         if cuts == 0:
             raise UserError(f"{path}: not one usable recording, nothing written{bad.hint}{problem}")
     return Written(path, cuts, seconds / 3600, bad.bad)
-
-
-def _manifest_path(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.name.endswith(".jsonl.gz"):
-        raise UserError(f"{path}: a manifest's name ends in .jsonl.gz")
-    return path
 
 
 def folder_recordings(folder: str | Path) -> Iterator[Described]:
@@ -169,13 +165,8 @@ def tsv_recordings(path: str | Path, rate: int = SAMPLE_RATE) -> Iterator[Descri
 # read transcripts and annotations that no manifest needs here, and one bad file is the end of them.
 
 
-def librispeech_files(corpus: Path, part: str) -> list[tuple[str, Path]]:
-    """(name, file) of one part of a corpus in LibriSpeech's layout."""
-    return _by_stem(files_below(corpus / part, [".flac"]), corpus)
-
-
 def librispeech_parts(corpus: Path) -> list[str]:
-    """Folders that hold transcripts in LibriSpeech's layout."""
+    """Names of the folders that hold transcripts in LibriSpeech's layout."""
     return sorted(
         folder.name
         for folder in corpus.iterdir()
@@ -183,14 +174,14 @@ def librispeech_parts(corpus: Path) -> list[str]:
     )
 
 
-def musan_files(corpus: Path, part: str) -> list[tuple[str, Path]]:
-    """(name, file) of ``music``, ``speech`` or ``noise`` of MUSAN."""
-    return _by_stem(files_below(corpus / part, [".wav"]), corpus)
-
-
 def musan_parts(corpus: Path) -> list[str]:
-    """Those that are there."""
+    """Which of MUSAN's parts the folder has."""
     return [part for part in ("music", "speech", "noise") if (corpus / part).is_dir()]
+
+
+def files_of_folder(suffix: str, corpus: Path, part: str) -> list[tuple[str, Path]]:
+    """(name, file) of a part that is a folder."""
+    return _by_stem(files_below(corpus / part, [suffix]), corpus)
 
 
 def rir_files(corpus: Path, part: str) -> list[tuple[str, Path]]:
@@ -208,7 +199,7 @@ def rir_files(corpus: Path, part: str) -> list[tuple[str, Path]]:
 
 
 def rir_parts(corpus: Path) -> list[str]:
-    """Those that are there."""
+    """Which of RIRS_NOISES' parts the folder has."""
     return [part for part, folder in RIR_PARTS.items() if (corpus / folder).is_dir() and rir_files(corpus, part)]
 
 
@@ -232,8 +223,8 @@ class Corpus:
 
 
 CORPORA = {
-    "librispeech": Corpus("LibriSpeech", "librispeech", librispeech_parts, librispeech_files),
-    "musan": Corpus("musan", "musan", musan_parts, musan_files),
+    "librispeech": Corpus("LibriSpeech", "librispeech", librispeech_parts, partial(files_of_folder, ".flac")),
+    "musan": Corpus("musan", "musan", musan_parts, partial(files_of_folder, ".wav")),
     "rirs": Corpus("RIRS_NOISES", "rirs", rir_parts, rir_files),
 }
 

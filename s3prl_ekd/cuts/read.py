@@ -72,7 +72,7 @@ def read_cut(entry: Entry) -> Cut:
 
 
 def _is_sound(cut: Any) -> bool:
-    """Whether what is read of a cut is of the types that Lhotse writes; it checks none of them."""
+    """Whether what is used of a cut has the types that Lhotse writes, which checks none when it reads."""
     channels = [cut.channel] if isinstance(cut.channel, int) else cut.channel
     return (
         isinstance(cut.id, str)

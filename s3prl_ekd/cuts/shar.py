@@ -6,6 +6,7 @@ read. Tars written for it are read here by an index of their members.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import logging
@@ -120,21 +121,16 @@ class TarCache:
         return file
 
     def _evict(self) -> None:
-        tars = sorted(self.folder.glob("*.tar"), key=_last_use)
-        total = sum(_size(tar) for tar in tars)
-        for tar in tars[:-1]:
+        found = []
+        for tar in self.folder.glob("*.tar"):
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                found.append((tar.stat().st_mtime, tar.stat().st_size, tar))
+        total = sum(size for _, size, _ in found)
+        for _, size, tar in sorted(found)[:-1]:  # by last use; the newest stays
             if total <= self.limit:
                 return
-            total -= _size(tar)
+            total -= size
             tar.unlink(missing_ok=True)
-
-
-def _last_use(path: Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def _fetch(address: str, copy: Path) -> None:

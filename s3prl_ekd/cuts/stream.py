@@ -30,26 +30,16 @@ from s3prl_ekd.audio.manifests import Entry
 from s3prl_ekd.audio.utterances import UtteranceReader
 from s3prl_ekd.audio.workers import make_loader, patient
 from s3prl_ekd.config.base import differences, say_differences
-from s3prl_ekd.config.data import DataConfig
+from s3prl_ekd.config.data import HOW_TO_READ, DataConfig
 from s3prl_ekd.cuts.bucketing import draw_batches, duration_bounds
 from s3prl_ekd.cuts.read import Cut, CutReader, cut_key, read_cut
 from s3prl_ekd.cuts.shar import TarCache, TarReader
 from s3prl_ekd.cuts.sources import CutSource, digest, mix_sources, resolve_sources
 from s3prl_ekd.errors import UserError
 
-FREE = frozenset(
-    {
-        "cuts",  # compared by their content
-        "dev_cuts",
-        "global_batch_seconds",
-        "num_workers",
-        "prefetch_batches",
-        "shar_cache",
-        "shar_cache_gb",
-        "timeout_seconds",
-    }
-)
-"""The settings of data that a position in it does not depend on; on all others, new ones included, it does."""
+FREE = HOW_TO_READ | {"cuts", "dev_cuts", "global_batch_seconds"}
+"""The settings of data that a position in it does not depend on; cuts are compared by their content. It depends on all
+others, new ones included."""
 
 _BOUNDS_FROM = 10_000  # entries that the buckets' bounds are estimated from
 _PLANNED_AHEAD = 32  # batches
@@ -187,8 +177,9 @@ class BatchReader(Dataset[Loaded | UserError]):
             return error
 
 
-class _Planned(IterableDataset[Planned | UserError]):
-    """What a function plans, anew in each pass. A UserError is the last item: it comes through processes like them."""
+class _PlannedBatches(IterableDataset[Planned | UserError]):
+    """The batches that a function plans; it is called for each pass. A UserError comes as the last item, so that it
+    passes from process to process as batches do."""
 
     def __init__(self, plan: Callable[[], Iterable[Planned]]) -> None:
         self.plan = plan
@@ -316,12 +307,12 @@ class EpochLoader:
         Each loader has a generator of its own, since the global one's state is part of what a resumed run restores.
         """
         stream, workers = self.stream, self.stream.config.num_workers
-        planned = _Planned(functools.partial(stream.plan.rank_batches, self.epoch, self.consumed, stream.rank))
+        planned = _PlannedBatches(functools.partial(stream.plan.rank_batches, self.epoch, self.consumed, stream.rank))
         if workers:
             planner = make_loader(
                 planned, workers=1, prefetch=_PLANNED_AHEAD, generator=torch.Generator(), pin_memory=False
             )
-            planned = _Planned(functools.partial(patient, planner, stream.config.timeout_seconds))
+            planned = _PlannedBatches(functools.partial(patient, planner, stream.config.timeout_seconds))
         return make_loader(
             stream.reader,
             sampler=planned,

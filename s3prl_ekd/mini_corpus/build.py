@@ -40,7 +40,7 @@ FORMAT = 1
 """Raised whenever the same settings would give another corpus."""
 
 ADDED: tuple[plan.AddedPart, ...] = (speech_commands.PART,)
-"""Parts that are no parts of :data:`FORMAT`."""
+"""Parts that came after :data:`FORMAT` 1: an older corpus gets them too, and stays what it is otherwise."""
 
 _MANIFEST = "corpus.json"
 _KIND = "s3prl-ekd mini corpus"

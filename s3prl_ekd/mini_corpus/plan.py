@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +20,7 @@ _FIRST_SID = 10001  # s3prl numbers VoxCeleb1's speakers from id10001
 
 @dataclass(frozen=True, kw_only=True)
 class AddedPart:
-    """A corpus in a folder of its own, which a mini corpus of an earlier version gets too, and stays what it was."""
+    """A corpus in a folder of its own, added to a mini corpus without changing anything else in it."""
 
     folder: str
     """Its name below the mini corpus."""
@@ -136,11 +136,10 @@ class _Session:
     brightness: float
 
     def apply(self, style: Style) -> Style:
-        return Style(
+        return replace(
+            style,
             pitch=style.pitch * self.pitch,
-            span=style.span,
             rate=style.rate * self.rate,
-            gain_db=style.gain_db,
             brightness=style.brightness * self.brightness,
         )
 

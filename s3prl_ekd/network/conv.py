@@ -6,6 +6,8 @@ products and without padding. In both an utterance's frames depend on nothing bu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,6 +79,8 @@ class ConvLayer(nn.Module):
 class ConvStack(FrontEnd):
     """The front end of wav2vec 2.0, HuBERT and WavLM."""
 
+    conv_layers: Any  # a ModuleList of ConvLayer, or of what was put in their place
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.kernels, self.strides = config.conv_kernel, config.conv_stride
@@ -97,6 +101,7 @@ class ConvStack(FrontEnd):
         if in_graph():
             x = self._convolve(waveforms, lengths)
             return x, Padded(x, None if lengths is None else self.frame_lengths(lengths))
+        assert lengths is not None  # only a graph has none
         packing = Packing(self.frame_lengths(lengths), waveforms.device)
         if not (plain or waveforms.requires_grad) and self._by_products(waveforms):
             return conv_rows(self.conv_layers, waveforms, lengths, packing), packing

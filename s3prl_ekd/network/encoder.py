@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ class PositionConv(nn.Module):
         width, size = config.num_conv_pos_embeddings, config.hidden_size
         conv = nn.Conv1d(size, size, width, padding=width // 2, groups=config.num_conv_pos_embedding_groups)
         nn.init.normal_(conv.weight, std=math.sqrt(4 / (width * size)))
+        assert conv.bias is not None
         nn.init.zeros_(conv.bias)
         self.conv = nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2)
         self.width = width
@@ -123,9 +125,10 @@ class GatedRelativeAttention(SelfAttention):
         self.rel_attn_embed = nn.Embedding(config.num_buckets, self.num_heads) if owns_embedding else None
 
     def _attention_mask(
-        self, rows: Tensor, packing: Layout, mask: Tensor | None, bias: Tensor, dtype: torch.dtype
+        self, rows: Tensor, packing: Layout, mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         """What is added to the logits, (B, heads, F, F): the gated bias, and minus infinity where ``mask`` is False."""
+        assert bias is not None
         gates = self.gru_rel_pos_linear(rows.unflatten(-1, (self.num_heads, -1)))  # (N, heads, 8)
         update, reset = gates.unflatten(-1, (2, 4)).sum(-1).sigmoid().unbind(-1)  # (N, heads) each
         gate = update * (reset * self.gru_rel_pos_const.view(-1) - 1.0) + 2.0
@@ -174,6 +177,8 @@ class EncoderLayer(nn.Module):
 
 class Transformer(nn.Module):
     """Position convolution, LayerNorm and the layers."""
+
+    layers: Any  # a ModuleList of EncoderLayer, or of what was put in their place
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -256,12 +261,12 @@ class _ScaleGradient(torch.autograd.Function):
     """Identity whose gradient is multiplied by a constant."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.scale, None
 
 

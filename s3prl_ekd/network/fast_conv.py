@@ -54,7 +54,7 @@ def conv_rows(layers: Sequence[ConvLayer], waveforms: Tensor, lengths: Tensor, p
     with torch.autocast(waveforms.device.type, enabled=False):
         weight, bias = first.conv.weight.float(), first.conv.bias
         if isinstance(first.layer_norm, nn.GroupNorm):
-            waveforms, weight, bias = _fold_group_norm(first, waveforms, lengths)
+            waveforms, weight, bias = _fold_group_norm(first.conv, first.layer_norm, waveforms, lengths)
         else:
             weight = weight[:, 0].T.expand(len(lengths), -1, -1)  # (B, k, C)
             bias = weight.new_zeros(len(lengths), weight.shape[2]) if bias is None else bias.expand(len(lengths), -1)
@@ -67,13 +67,15 @@ def _prefers_chunks(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _fold_group_norm(first: ConvLayer, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fold_group_norm(
+    conv: nn.Conv1d, norm: nn.GroupNorm, waveforms: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Centred waveforms, and a weight (B, k, C) and bias (B, C) that make GroupNorm's output out of their windows.
 
     With windows u of mean m and covariance V, channel c of the convolution has mean w_c'm and variance w_c'Vw_c. In
     double precision, since w'Vw is a small difference of large terms for low-frequency input and a high-pass w.
     """
-    kernel, stride = first.conv.kernel_size[0], first.conv.stride[0]
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
     device, size = waveforms.device, waveforms.shape[1]
     samples = lengths.to(device, non_blocking=True).unsqueeze(1)
     if bool((lengths < size).any()):
@@ -94,11 +96,11 @@ def _fold_group_norm(first: ConvLayer, waveforms: Tensor, lengths: Tensor) -> tu
         mean = windows.sum(1, keepdim=True) / count  # (B, 1, k)
         covariance = windows.transpose(1, 2) @ windows / count - mean.transpose(1, 2) @ mean  # (B, k, k)
 
-    w = first.conv.weight[:, 0].double().T  # (k, C)
+    w = conv.weight[:, 0].double().T  # (k, C)
     variance = (w * (covariance @ w)).sum(1).clamp(min=0)  # (B, C)
-    scale = first.layer_norm.weight.double() * torch.rsqrt(variance + first.layer_norm.eps)  # (B, C)
+    scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)  # (B, C)
     # The convolution's own bias, if there is one, is taken out again by the mean.
-    bias = first.layer_norm.bias.double() - (mean @ w).squeeze(1) * scale
+    bias = norm.bias.double() - (mean @ w).squeeze(1) * scale
     return waveforms, (w * scale.unsqueeze(1)).float(), bias.float()
 
 

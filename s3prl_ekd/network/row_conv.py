@@ -10,6 +10,8 @@ plus (x0 - x2) A and (x4 - x2) C (Winograd's minimal filtering F(2, 2), Arithmet
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def _every(x: Tensor, step: int, first: int, count: int, width: int = 1) -> Tens
 
 class _RowConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, taps: Tensor, kernel: int, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, taps: Tensor, kernel: int, stride: int) -> Tensor:
         own, next_ = _split(x, _steps(x, kernel, stride), stride, kernel)
         cut = stride * x.shape[1]
         y = own @ taps[:cut]
@@ -52,7 +54,7 @@ class _RowConv(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         x, taps = ctx.saved_tensors
         grad = grad.contiguous()
         cut = ctx.stride * x.shape[1]
@@ -79,7 +81,7 @@ class _PairedRowConv(torch.autograd.Function):
     """Kernel 3, stride 2, an even number of outputs; the names are those of the module's docstring."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, taps: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
         steps = _steps(x, 3, 2)
         x0, x2, x4 = (_every(x, 4, first, steps // 2) for first in (0, 2, 4))
         a, b, c = taps.chunk(3)
@@ -92,7 +94,7 @@ class _PairedRowConv(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor]:
         x, taps = ctx.saved_tensors
         grad = grad.contiguous()
         steps = grad.shape[0]

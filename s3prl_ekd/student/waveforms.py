@@ -81,9 +81,11 @@ def pad_waveforms(wavs: Sequence[Any], like: Tensor) -> tuple[Tensor, Tensor]:
                 " and not empty: look at the recordings"
             )
         floats.append(wav)
-    # Counted rather than read off the shapes, which a traced graph would keep as they were.
-    lengths = [torch.ones_like(wav, dtype=torch.long).sum() if in_graph() else len(wav) for wav in floats]
-    return pad_sequence(floats, batch_first=True), torch.stack(lengths) if in_graph() else torch.tensor(lengths)
+    if in_graph():  # counted rather than read off the shapes, which a traced graph would keep as they were
+        lengths = torch.stack([torch.ones_like(wav, dtype=torch.long).sum() for wav in floats])
+    else:
+        lengths = torch.tensor([len(wav) for wav in floats])
+    return pad_sequence(floats, batch_first=True), lengths
 
 
 def as_batch(waveforms: Any, lengths: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -95,6 +97,7 @@ def as_batch(waveforms: Any, lengths: Tensor | None, like: Tensor) -> tuple[Tens
     Raises:
         UserError: what is wrong with it.
     """
+    limits: Tensor | None = None
     if isinstance(waveforms, (list, tuple)):
         waveforms, limits = pad_waveforms(waveforms, like)
         lengths = limits if lengths is None else lengths
@@ -112,8 +115,9 @@ def as_batch(waveforms: Any, lengths: Tensor | None, like: Tensor) -> tuple[Tens
         limits = None if in_graph() else whole_lengths(waveforms)
     if lengths is not None:
         _check_lengths(waveforms, lengths, limits)
-    if not in_graph() and waveforms.device.type == "cpu":  # elsewhere the check would wait for the device
-        check_finite(waveforms, limits if lengths is None else lengths)
+    real = limits if lengths is None else lengths
+    if real is not None and waveforms.device.type == "cpu":  # elsewhere the check would wait for the device
+        check_finite(waveforms, real)
     return waveforms, lengths
 
 
@@ -131,7 +135,7 @@ def _check_lengths(waveforms: Tensor, lengths: Tensor, limits: Tensor | None) ->
         raise UserError(
             f"lengths of the shape {tuple(lengths.shape)} for {waveforms.shape[0]} waveforms; each needs one: (B,)"
         )
-    if in_graph():
+    if in_graph() or limits is None:
         return
     for number, (length, limit) in enumerate(zip(lengths.tolist(), limits.tolist(), strict=True)):
         if length > limit:

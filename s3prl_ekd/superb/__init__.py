@@ -1,1 +1,1 @@
-"""An upstream judged on PR, SID, ER and ASR by s3prl's stock downstream runner, and tables of the results."""
+"""An upstream judged on downstream tasks by s3prl's stock runner, and tables of the results."""

@@ -19,7 +19,7 @@ KEY = "hidden_states"
 
 
 class RememberedFeatures(nn.Module):
-    """An upstream that computes the hidden states of a waveform at its first sight only.
+    """An upstream that computes the hidden states of a waveform the first time that it sees it.
 
     Args:
         upstream: a frozen s3prl upstream.

@@ -88,7 +88,7 @@ class Evaluation:
         ]
 
     def prepare(self) -> list[tuple[Experiment, Path]]:
-        """For those who run s3prl's runner themselves: each experiment's configuration, written to ``out/configs``."""
+        """Write each experiment's configuration to ``out/configs``, for users who run s3prl's runner themselves."""
         written = []
         for experiment in self.planned:
             path = self.out / "configs" / f"{experiment.name}.yaml"
@@ -171,7 +171,7 @@ class Evaluation:
         return with_steps(config, self.steps[task]) if task in self.steps else config
 
     def _claim(self, experiment: Experiment) -> None:
-        """Write the experiment into its folder, unless other results, or what may become some, are there."""
+        """Write the experiment into its folder, unless a training or results with other settings are there."""
         folder = self.out / experiment.name
         with only_writer(folder):
             if run_experiment.begun(folder):
@@ -189,12 +189,12 @@ class Evaluation:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """What all experiments have in common and results depend on."""
+        """Settings that all experiments share and results depend on."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in FREE}
         return {**values, "corpus": self.corpora.fingerprint}
 
     def _differing(self, experiment: Experiment) -> list[Difference]:
-        """Settings that are others in the experiment's folder; one that is newer than it had its default there."""
+        """Settings that differ in the experiment's folder; one that was unknown when it was written had its default."""
         path = self.out / experiment.name / run_experiment.EXPERIMENT
         if not path.is_file():
             return []

@@ -14,10 +14,9 @@ import multiprocessing
 import os
 import re
 import runpy
-import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -48,7 +47,7 @@ class Job:
     arguments: tuple[str, ...] = ()
     """Its command line."""
     log: Path
-    """Where its output goes, after what is there."""
+    """File that its output is appended to."""
     steps: int
     """Optimizer steps it will take."""
     after: tuple[str, ...] = ()
@@ -62,7 +61,7 @@ class JobError(Exception):
 def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -> None:
     """Run all ``jobs``; at the first failure, or on an interrupt, end the others.
 
-    They also end when this process is killed.
+    They also end when this process is killed, by whatever signal.
 
     Args:
         jobs: what to run, in the order of preference.
@@ -78,7 +77,7 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
     running: dict[Job, BaseProcess] = {}
     bar = tqdm(total=sum(job.steps for job in jobs), desc=title, unit="step")
     shown = 0.0
-    with bar, _terminated_as_exit(), contextlib.ExitStack() as cleanup:
+    with bar, contextlib.ExitStack() as cleanup:
         cleanup.callback(lambda: _end(running))
         while waiting or running:
             for job in [job for job in waiting if ended.issuperset(job.after)][: at_a_time - len(running)]:
@@ -148,7 +147,7 @@ def _work(job: Job, threads: int, environment: Mapping[str, str]) -> None:
     try:
         runpy.run_module(job.module, run_name="__main__", alter_sys=True)
     finally:
-        atexit._run_exitfuncs()  # multiprocessing ends without
+        atexit._run_exitfuncs()  # multiprocessing does not call them
 
 
 def _tail(log: Path) -> str:
@@ -177,21 +176,3 @@ def _end(running: Mapping[Job, BaseProcess]) -> None:
         if process.exitcode is None:
             process.kill()
             process.join()
-
-
-@contextlib.contextmanager
-def _terminated_as_exit() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that no process is left behind."""
-
-    def leave(*_: object) -> None:
-        sys.exit(128 + signal.SIGTERM)
-
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

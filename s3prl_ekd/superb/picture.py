@@ -71,7 +71,7 @@ def _wrapped(name: str) -> str:
 
 
 def _grid(panels: int) -> tuple[int, int]:
-    """Rows and columns."""
+    """How many rows and columns of panels there are."""
     columns = 2 if panels == 4 else min(panels, _PANELS)
     return -(-panels // columns), columns
 

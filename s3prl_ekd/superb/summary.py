@@ -15,9 +15,9 @@ from s3prl_ekd.files import write_json
 from s3prl_ekd.tasks import TASKS
 
 FORMAT = 2
-"""Written; format 1 had neither ``value_error`` nor ``weights`` nor ``settings``."""
+"""The format written; format 1 had neither ``value_error`` nor ``weights`` nor ``settings``."""
 FORMATS = (1, FORMAT)
-"""Read."""
+"""The formats read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Row:
 
     @property
     def place(self) -> tuple[str, str, str, str]:
-        """Which test set it is a score on."""
+        """Which test set the score is for."""
         return (self.corpus, self.split, self.task, self.test_set)
 
     @property
@@ -110,12 +110,12 @@ class Row:
 
     @property
     def result(self) -> tuple[Any, ...]:
-        """What came out. Two rows that agree in it and in all that is known of them are of one run."""
+        """The scores. Two rows that agree in them and in all that is known of both are of one run."""
         return (self.value, self.folds, self.chance, self.utterances)
 
     @property
     def key(self) -> str:
-        """What a newer row replaces an older one by: everything but what came out."""
+        """All but the scores: a newer row replaces an older one with the same key."""
         return canonical([self.place, self.label, self.seed, self.identity])
 
 
@@ -134,19 +134,19 @@ def flat(value: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def canonical(value: Any) -> str:
-    """Equal for equal values, before and after they were on disk."""
+    """JSON text that is the same for equal values, also after they were written and read again."""
     return json.dumps(value, sort_keys=True)
 
 
 def distinct(rows: Iterable[Row]) -> list[Row]:
-    """Every run once. Where a run is there with its settings and without, the former counts."""
+    """Every run once; of two rows of a run, the one that has its settings."""
     once = {(row.key, row.result): row for row in rows}.values()
     known = {_known(row) for row in once if row.settings is not None}
     return [row for row in once if row.settings is not None or _known(row) not in known]
 
 
 def _known(row: Row) -> tuple[Any, ...]:
-    """A run as far as format 1 has it."""
+    """What format 1 stores of a run."""
     return (*row.place, row.label, row.upstream, row.ckpt, row.steps, row.seed, *row.result)
 
 
@@ -192,7 +192,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# By the type of a field of Row: whether a value out of a file is of it.
+# Type of a field of Row -> whether a value read from a file has it.
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
     "str | None": lambda value: value is None or isinstance(value, str),
@@ -207,7 +207,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 def _row(item: Mapping[str, Any]) -> Row:
-    """A row out of a file; what later versions may have added is left out."""
+    """A row read from a file, without fields that only later versions know."""
     values = {one.name: item[one.name] for one in fields(Row) if one.name in item}
     for one in fields(Row):
         if one.name in values and not _KINDS[str(one.type)](values[one.name]):

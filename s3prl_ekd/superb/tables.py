@@ -20,7 +20,7 @@ from s3prl_ekd.tasks import TASKS
 CHANCE = "chance"
 """Label of a table's first line, the best constant answer's scores."""
 UNKNOWN = "settings unknown"
-"""Said of what comes from a summary of format 1."""
+"""Shown for results from a summary of format 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +115,12 @@ class Table:
 
     @property
     def title(self) -> str:
-        """What is shown."""
+        """Heading of the table."""
         return f"{self.corpus} corpus, {self.split} test sets (percent)"
 
     @property
     def notes(self) -> list[str]:
-        """What holds for all lines, and how to read the figures."""
+        """What is written below the table: what all lines share, and how to read the figures."""
         common = ((name, _common([getattr(line, name) for line in self.lines])) for name in ("steps", "seeds"))
         said = [f"{name} of the downstream training: {value}" for name, value in common if value is not None]
         if any(cell and cell.deviation is not None for line in self.lines for cell in line.cells):
@@ -133,7 +133,7 @@ class Table:
 
     @property
     def names(self) -> list[str]:
-        """Of the lines: label, settings, and steps where lines differ in them."""
+        """Names of the lines: label, settings, and steps where lines differ in them."""
         steps_differ = _common([line.steps for line in self.lines]) is None
         named = []
         for line in self.lines:
@@ -157,7 +157,7 @@ class Table:
         return [[" ".join(cell.split()) for cell in row] for row in rows]
 
     def text(self) -> str:
-        """Aligned columns."""
+        """The table as text in aligned columns."""
         rows = self.rows()
         words = len(rows[0]) - len(self.columns)
         widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
@@ -170,7 +170,7 @@ class Table:
         return "\n".join([self.title, *lines, *self.notes])
 
     def markdown(self) -> str:
-        """A table of Markdown."""
+        """The table as Markdown."""
         heading, *rows = [[cell.replace("|", r"\|") for cell in row] for row in self.rows()]
         words = len(heading) - len(self.columns)
         bars = [*["---"] * words, *["---:"] * len(self.columns)]
@@ -226,7 +226,7 @@ def _table(corpus: str, split: str, rows: Sequence[Row]) -> Table:
 
 
 def _column(row: Row) -> tuple[Any, ...]:
-    """Which utterances were judged: those of other references have another chance."""
+    """Identifies the utterances that were judged; with other references, chance is another one."""
     return (row.task, row.test_set, row.utterances, f"{row.chance:.6g}")
 
 
@@ -259,7 +259,7 @@ class _Runs:
 
     @property
     def settings(self) -> dict[str, str]:
-        """By name, as a person reads and gives them; without steps, which have a place of their own."""
+        """Settings by name, as they are shown, without the steps, which are shown apart."""
         row = self.rows[0]
         ckpt = f"{row.ckpt} ({row.weights[:8]})" if row.weights else row.ckpt
         own = {**row.identity, "ckpt": ckpt}
@@ -303,7 +303,7 @@ def _runs(rows: Sequence[Row]) -> list[_Runs]:
 # --- in what they differ ---------------------------------------------------------------------------------------------
 
 _JUDGED = ("upstream", "ckpt")
-"""What a label stands for: told only where one label stands for several."""
+"""What a label stands for; shown only where one label stands for several."""
 _ABSENT = "absent"
 
 
@@ -336,14 +336,14 @@ def _settings(line: Mapping[str, _Runs], differing: set[tuple[str, str]]) -> str
 
 
 def _shown(value: Any) -> str:
-    """As ``--set`` takes it; of a checksum, the beginning."""
+    """A value as ``--set`` takes it; a checksum is shortened."""
     if isinstance(value, str):
         return value[:8] if re.fullmatch("[0-9a-f]{64}", value) else value
     return f"[{', '.join(map(_shown, value))}]" if isinstance(value, list | tuple) else json.dumps(value)
 
 
 def _common(values: Sequence[Any]) -> str | None:
-    """What all lines have, as text; None if they differ. Of mappings, tasks that only some lines have do not count."""
+    """What all lines share, as text; None if they differ. Tasks that only some lines have do not count."""
     if not isinstance(values[0], Mapping):
         return values[0] if len(set(values)) == 1 else None
     merged: dict[str, set[str]] = {}
@@ -363,6 +363,6 @@ def _by_task(values: Mapping[str, str]) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal."""
+    """How many columns of a terminal ``text`` takes."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from s3prl_ekd.audio.manifests import Entry
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.training import Precision, RunConfig
 from s3prl_ekd.cuts.read import cut_key
-from s3prl_ekd.cuts.sources import mix_sources, resolve_sources, tar_beside
+from s3prl_ekd.cuts.sources import CutSource, mix_sources, resolve_sources, tar_beside
 from s3prl_ekd.cuts.stream import BatchStream
 from s3prl_ekd.devices import check_device, default_device
 from s3prl_ekd.distiller import common_frames, teacher_states
@@ -59,18 +59,16 @@ def entry_key(entry: Entry) -> int:
     return cut_key(item["id"], item.get("start", 0.0), entry.samples)
 
 
-def _lists(data: DataConfig) -> list[tuple[str, DataConfig]]:
-    """The training and the dev data, without crops, each with its key in the recipe."""
-    whole = dataclasses.replace(data, max_crop_samples=None, dev_cuts=())
-    lists = [("data.cuts", whole)]
+def _sources(data: DataConfig) -> Iterator[list[CutSource]]:
+    """Those of the training data, and those of the dev data if there are any."""
+    yield resolve_sources(data.cuts)
     if data.dev_cuts:
-        lists.append(("data.dev_cuts", dataclasses.replace(whole, cuts=data.dev_cuts)))
-    return lists
+        yield resolve_sources(data.dev_cuts, "data.dev_cuts")
 
 
-def _entries(lists: Sequence[tuple[str, DataConfig]]) -> Iterator[Entry]:
-    for key, data in lists:
-        yield from mix_sources(resolve_sources(data.cuts, key), None, None)
+def _entries(data: DataConfig) -> Iterator[Entry]:
+    for sources in _sources(data):
+        yield from mix_sources(sources, None, None)
 
 
 @dataclass(frozen=True)
@@ -102,18 +100,18 @@ def survey(data: DataConfig) -> Work:
         UserError: two recordings cannot be told apart by name, start and length.
     """
     keys, samples = array("q"), array("q")
-    for entry in tqdm(_entries(_lists(data)), desc="reading manifests", unit="cut", delay=2, leave=False):
+    for entry in tqdm(_entries(data), desc="reading manifests", unit="cut", delay=2, leave=False):
         keys.append(entry_key(entry))
         samples.append(entry.samples)
     unique, first, counts = np.unique(np.array(keys, dtype=np.int64), return_index=True, return_counts=True)
     if (counts > 1).any():
-        _require_same_audio(_lists(data), set(unique[counts > 1].tolist()))
+        _require_same_audio(data, set(unique[counts > 1].tolist()))
     return Work(unique, np.array(samples, dtype=np.int64)[first])
 
 
-def _require_same_audio(lists: Sequence[tuple[str, DataConfig]], repeated: set[int]) -> None:
+def _require_same_audio(data: DataConfig, repeated: set[int]) -> None:
     found: dict[int, tuple[Any, str]] = {}
-    for entry in _entries(lists):
+    for entry in _entries(data):
         key = entry_key(entry)
         if key not in repeated:
             continue
@@ -288,13 +286,13 @@ class Caching:
         """Batches of whole utterances of the training and dev data that are ``left`` of ``work``, each once."""
         wanted = left.keys
         seen: list[int] = []
-        for key, data in _lists(self.config.data):
+        for sources in _sources(self.config.data):
             stream = BatchStream(
-                data,
+                dataclasses.replace(self.config.data, max_crop_samples=None),
                 DistortionConfig(),
                 seed=0,
                 bad_recordings=self.folder / BAD_RECORDINGS if list_bad else None,
-                sources=resolve_sources(data.cuts, key),
+                sources=sources,
                 only=_Wanted(wanted),
             )
             # The cuts that have targets already were good, and count beside the bad ones, which are all read again.

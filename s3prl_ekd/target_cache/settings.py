@@ -9,7 +9,8 @@ from typing import Any
 
 from s3prl_ekd.audio.distortions import TeacherInput
 from s3prl_ekd.config.base import Config, differences, say_differences, set_value
-from s3prl_ekd.config.recipe import DistillConfig
+from s3prl_ekd.config.parts import keys_with_parts
+from s3prl_ekd.config.recipe import DistillConfig, ObjectiveConfig
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import write_json
 from s3prl_ekd.target_cache.files import command
@@ -18,7 +19,7 @@ FORMAT = 1
 
 FREE = frozenset(
     {
-        "objective.cosine_weight",
+        *(f"objective.{key}" for key in keys_with_parts(ObjectiveConfig)),  # weights of loss terms
         "objective.loss_on_padding",  # True is refused
         "teachers.name",
         "teachers.own_forward",
@@ -26,7 +27,10 @@ FREE = frozenset(
     }
 )
 """The settings of teachers and objective that targets do not depend on; on all others, new ones included, they do.
-Names are described as a list, and weights where they weigh an average."""
+The teachers' names are described as a list, and their weights where they weigh an average."""
+
+_WITHOUT_WEIGHTS = ("layerwise-concatenation", "separate-heads")
+"""Aggregations whose targets do not depend on the teachers' weights."""
 
 
 def check_cacheable(config: DistillConfig) -> None:
@@ -54,7 +58,7 @@ def describe(config: DistillConfig) -> dict[str, Any]:
     description["teachers"] = [teacher.name for teacher in config.teachers]
     for teacher in config.teachers:
         values = _depending("teachers", teacher)
-        if config.objective.aggregation == "layerwise-average":
+        if config.objective.aggregation not in _WITHOUT_WEIGHTS:
             values["weight"] = teacher.weight
         description |= {f"teachers.{teacher.name}.{key}": value for key, value in values.items()}
     return description

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from s3prl_ekd.config.parts import load_part
+from s3prl_ekd.config.parts import keys_with_parts, load_part
 from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
 from s3prl_ekd.teachers.base import ModelTeacher, Teacher
 from s3prl_ekd.teachers.own_encoder import accelerate
@@ -34,7 +34,7 @@ def load_teacher(config: TeacherConfig, *, padded: bool = False, initializes: in
     Raises:
         UserError: it cannot be had, is no speech encoder of 320 samples a frame, or lacks a layer.
     """
-    load: Callable[[TeacherConfig], Teacher] = load_part(config.source)
+    load: Callable[[TeacherConfig], Teacher] = load_part(keys_with_parts(TeacherConfig)[config.source])
     teacher = load(config)
     teacher.padded = padded
     if isinstance(teacher, ModelTeacher) and not config.own_forward:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -250,11 +250,11 @@ def layer_of(name: str) -> int | None:
     return int(name.split(".")[2]) if name.startswith("encoder.layers.") else None
 
 
-def truncate(encoder: nn.Module, depth: int, *, final_norm: bool) -> dict[str, nn.Module]:
+def truncate(encoder: Any, depth: int, *, final_norm: bool) -> dict[str, nn.Module]:
     """Shorten a transformer encoder in place to its first ``depth`` layers.
 
     Args:
-        encoder: has ``layers`` and ``layer_norm``.
+        encoder: a module with ``layers`` and ``layer_norm``.
         depth: layers to keep.
         final_norm: whether ``layer_norm`` follows the last layer (pre-norm models): then it goes with that layer.
 

@@ -11,6 +11,7 @@ import urllib.error
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,8 @@ _NORMALIZE_SWITCHES = (
 class S3prlTeacher(ModelTeacher):
     """An upstream of s3prl."""
 
+    module: Any  # an expert, each with attributes of its own
+
     def __init__(self, config: TeacherConfig) -> None:
         """Load it.
 
@@ -57,7 +60,7 @@ class S3prlTeacher(ModelTeacher):
             UserError: no such upstream, it cannot be had, or it is no speech encoder of 320 samples a frame.
         """
         expert = _load(config)
-        model = getattr(expert, "model", None)
+        model: Any = getattr(expert, "model", None)
         self._encoder = model.encoder if _full_name(model) in _KNOWN and _is_transformer(model.encoder) else None
         normalize = _set_normalization(expert, config)
         super().__init__(
@@ -106,7 +109,7 @@ def _hub() -> ModuleType:
 
 
 def _load(config: TeacherConfig) -> nn.Module:
-    hub, name = _hub(), config.s3prl
+    hub, name = _hub(), config.origin
     who = f"teacher {config.name!r}: s3prl's {name}"
     if name not in hub.options():
         close = difflib.get_close_matches(name, hub.options(), n=3, cutoff=0.4)
@@ -131,8 +134,9 @@ def _load(config: TeacherConfig) -> nn.Module:
         raise UserError(f"{who} cannot be loaded{origin} ({reason})") from error
     if not isinstance(expert, nn.Module):
         raise UserError(f"{who} is not an upstream model")
-    if hasattr(expert, "get_downsample_rates"):
-        rate = expert.get_downsample_rates("hidden_states")
+    rates: Any = getattr(expert, "get_downsample_rates", None)
+    if rates is not None:
+        rate = rates("hidden_states")
         if rate != FRAME_SHIFT:
             raise UserError(f"{who} has {rate} samples a frame; a teacher needs {FRAME_SHIFT}")
     return expert
@@ -140,7 +144,7 @@ def _load(config: TeacherConfig) -> nn.Module:
 
 def _check_ckpt(config: TeacherConfig, entry: Callable[..., nn.Module], who: str) -> dict[str, str]:
     """The upstream's arguments."""
-    needed = takes_file(config.s3prl)
+    needed = takes_file(config.origin)
     if config.ckpt is None:
         if needed:
             raise UserError(f"{who} needs the path of a checkpoint: add 'ckpt: PATH'")
@@ -148,11 +152,11 @@ def _check_ckpt(config: TeacherConfig, entry: Callable[..., nn.Module], who: str
     if not needed and "ckpt" not in inspect.signature(entry).parameters:
         raise UserError(f"{who} brings its own checkpoint; leave ckpt out, or use an upstream that ends in _local")
     path = Path(config.ckpt).expanduser()
-    if config.s3prl.startswith("hf_"):
+    if config.origin.startswith("hf_"):
         _check_transformers_ckpt(config.ckpt, path, who)
         return {"ckpt": str(path) if path.exists() else config.ckpt}
     if not path.exists():
-        if config.ckpt.startswith("http") and not config.s3prl.endswith("_local"):
+        if config.ckpt.startswith("http") and not config.origin.endswith("_local"):
             return {"ckpt": config.ckpt}
         raise UserError(f"{who}: ckpt {config.ckpt} does not exist")
     if path.is_file():
@@ -223,13 +227,13 @@ def unsafe_loads_named(who: str) -> Iterator[list[object]]:
     load = torch.load
     files: list[object] = []
 
-    def named_load(file, *args, **kwargs):
+    def named_load(file: Any, *args: Any, **kwargs: Any) -> Any:
         files.append(file)
         if kwargs.get("weights_only") is False:
             logger.warning("%s unpickles %s, which can run code in it: use only files that you trust", who, file)
         return load(file, *args, **kwargs)
 
-    torch.load = named_load
+    torch.load = named_load  # type: ignore[assignment]  # stands in for it within this block
     try:
         yield files
     finally:

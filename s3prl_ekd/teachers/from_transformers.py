@@ -29,6 +29,8 @@ _KNOWN = frozenset({"hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat",
 class TransformersTeacher(ModelTeacher):
     """A model of transformers that reads waveforms."""
 
+    module: Any  # of any of their architectures
+
     def __init__(self, config: TeacherConfig, where: str | Path, source: str) -> None:
         """Load it.
 
@@ -76,8 +78,8 @@ class TransformersTeacher(ModelTeacher):
 
 def load_transformers_teacher(config: TeacherConfig) -> TransformersTeacher:
     """The teacher of an entry with ``transformers:``; a folder wins over a hub id."""
-    where = Path(config.transformers).expanduser()
-    return TransformersTeacher(config, where if where.exists() else config.transformers, config.transformers)
+    where = Path(config.origin).expanduser()
+    return TransformersTeacher(config, where if where.exists() else config.origin, config.origin)
 
 
 MINI_TEACHERS = ("hubert", "robust_hubert", "wavlm")
@@ -85,13 +87,13 @@ MINI_TEACHERS = ("hubert", "robust_hubert", "wavlm")
 
 def load_mini_teacher(config: TeacherConfig) -> TransformersTeacher:
     """The teacher of an entry with ``mini:``, from the package's own files."""
-    if config.mini not in MINI_TEACHERS:
-        hint = nearest(config.mini, MINI_TEACHERS)
-        raise UserError(f"teacher {config.name!r}: no mini teacher {config.mini!r}; {hint}")
+    if config.origin not in MINI_TEACHERS:
+        hint = nearest(config.origin, MINI_TEACHERS)
+        raise UserError(f"teacher {config.name!r}: no mini teacher {config.origin!r}; {hint}")
     return TransformersTeacher(config, assets.folder(f"teachers/{config.mini}"), f"mini {config.mini}")
 
 
-def _load(where: str | Path, who: str) -> tuple[nn.Module, bool]:
+def _load(where: str | Path, who: str) -> tuple[Any, bool]:
     """A float32 model without masking and layer drop, and whether it wants its waveforms normalised.
 
     What is in the cache is taken from there; the hub is asked only for what is missing.
@@ -112,7 +114,7 @@ class _NotHereError(Exception):
     """Not in the cache."""
 
 
-def _open(where: str | Path, who: str, *, local: bool) -> tuple[nn.Module, bool]:
+def _open(where: str | Path, who: str, *, local: bool) -> tuple[Any, bool]:
     from transformers import AutoConfig, AutoModel
 
     try:
@@ -222,7 +224,7 @@ def _check_config(config: Any, who: str) -> None:
 
     model_class = MODEL_MAPPING.get(type(config), None)
     strides = getattr(config, "conv_stride", None)
-    if model_class is None or model_class.main_input_name != "input_values" or strides is None:
+    if getattr(model_class, "main_input_name", None) != "input_values" or strides is None:
         raise UserError(f"{who} is a {config.model_type} model, not a speech encoder that reads waveforms")
     stride = int(torch.tensor(strides).prod())
     if stride != FRAME_SHIFT:

@@ -51,7 +51,7 @@ class FastTeacher(Teacher):
         self.module.eval()  # whoever called .train() on it meanwhile
         with torch.no_grad():
             waveforms = waveforms.to(self._device, torch.float32, non_blocking=True)
-            if self._normalize:
+            if self._epsilon is not None:
                 waveforms = normalize_waveforms(waveforms, lengths, self._epsilon)
             chunks = self.padded and self._masks_chunks
             attended = self._frames_of_chunks(lengths, waveforms.shape[1]) if chunks else None
@@ -142,8 +142,8 @@ _TRANSFORMERS_SIZES = (
 )  # fmt: skip
 
 
-def _transformers_layout(model: nn.Module | None) -> dict[str, Any] | None:
-    config = getattr(model, "config", None)
+def _transformers_layout(model: Any) -> dict[str, Any] | None:
+    config: Any = getattr(model, "config", None)
     if getattr(config, "model_type", None) not in _TRANSFORMERS_KINDS:
         return None
     if config.hidden_act != "gelu" or config.feat_extract_activation != "gelu":
@@ -159,9 +159,9 @@ def _transformers_layout(model: nn.Module | None) -> dict[str, Any] | None:
     }
 
 
-def _fairseq_layout(model: nn.Module | None) -> dict[str, Any] | None:
+def _fairseq_layout(model: Any) -> dict[str, Any] | None:
     """Read off the modules, since s3prl's experts keep their configurations in different places."""
-    encoder = getattr(model, "encoder", None)
+    encoder: Any = getattr(model, "encoder", None)
     if not hasattr(encoder, "pos_conv") or not hasattr(encoder, "layer_norm_first"):
         return None
     convs = [

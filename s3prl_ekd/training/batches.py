@@ -9,42 +9,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from s3prl_ekd.audio.bad_recordings import BadRecordings
+import torch
+
 from s3prl_ekd.audio.batch import Batch, empty_batch
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.training.random_state import preserved
 from s3prl_ekd.training.stopping import GRACE_SECONDS, Interrupted, StopSignals
 
+if TYPE_CHECKING:  # Lhotse takes seconds to import
+    from s3prl_ekd.cuts.stream import BatchStream, EpochLoader
+
 logger = logging.getLogger(__name__)
-
-
-class Stream(Protocol):
-    """Where batches come from, see :class:`s3prl_ekd.cuts.stream.BatchStream`."""
-
-    bad_recordings: BadRecordings
-
-    def loader(self, epoch: int, consumed: int = 0) -> Iterable[Batch]:
-        """One epoch of this process, without its first ``consumed`` batches; equally many batches in each process."""
-
-    def identity(self) -> dict[str, str]:
-        """What a position in the data depends on."""
-
-    def require_identity(self, stored: Mapping[str, str]) -> None:
-        """Raise a UserError if a position stored with another identity would mean something else."""
-
-
-class DevData(Protocol):
-    """The dev batches of this process, the same at each pass."""
-
-    @property
-    def bad_recordings(self) -> BadRecordings:
-        """Counts of the recordings read in all passes."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -62,9 +41,13 @@ class PositionedBatch:
     batch: Batch
     after: Position
 
+    def to(self, device: torch.device) -> PositionedBatch:
+        """Called by Lightning, as :meth:`Batch.to` is for dev batches."""
+        return PositionedBatch(self.batch.to(device), self.after)
+
 
 class DataError(UserError):
-    """No batch comes any more; raised between two steps."""
+    """The stream has no more batches; raised while Lightning waits for one."""
 
 
 class EndlessBatches:
@@ -83,7 +66,7 @@ class EndlessBatches:
     """
 
     def __init__(
-        self, stream: Stream, start: Position, signals: StopSignals | None = None, world_size: int = 1
+        self, stream: BatchStream, start: Position, signals: StopSignals | None = None, world_size: int = 1
     ) -> None:
         self.stream = stream
         self.start = start
@@ -121,7 +104,7 @@ class DevBatches:
         complete: whether the last pass came to its end; a signal ends it if no batch comes any more.
     """
 
-    def __init__(self, data: DevData, signals: StopSignals) -> None:
+    def __init__(self, data: EpochLoader, signals: StopSignals) -> None:
         self.data = data
         self.signals = signals
         self.complete = True

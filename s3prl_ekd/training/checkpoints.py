@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: written aside, synced, renamed; the newest readable one is taken.
+"""Checkpoints that survive a kill at any moment: written under another name, synced, renamed.
 
 A run's folder ``checkpoints/`` holds ``step-00001000.ckpt`` files and the links ``last.ckpt`` and ``best.ckpt``.
 """
@@ -32,7 +32,7 @@ RUN_KEY = "EKD_Run"  # the entry of a checkpoint that is neither Lightning's nor
 
 
 class SyncedCheckpointIO(TorchCheckpointIO):
-    """Lightning's reading and writing, with a file that is complete on the disk before it has its name."""
+    """Lightning's checkpoint files, each complete on the disk before it has its name."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write ``checkpoint``.
@@ -77,12 +77,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def newest_readable(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """The newest checkpoint that is whole, and its entry :data:`RUN_KEY`; None where there are none at all.
+    """The newest checkpoint that is whole, and its entry :data:`RUN_KEY`; None if the folder holds no checkpoint.
 
-    Those that are not whole are reported.
+    Damaged ones are reported and passed over.
 
     Raises:
-        UserError: there are some, but none can be read.
+        UserError: all are damaged.
     """
     files = step_files(folder)
     for path in reversed(files):
@@ -103,7 +103,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # what damage makes zipfile raise is not ours to list
+    except Exception as error:  # zipfile raises errors of many kinds for damaged files
         raise UserError(f"{path}: unreadable or incomplete ({error})") from error
     if damaged is not None:
         raise UserError(f"{path}: damaged (checksum of {damaged})")

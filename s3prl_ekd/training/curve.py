@@ -141,7 +141,7 @@ def _losses(axes: Axes, series: Series) -> None:
 
 
 def _cosines(axes: Axes, series: Series) -> list[Line2D]:
-    """Draw them; returns what the legend says of them."""
+    """Draw the cosine of each target; returns the entries of the legend."""
     from matplotlib.lines import Line2D
 
     targets = {name: name.removeprefix(_COSINE).rpartition("/")[::2] for name in series if name.startswith(_COSINE)}

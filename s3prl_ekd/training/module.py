@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, seed_everything
@@ -23,13 +22,16 @@ from s3prl_ekd.network.encoder import FeedForward
 from s3prl_ekd.student.checkpoint import RECIPE_KEY
 from s3prl_ekd.student.heads import PredictionHead
 from s3prl_ekd.training import random_state
-from s3prl_ekd.training.batches import DevBatches, DevData, EndlessBatches, Position, PositionedBatch, Stream
+from s3prl_ekd.training.batches import DevBatches, EndlessBatches, Position, PositionedBatch
 from s3prl_ekd.training.checkpoints import RUN_KEY
 from s3prl_ekd.training.optim import learning_rate_factor, parameter_groups
 from s3prl_ekd.training.progress import Progress
 from s3prl_ekd.training.statistics import StepStatistics
 from s3prl_ekd.training.stopping import Agreement, StopSignals
 from s3prl_ekd.weights.kinds import CHECKPOINT_KEY
+
+if TYPE_CHECKING:  # Lhotse takes seconds to import
+    from s3prl_ekd.cuts.stream import BatchStream, EpochLoader
 
 logger = logging.getLogger(__name__)
 
@@ -39,18 +41,11 @@ EMPTY_STEPS = 20
 _HALF_MAX = 65504.0  # the largest float16
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What one process trains with.
+class Inputs(NamedTuple):
+    """What one process trains with: its part of the training and dev speech (None: no dev loss), and the Distiller."""
 
-    Attributes:
-        stream: its part of the training speech.
-        dev: its part of the dev speech; None: no dev loss.
-        distiller: the teachers, the student and its heads.
-    """
-
-    stream: Stream
-    dev: DevData | None
+    stream: BatchStream
+    dev: EpochLoader | None
     distiller: Distiller
 
 
@@ -108,7 +103,7 @@ class DistillModule(LightningModule):
             self._compile()
 
     def _compile(self) -> None:
-        """Compile what gets tensors alone; the rest also gets a batch's lengths, and would be compiled for each one."""
+        """Compile feed-forward blocks and heads; what also gets lengths would be compiled anew for each batch."""
         teachers = [teacher.module for teacher in self.distiller.teachers]
         for part in (self.distiller, *teachers):
             for module in part.modules():
@@ -120,13 +115,6 @@ class DistillModule(LightningModule):
 
     def val_dataloader(self) -> DevBatches | list[Batch]:
         return self.dev if self.dev is not None else []
-
-    def transfer_batch_to_device(
-        self, batch: PositionedBatch | Batch, device: torch.device, dataloader_idx: int
-    ) -> PositionedBatch | Batch:
-        if isinstance(batch, PositionedBatch):
-            return PositionedBatch(batch.batch.to(device), batch.after)
-        return batch.to(device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config, trainer = self.config.optimizer, self.config.trainer
@@ -144,7 +132,7 @@ class DistillModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """The last hook of a step before the callbacks'."""
+        """The last hook of a step before those of the callbacks, which must not see an empty step counted."""
         if self.progress.empty_steps:
             self.progress.uncount_batches(self.trainer, steps=1)
         else:
@@ -152,7 +140,7 @@ class DistillModule(LightningModule):
 
     def on_train_start(self) -> None:
         if self._saved_ranks is None:
-            # The student started equal everywhere; from here on each process drops out its own units.
+            # The student's random weights are equal in all processes; dropout must differ.
             seed_everything(self.config.seed + self.global_rank, verbose=False)
         else:
             random_state.restore(self._saved_ranks)
@@ -161,7 +149,7 @@ class DistillModule(LightningModule):
         self.progress.begin_step()
 
     def _follow_max_steps(self) -> None:
-        """A run that goes on for more steps: the checkpoint's learning rate is that of the shorter run."""
+        """Correct the learning rate of a run that goes on for more steps: the checkpoint has the shorter run's."""
         schedule, groups = self._schedule, self._schedule.optimizer.param_groups
         rates = [
             rate * factor(schedule.last_epoch)
@@ -204,7 +192,7 @@ class DistillModule(LightningModule):
         progress.step_done, progress.stop = True, self._agreement.stop
         progress.bad_recordings = recordings.bad
         progress.error = _first_error(recordings.judge(self._agreement.recordings))
-        # A process without a frame waits for the device, to know whether the others have some; one with frames knows.
+        # Only a process without a frame has to ask the device whether another one has some, and to wait for it.
         if self._frames == 0 and frames.item() == 0:
             self._skip_empty_step()
             return
@@ -284,8 +272,8 @@ class DistillModule(LightningModule):
             "data": self._data_identity,
             "ranks": {name: self._gather(state) for name, state in states.items()},
         }
-        # As in a checkpoint of s3prl's runner, so that whoever reads a student from that reads it from this. The
-        # tensors are those of `state_dict` and stored once.
+        # As in a checkpoint of s3prl's runner, so that one function reads a student from both. The tensors are those of
+        # `state_dict`, and stored once.
         checkpoint[RECIPE_KEY] = self.config.distill.to_mapping()
         checkpoint[CHECKPOINT_KEY] = {
             name.removeprefix("distiller."): tensor for name, tensor in checkpoint["state_dict"].items()

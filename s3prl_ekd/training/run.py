@@ -14,15 +14,17 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.audio.batch import Batch
@@ -35,7 +37,7 @@ from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.target_cache.reading import TargetCache
 from s3prl_ekd.teachers import load_teachers
 from s3prl_ekd.teachers.cached import cached_teachers
-from s3prl_ekd.training.batches import DataError, DevData, Stream
+from s3prl_ekd.training.batches import DataError
 from s3prl_ekd.training.checkpoints import (
     Checkpoints,
     SyncedCheckpointIO,
@@ -48,6 +50,9 @@ from s3prl_ekd.training.progress import Progress
 from s3prl_ekd.training.run_folder import BAD_RECORDINGS, run_folder
 from s3prl_ekd.training.run_log import RunLog
 from s3prl_ekd.training.stopping import Preempted, StopSignals
+
+if TYPE_CHECKING:
+    from s3prl_ekd.cuts.stream import BatchStream, EpochLoader
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +76,7 @@ def open_inputs(config: RunConfig, rank: int, world_size: int) -> Inputs:
 
 def open_data(
     config: RunConfig, rank: int, world_size: int, cache: TargetCache | None
-) -> tuple[Stream, DevData | None]:
+) -> tuple[BatchStream, EpochLoader | None]:
     """The training and dev speech of one process; targets come from ``cache``, if there is one."""
     from s3prl_ekd.cuts.stream import BatchStream, Rank
 
@@ -132,11 +137,11 @@ def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = 
 
 def _is_first_process() -> bool:
     """Whether this is the first of all processes, as their launcher's environment says."""
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on its function
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # an attribute that Lightning gives its function
 
 
 def _prepare(folder: Path, config: RunConfig, resume: bool) -> Path | None:
-    """The checkpoint to start from, if any; the recipe is saved beside the run."""
+    """Write the recipe into the run's folder, and find the checkpoint to start from, if any."""
     checkpoints = folder / "checkpoints"
     found = newest_readable(checkpoints) if resume else None
     if found is not None:
@@ -160,7 +165,7 @@ def _prepare(folder: Path, config: RunConfig, resume: bool) -> Path | None:
 
 @contextlib.contextmanager
 def _errors_explained(config: RunConfig, progress: Progress, checkpoints: Checkpoints) -> Iterator[None]:
-    """Say of what ends a run what the user can do about it, and which checkpoint there is."""
+    """Turn errors that end a run into messages that say what the user can do, and which checkpoint there is."""
     try:
         yield
     except DataError as error:
@@ -225,7 +230,7 @@ def _trainer(config: RunConfig, start: Path | None, callbacks: list[Callback]) -
 
 
 def _check_processes(trainer: Trainer) -> None:
-    """That a launcher has started as many processes as the recipe asks for; else each might train a run of its own."""
+    """Check that the launcher has started as many processes as the recipe says; else each might train on its own."""
     launcher = next((kind() for kind in (SLURMEnvironment, TorchElasticEnvironment) if kind.detect()), None)
     wanted = trainer.num_devices * trainer.num_nodes
     if launcher is not None and launcher.world_size() != wanted:

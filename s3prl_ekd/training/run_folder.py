@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time writes there, and a start that comes to nothing leaves nothing there."""
+"""The folder of a run: one process at a time writes there, and a start that fails leaves nothing there."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer
 
 BAD_RECORDINGS = "bad_recordings.tsv"
-"""The list of recordings that could not be used; it stays when all else is taken away."""
+"""The list of recordings that could not be used; it stays even where a failed start is cleaned up."""
 
 
 @contextlib.contextmanager
 def run_folder(folder: Path, *, trained: Callable[[], bool]) -> Iterator[None]:
-    """Make ``folder`` and have it alone while the block runs.
+    """Make ``folder``, and keep other processes out of it while the block runs.
 
-    If the block fails and nothing has been ``trained``, what has come into the folder since is taken away.
+    If the block fails before anything is ``trained``, what it has written there is removed.
 
     Raises:
         UserError: another process is at work there, or the folder cannot be written.
@@ -39,7 +39,7 @@ def run_folder(folder: Path, *, trained: Callable[[], bool]) -> Iterator[None]:
 
 
 def _remove_all(paths: set[Path]) -> None:
-    for path in sorted(paths, reverse=True):  # what is in a folder before the folder
+    for path in sorted(paths, reverse=True):  # contents before their folder
         if path.is_dir() and not path.is_symlink():
             _remove_empty([path])
         elif path.name != BAD_RECORDINGS:

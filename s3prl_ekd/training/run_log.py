@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable
 from datetime import timedelta
 from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -41,7 +40,7 @@ class RunLog(ProgressBar):
         self.progress = progress
         self.checkpoints = checkpoints
         self.config = config
-        self._bar: tqdm | None = None
+        self._bar: tqdm[NoReturn] | None = None
 
     def disable(self) -> None:
         """Lightning calls this in all processes but the first; only the first has a bar."""
@@ -77,15 +76,12 @@ class RunLog(ProgressBar):
         self._since, self._last_step = time.monotonic(), trainer.global_step
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        self._close()
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, module, "fit")
 
     def _log(self, trainer: Trainer, summary: Summary) -> None:
         now, step = time.monotonic(), trainer.global_step
@@ -133,12 +129,12 @@ class RunLog(ProgressBar):
                 summary.skipped, step, summary.skipped_ever,
             )  # fmt: skip
         if summary.suspects:
-            logger.warning("loss or gradient not finite with: %s", _names(chain(*summary.suspects)))
+            logger.warning("loss or gradient not finite with: %s", _names(summary.suspects))
         if summary.longest < self.config.max_nonfinite:
             return
         self.progress.statistics.restart_row()  # a resumed run gets another chance
         path = self.checkpoints.save(trainer)
-        suspects = _of_all_processes(trainer, [name for batch in summary.suspects for name in batch])
+        suspects = _of_all_processes(trainer, summary.suspects)
         raise UserError(
             f"{summary.longest} steps in a row up to step {step} had a loss or gradient that is not finite; {path}"
             f" holds the weights of before. Batches with: {_names(suspects)}. Look at these recordings; lower"
@@ -160,7 +156,7 @@ def _of_all_processes(trainer: Trainer, names: list[str]) -> list[str]:
     return list(chain(*gathered))
 
 
-def _names(names: Iterable[str]) -> str:
+def _names(names: list[str]) -> str:
     unique = list(dict.fromkeys(names))
     more = f" and {len(unique) - _NAMED} more" if len(unique) > _NAMED else ""
     return ", ".join(unique[:_NAMED]) + more

@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-
-@dataclass
-class _Step:
-    """The batches of one step in this process.
-
-    Attributes:
-        batches: of each one, whether its loss is not finite, and its utterances.
-        metrics: sums over their frames; once the step is made, means over those of all processes.
-        skipped: whether the step was skipped, once it is made.
-    """
-
-    batches: list[tuple[Tensor, tuple[str, ...]]] = field(default_factory=list)
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    skipped: Tensor = field(default_factory=lambda: torch.tensor(False))
 
 
 @dataclass(frozen=True)
@@ -37,7 +22,7 @@ class Summary:
         longest: the most such steps in a row.
         bad_recordings: recordings that all processes have skipped so far.
         details: per target and teacher, of the last step; empty if some process had only empty batches in it.
-        suspects: utterances of this process's batches whose loss was not finite (or, if no loss was to blame, of all
+        suspects: utterances of this process's batches whose loss was not finite (or, if all losses were finite, of all
             its batches in the skipped steps).
     """
 
@@ -50,7 +35,7 @@ class Summary:
     longest: int
     bad_recordings: int
     details: dict[str, float]
-    suspects: list[tuple[str, ...]]
+    suspects: list[str]
 
 
 class StepStatistics:
@@ -62,8 +47,13 @@ class StepStatistics:
     def __init__(self, device: torch.device, world_size: int) -> None:
         self.world_size = world_size
         self.values = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("loss", *self._COMMON)}
-        self._steps: list[_Step] = []
-        self._step = _Step()  # the one in work
+        # Of each batch since the last log, in this process: whether its loss is not finite, whether its step was
+        # skipped, its utterances.
+        self._batches: list[tuple[Tensor, Tensor, tuple[str, ...]]] = []
+        self._details: dict[str, Tensor] = {}  # of the last step
+        # The step in work: its batches, and sums over their frames.
+        self._new: list[tuple[Tensor, tuple[str, ...]]] = []
+        self._sums: dict[str, Tensor] = {}
 
     def add_batch(self, metrics: dict[str, Tensor], utterances: tuple[str, ...]) -> None:
         """Note a batch of the step in work.
@@ -72,9 +62,9 @@ class StepStatistics:
             metrics: ``loss`` and others, each summed over the batch's frames; scalars without gradient.
             utterances: its names.
         """
-        self._step.batches.append((~torch.isfinite(metrics["loss"]), utterances))
-        sums = self._step.metrics
-        sums.update({name: sums[name] + value if name in sums else value for name, value in metrics.items()})
+        self._new.append((~torch.isfinite(metrics["loss"]), utterances))
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def end_step(self, frames: Tensor, norm: Tensor, skipped: Tensor) -> None:
         """Note that the step in work is made.
@@ -84,10 +74,9 @@ class StepStatistics:
             norm: of the gradient.
             skipped: whether it is not finite, a boolean scalar; equal in all processes.
         """
-        step, values, bad = self._step, self.values, skipped.double()
-        step.skipped = skipped
-        step.metrics = {name: value.double() / frames.clamp(min=1) for name, value in step.metrics.items()}
-        loss = step.metrics.pop("loss", None)
+        values, bad = self.values, skipped.double()
+        self._details = {name: value.double() / frames.clamp(min=1) for name, value in self._sums.items()}
+        loss = self._details.pop("loss", None)
         if loss is not None:
             values["loss"] = values["loss"] + torch.where(skipped, torch.zeros_like(loss), loss)
         values["good"] = values["good"] + (1 - bad) * (frames > 0)
@@ -97,8 +86,8 @@ class StepStatistics:
         values["longest"] = torch.maximum(values["longest"], values["in_a_row"])
         values["frames"] = values["frames"] + frames
         values["norm"] = norm.double()
-        self._steps.append(step)
-        self._step = _Step()
+        self._batches += [(broken, skipped, names) for broken, names in self._new]
+        self._new, self._sums = [], {}
 
     def summary(self, bad_recordings: int = 0) -> Summary:
         """Everything since the last call; all processes must call it together.
@@ -106,9 +95,8 @@ class StepStatistics:
         Args:
             bad_recordings: that this process has skipped so far.
         """
-        steps, values = self._steps, self.values
+        values, batches, details = self.values, self._batches, self._details
         own = torch.stack([values["loss"], torch.full_like(values["loss"], bad_recordings)])
-        details = steps[-1].metrics if steps else {}
         if self.world_size > 1:
             torch.distributed.all_reduce(own)
             details = self._reduce(details, own.device)
@@ -118,7 +106,7 @@ class StepStatistics:
         for name in ("loss", "good", "skipped", "frames"):
             values[name] = torch.zeros_like(values[name])
         values["longest"] = values["in_a_row"]
-        self._steps = []
+        self._batches, self._details = [], {}
         return Summary(
             loss=loss / good if good else float("nan"),
             grad_norm=norm,
@@ -129,7 +117,7 @@ class StepStatistics:
             longest=round(longest),
             bad_recordings=round(bad),
             details=dict(zip(details, rest[len(common) :], strict=True)),
-            suspects=_suspects(steps) if skipped else [],
+            suspects=_suspects(batches) if skipped else [],
         )
 
     @staticmethod
@@ -162,8 +150,7 @@ class StepStatistics:
             self.values[name] = value.clone()
 
 
-def _suspects(steps: list[_Step]) -> list[tuple[str, ...]]:
-    """The utterances of batches whose loss was not finite; if there is none, those of all batches in skipped steps."""
-    batches = [(broken, step.skipped, names) for step in steps for broken, names in step.batches]
-    by_loss = [names for broken, _, names in batches if broken]
-    return by_loss or [names for _, skipped, names in batches if skipped]
+def _suspects(batches: list[tuple[Tensor, Tensor, tuple[str, ...]]]) -> list[str]:
+    """See :class:`Summary`."""
+    by_loss = [name for broken, _, names in batches if broken for name in names]
+    return by_loss or [name for _, skipped, names in batches if skipped for name in names]

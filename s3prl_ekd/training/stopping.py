@@ -22,9 +22,8 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-
 GRACE_SECONDS = 10.0
-"""So long after a signal a batch is waited for where the run would not be the same without it."""
+"""How long a batch is still waited for after a signal, where a dev loss or other processes need it."""
 _REPEATED_AFTER = 1.0  # seconds; before that it is the same signal, sent by a scheduler and by torchrun
 
 
@@ -37,12 +36,12 @@ class Interrupted(Preempted):
 
 
 class StopSignals(Callback):
-    """Notes the signals; whoever finishes a step asks :attr:`received`. A second signal ends the process at once."""
+    """Notes the signals: :attr:`received` is read at the end of each step. A second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.received = False
         self._since = 0.0
-        self._grace: float | None = None  # of the wait that is on
+        self._grace: float | None = None  # seconds; None: no batch is waited for
         self._before: dict[signal.Signals, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -58,7 +57,7 @@ class StopSignals(Callback):
         self._hurry()
 
     def _hurry(self) -> None:
-        """Have the wait that is on end when its grace is over."""
+        """End the wait for a batch, if there is one, when its grace is over."""
         if self._grace == 0:
             self._give_up()
         elif self._grace is not None:
@@ -72,10 +71,10 @@ class StopSignals(Callback):
 
     @contextlib.contextmanager
     def waiting(self, grace: float) -> Iterator[None]:
-        """While the block waits for a batch, a signal ends it after ``grace`` seconds; one from before does too.
+        """While the block waits for a batch, a signal that comes or has come ends it, ``grace`` seconds later.
 
         Raises:
-            Interrupted: then.
+            Interrupted: a signal has ended the wait.
         """
         self.listen()  # here too: Lightning's handlers are there until training starts, and the first batch is earlier
         self._grace = grace
@@ -114,14 +113,14 @@ class StopSignals(Callback):
 
 
 class Agreement:
-    """Sums over all processes at each step, without waiting for the device: real frames, wishes to stop, recordings.
+    """Sums over all processes at each step, without waiting for the device: frames, requests to stop, recordings.
 
     The attributes are the same in every process: as of this step if there is only one process, else as of the step
     before, whose sums have arrived by now.
 
     Attributes:
-        stop: whether some process had a wish to stop.
-        recordings: the counts of recordings of all of them.
+        stop: whether some process was asked to stop.
+        recordings: the counts of recordings of all processes.
     """
 
     def __init__(self, device: torch.device, world_size: int) -> None:
@@ -136,7 +135,7 @@ class Agreement:
 
         Args:
             frames: of this process in this step.
-            stop: whether it has a wish to stop.
+            stop: whether it was asked to stop.
             recordings: its counts so far.
         """
         if self.world_size == 1:

@@ -51,7 +51,7 @@ def load_pickle_safely(path: str | Path, *, mapped: bool = False) -> Any:
     """
     # Only what is not allowed yet: at the end of the block torch takes all of these off its list, whoever added them.
     known = {_full_name(item) for item in torch.serialization.get_safe_globals() if isinstance(item, type)}
-    allowed = [item for item in (argparse.Namespace, *_SCHEDULES) if _full_name(item) not in known]
+    allowed: list[Any] = [item for item in (argparse.Namespace, *_SCHEDULES) if _full_name(item) not in known]
     try:
         with torch.serialization.safe_globals([*allowed]):
             mmap = mapped and zipfile.is_zipfile(path)

@@ -111,6 +111,7 @@ def test_an_override_changes_its_setting_alone(data):
 # position in the data. A setting that is new is taken to matter to all that see it; whoever adds it writes it here, and
 # into FREE_ON_RESUME, target_cache.settings.FREE or cuts.stream.FREE where it does not.
 DEPENDENT = """
+student                    run        kind
 student                    run        conv_dim conv_kernel conv_stride hidden_size num_hidden_layers num_attention_heads
 student                    run        intermediate_size num_conv_pos_embeddings num_conv_pos_embedding_groups
 student                    run        hidden_dropout attention_dropout activation_dropout feature_grad_scale

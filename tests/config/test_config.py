@@ -226,7 +226,7 @@ def test_direct_construction_is_checked_too():
         EncoderConfig(layer_norm_eps=0.0)
     with pytest.raises(UserError, match="max_timestep: a frame needs 400 samples, found 399"):
         PretrainDataConfig(train_batch_size=1, audio_folder="x", max_timestep=399)
-    assert PretrainDataConfig(train_batch_size=1, audio_folder="x", max_timestep=-1).crop is None
+    assert PretrainDataConfig(train_batch_size=1, audio_folder="x", max_timestep=-1).max_crop_samples is None
 
 
 def all_configs() -> list[type[Config]]:

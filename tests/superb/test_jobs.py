@@ -43,31 +43,43 @@ _RUN_JOBS = """
 import sys
 from pathlib import Path
 from s3prl_ekd.superb.jobs import Job, run_jobs
-for threads in (2, 1):
-    log = Path(f"{threads}.txt")
-    one = Job(name="one", module="helpers_processes", arguments=(sys.argv[1],), log=log, steps=1)
+for threads, script in ((2, "job.py"), (1, "job.py"), (3, "sleeper.py")):
+    one = Job(name="one", module="helpers_processes", arguments=(script,), log=Path(f"{threads}.txt"), steps=1)
     run_jobs([one], at_a_time=1, threads=threads, title="test")
 """
 
 
-def test_jobs_have_their_own_threads_environment_and_ends(tmp_path):
-    """Each is as if started alone, though all are forked off one process that has imported torch and s3prl.
+def test_jobs_are_as_if_started_alone_and_end_with_what_runs_them(tmp_path):
+    """Each has its own threads, environment and end, though all are forked off one process that has imported s3prl.
 
     In a new process, since one has a single forkserver and other tests here use theirs.
     """
-    code = (
+    (tmp_path / "job.py").write_text(
         "import atexit, os, sys, torch; atexit.register(print, 'the end')\n"
         "print(torch.get_num_threads(), os.environ['OF_THIS_TEST'], os.getcwd(), 's3prl.hub' in sys.modules)\n"
         "print('to stderr', repr(sys.stdin.read()), file=sys.stderr)"
     )
-    (tmp_path / "job.py").write_text(code)
+    (tmp_path / "sleeper.py").write_text("import os, time; print('process', os.getpid(), flush=True); time.sleep(300)")
     path = os.pathsep.join((str(TESTS), os.environ.get("PYTHONPATH", "")))
     environment = os.environ | {"OF_THIS_TEST": "yes", "PYTHONPATH": path}
-    done = python("-c", _RUN_JOBS, str(tmp_path / "job.py"), cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _RUN_JOBS], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    )
+    log, deadline = tmp_path / "3.txt", time.monotonic() + 240
+    while not (log.exists() and "process" in log.read_text()):
+        assert parent.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     for threads in (2, 1):
         said = (tmp_path / f"{threads}.txt").read_text().splitlines()[1:]
         assert said == [f"{threads} yes {tmp_path} True", "to stderr ''", "the end"]
+    sleeper = int(log.read_text().split()[-1])
+    assert runs(sleeper)
+    parent.kill()
+    parent.wait()
+    while runs(sleeper):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_what_jobs_are_forked_off_leaves_cuda_alone():
@@ -116,30 +128,3 @@ def test_a_log_goes_on_but_only_its_last_part_speaks(tmp_path):
         run_jobs([job(tmp_path, "one", "raise SystemExit(2)")], at_a_time=1, threads=1, title="test")
     assert steps_done(tmp_path / "one.txt") == 0
     assert "of mine" in (tmp_path / "one.txt").read_text()
-
-
-def test_jobs_die_with_a_killed_parent(tmp_path):
-    sleep = "import os, time; print('process', os.getpid(), flush=True); time.sleep(300)"
-    (tmp_path / "sleeper.py").write_text(sleep)
-    code = f"""
-import sys
-sys.path.insert(0, {str(TESTS)!r})
-from pathlib import Path
-from s3prl_ekd.superb.jobs import Job, run_jobs
-sleeper = ({str(tmp_path / "sleeper.py")!r},)
-log = Path({str(tmp_path / "log.txt")!r})
-job = Job(name="sleeper", module="helpers_processes", arguments=sleeper, log=log, steps=1)
-run_jobs([job], at_a_time=1, threads=1, title="test")
-"""
-    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    log, deadline = tmp_path / "log.txt", time.monotonic() + 240
-    while not (log.exists() and "process" in log.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    sleeper = int(log.read_text().split()[-1])
-    assert runs(sleeper)
-    parent.kill()
-    parent.wait()
-    while runs(sleeper):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

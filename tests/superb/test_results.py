@@ -351,13 +351,13 @@ def test_a_summary_that_is_not_there(tmp_path, capsys):
 
 
 def panels(*rows: Row) -> dict[str, Axes]:
-    """Those that have something in them, by title."""
+    """Panels with something in them, by title."""
     figure = picture.draw(tables(rows))
     return {axes.get_title(): axes for axes in figure.get_axes() if axes.axison}
 
 
 def lengths(axes: Axes) -> list[float]:
-    """Of the bars, from the top."""
+    """Lengths of the bars, from the top."""
     return [bar.get_width() for bar in axes.patches]
 
 
@@ -366,7 +366,7 @@ def texts(axes: Axes) -> list[str]:
 
 
 def intervals(axes: Axes) -> list[tuple[float, float]]:
-    """Their ends."""
+    """Both ends of each interval."""
     return [tuple(path.vertices[:, 0]) for bars in axes.collections for path in bars.get_paths()]
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import types
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -144,28 +147,34 @@ def test_a_teacher_that_treats_padding_otherwise_is_admitted_only_where_nothing_
     assert "keeps its own forward: ours differs" in caplog.text
 
 
+def tensors_in(thing: object, seen: set[int]) -> Iterator[torch.Tensor]:
+    """All tensors that an object holds on to, through attributes and containers."""
+    if id(thing) in seen or isinstance(thing, type | types.ModuleType | types.FunctionType):
+        return
+    seen.add(id(thing))
+    if isinstance(thing, torch.Tensor):
+        yield thing
+    for held in gc.get_referents(thing):
+        yield from tensors_in(held, seen)
+
+
 @pytest.mark.parametrize("source", ["transformers", "s3prl"])
-def test_the_model_that_was_replaced_is_let_go(shelf, source, monkeypatch):
-    import gc
-    import weakref
+def test_a_fast_teacher_weighs_what_its_encoder_weighs(shelf, source):
+    """Neither the model that was replaced stays in memory, nor layers that nobody wants."""
+    config = dataclasses.replace(entry(shelf, source, "wavlm", False), layers=(1,))
 
-    import s3prl_ekd.teachers as teachers
+    def size_of(initializes: int) -> tuple[float, float]:
+        teacher = load_teacher(config, initializes=initializes)
+        assert isinstance(teacher, FastTeacher)
+        own = sum(parameter.nbytes for parameter in teacher.module.parameters())
+        held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors_in(teacher, set())}
+        return own, sum(storage.nbytes() for storage in held.values())
 
-    replaced = []
-
-    def watched(teacher, **options):
-        replaced.extend(weakref.ref(parameter) for parameter in teacher.module.parameters())
-        return accelerate(teacher, **options)
-
-    accelerate = teachers.accelerate
-    monkeypatch.setattr(teachers, "accelerate", watched)
-    teacher = load_teacher(entry(shelf, source, "wavlm", False))
-    assert isinstance(teacher, FastTeacher)
-    gc.collect()
-    kept = {tensor.data_ptr() for tensor in teacher.encoder_state().values()}
-    alive = [parameter() for parameter in replaced if parameter() is not None]
-    assert replaced
-    assert all(parameter.data_ptr() in kept for parameter in alive)
+    own, held = size_of(initializes=0)
+    assert own <= held < 1.01 * own
+    layer = sum(parameter.nbytes for parameter in tiny_model("wavlm").encoder.layers[1].parameters())
+    own, held = size_of(initializes=2)  # a student of two layers starts from it
+    assert own + layer <= held < 1.01 * own + layer
 
 
 @pytest.mark.parametrize(("kind", "upstream"), [("hubert", "hf_hubert_custom"), ("wav2vec2", "hf_wav2vec2_custom")])

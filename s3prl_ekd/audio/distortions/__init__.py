@@ -1,4 +1,4 @@
-"""The distortions of the student's input: one file for each, which has its settings and what it does."""
+"""The distortions of the student's input: one file for each, with its settings and what it does."""
 
 from __future__ import annotations
 

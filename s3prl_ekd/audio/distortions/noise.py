@@ -32,14 +32,13 @@ class NoiseConfig(Distortion):
         )
 
     def build(self) -> Transform:
-        from s3prl_ekd.audio.distortions.files import usable_files
+        from s3prl_ekd.audio.acoustics import usable_files
 
         assert self.folder is not None  # __post_init__
         return partial(self._add, usable_files(self.folder))
 
     def _add(self, files: Sequence[Path], waveform: Tensor, generator: Generator) -> Tensor:
-        from s3prl_ekd.audio.acoustics import add_noise
-        from s3prl_ekd.audio.distortions.files import draw_readable, stretch
+        from s3prl_ekd.audio.acoustics import add_noise, draw_readable, stretch
         from s3prl_ekd.audio.randomness import uniform
 
         snr_db = uniform(generator, *self.snr_db)

@@ -22,14 +22,13 @@ class ReverberationConfig(Distortion):
     """A folder or manifest of impulse responses; null: they are generated."""
 
     def build(self) -> Transform:
-        from s3prl_ekd.audio.distortions.files import usable_files
+        from s3prl_ekd.audio.acoustics import usable_files
 
         return partial(_reverberate, usable_files(self.folder) if self.folder is not None else ())
 
 
 def _reverberate(files: Sequence[Path], waveform: Tensor, generator: Generator) -> Tensor:
-    from s3prl_ekd.audio.acoustics import generated_impulse_response, reverberate
-    from s3prl_ekd.audio.distortions.files import draw_readable
+    from s3prl_ekd.audio.acoustics import draw_readable, generated_impulse_response, reverberate
     from s3prl_ekd.audio.read import read_channels
 
     if files:

@@ -69,33 +69,17 @@ def applied(text: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
         UserError: ``text`` cannot be taken apart.
     """
     result = copy.deepcopy(dict(config))
-    _override(text, argparse.Namespace(), result)
-    return result
-
-
-def alone(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options (``args.``) and the part of the configuration (``config.``) that ``text`` sets.
-
-    Raises:
-        UserError: ``text`` cannot be taken apart.
-    """
-    args = argparse.Namespace()
-    config: dict[str, Any] = {}
-    _override(text, args, config)
-    return vars(args), config
-
-
-def _override(text: str | None, args: argparse.Namespace, config: dict[str, Any]) -> None:
     if text is None or text.lower() == "none":
-        return
+        return result
     from s3prl.utility.helper import override
 
     try:
         if not all(part.strip().startswith(("args.", "config.")) for part in text.split(",,")):
             raise ValueError("neither args. nor config.")
         with contextlib.redirect_stderr(io.StringIO()):  # it will say again what it sets
-            override(text, args, config)
+            override(text, argparse.Namespace(), result)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"-o {text}: expected args.KEY=VALUE or config.KEY=VALUE with one '=', several joined by two commas"
         ) from error
+    return result

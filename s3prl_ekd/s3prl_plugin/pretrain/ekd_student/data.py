@@ -59,7 +59,7 @@ class PretrainDataConfig(Config):
     audio_folder: str | None = None
     """Instead of lists: a folder whose audio files, however deeply nested, are all used."""
     timeout_seconds: Seconds = 1800.0
-    """So long the run waits for one batch before it gives up; what a worker's death has cost is noticed at once."""
+    """How long the run waits for one batch before it gives up; a worker that ends is noticed at once."""
     seed: Seed = 0
     """Determines the order of batches and the crops."""
 

@@ -33,7 +33,7 @@ class UpstreamPretrainExpert(nn.Module):
     """Student, heads and teachers behind s3prl's interface.
 
     Attributes:
-        device: where the runner wants it.
+        device: where the runner computes.
         model: the Distiller. Teachers are none of its submodules, so that the runner neither optimizes nor saves them
             nor switches them to train mode.
     """
@@ -53,7 +53,7 @@ class UpstreamPretrainExpert(nn.Module):
                 :class:`~s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data.PretrainDataConfig`.
             upstream_config: path of a config_model.yaml, or on resume the mapping saved by :meth:`add_state_to_save`.
             device: a torch device.
-            multi_gpu: refused.
+            multi_gpu: must be False.
 
         Raises:
             UserError: something in recipe, data or teachers is wrong.
@@ -77,12 +77,13 @@ class UpstreamPretrainExpert(nn.Module):
         self.model = Distiller(self.config, teachers)
         self.position = 0
         self._since_update: list[tuple[int, Tensor, tuple[str, ...]]] = []
-        self._not_finite = self._finite = 0  # updates in a row, updates at all
+        self._not_finite = 0  # updates in a row whose loss is not finite
+        self._finite = 0  # updates so far whose loss is finite
         trained = sum(parameter.numel() for parameter in self.model.parameters())
         log.info("training %.1f M parameters; teachers: %s", trained / 1e6, ", ".join(t.name for t in teachers))
 
     def load_model(self, all_states: Mapping[str, Any]) -> None:
-        """Continue from the runner's checkpoint, weights and place in the data alike.
+        """Continue from the runner's checkpoint: its weights, and its position in the data.
 
         The runner saves ``Step`` one short: it repeats the last step, and so does the data.
 
