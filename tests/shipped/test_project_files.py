@@ -8,8 +8,8 @@ import datetime
 import re
 
 import yaml
-from conftest import LONGEST
 from helpers_models import ROOT, TESTS
+from helpers_order import LONGEST
 
 from s3prl_ekd import __version__
 
