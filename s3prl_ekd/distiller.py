@@ -126,9 +126,9 @@ class Distiller(nn.Module):
         """
         taught = self._cached(batch.cached) if batch.cached else teacher_states(self.config, self.teachers, batch)
         padded = self.config.objective.loss_on_padding
-        heard = self.student(batch.distorted, batch.lengths, padded=padded, check=False)  # layers (N, D)
-        frames = self._common_frames(heard.packing, [output.packing for output in taught])  # (B,)
-        states = [heard.packing.first(rows, frames) for rows in heard.rows]  # (N, D) each
+        student = self.student(batch.distorted, batch.lengths, padded=padded, check=False)  # layers (N, D)
+        frames = self._common_frames(student.packing, [output.packing for output in taught])  # (B,)
+        states = [student.packing.first(rows, frames) for rows in student.rows]  # (N, D) each
         predictions = self.heads(states)  # (N, D') for each target
         given = [[rows.to(states[0].device) for rows in output.first(frames)] for output in taught]
         targets = given[0] if batch.cached else self.aggregator.combine(given)  # (N, D') each
@@ -162,23 +162,17 @@ class Distiller(nn.Module):
         return torch.minimum(frames, student.frames)
 
     def _parts(self, given: Sequence[Sequence[Tensor]]) -> Parts:
-        """The teachers' layers (N, D) by teacher and layer."""
-        return {
-            (teacher.name, layer): rows
-            for teacher, layers in zip(self.teachers, given, strict=True)
-            for layer, rows in zip(teacher.layers, layers, strict=True)
-        }
+        """The layers (N, D) that the teachers gave."""
+        keys = [[(teacher.name, layer) for layer in teacher.layers] for teacher in self.teachers]
+        return {key: rows for of, layers in zip(keys, given, strict=True) for key, rows in zip(of, layers, strict=True)}
 
     def _parts_of_targets(self, targets: Sequence[Tensor]) -> Parts:
-        """The same out of targets (N, D'), as far as they hold it."""
-        if not self.aggregator.separable:
-            return {}
-        shares = [self.aggregator.per_teacher(index, target) for index, target in enumerate(targets)]
-        return {
-            part: rows
-            for target, of_target in zip(self.targets, shares, strict=True)
-            for part, rows in zip(target.parts, of_target, strict=True)
-        }
+        """The teachers' layers (N, D) that can be told from targets (N, D')."""
+        parts: Parts = {}
+        if self.aggregator.separable:
+            for index, (target, wanted) in enumerate(zip(self.targets, targets, strict=True)):
+                parts |= zip(target.parts, self.aggregator.per_teacher(index, wanted), strict=True)
+        return parts
 
     @torch.no_grad()
     def _teacher_metrics(self, predictions: list[Tensor], wanted: Parts, denominator: int) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -41,6 +43,13 @@ def test_what_needs_no_traceback_is_one_line(error, status, said, capsys):
 def test_what_needs_a_traceback_has_it(error):
     with pytest.raises(type(error)):
         run_command("prog", raising(error))
+
+
+def test_the_development_mode_shows_the_traceback_of_a_mistake():
+    code = "from s3prl_ekd.processes import run_command; run_command('prog', lambda: open('/no/recipe.yaml'))"
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("Traceback (most recent call last):")
+    assert done.stderr.endswith("prog: error: /no/recipe.yaml: No such file or directory\n")
 
 
 def test_the_status_is_that_of_the_work():

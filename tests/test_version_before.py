@@ -80,7 +80,7 @@ def test_a_cache_serves_its_recipe(before):
     assert {path.name: path.read_bytes() for path in before.glob("cache/targets-*")} == shards
     cache = TargetCache("cache").require(config)
     cached = Distiller(config.distill, cached_teachers(config, cache)).eval()
-    online = Distiller(config.distill, load_teachers(config.teachers)).eval()
+    online = Distiller(config.distill, load_teachers(config)).eval()
     online.load_state_dict(cached.state_dict())
     heard = 0
     with torch.no_grad():

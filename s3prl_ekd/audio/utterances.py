@@ -72,31 +72,25 @@ class UtteranceReader:
             SourceError: what holds many recordings cannot be used.
             UserError: the files of a distortion cannot.
         """
-        names, starts, clean, targets, bad = [], [], [], [], list[tuple[str, str]]()
-        keys = list[int]()
+        heard, bad = list[tuple[Utterance, int, Tensor, Tensor | None]](), list[tuple[str, str]]()
         for utterance in utterances:
             start = draw_start(utterance.samples, self.longest, (self.seed, epoch, utterance.name), self.step)
             try:
-                waveform, cached = utterance.read(start, self.longest)
+                heard.append((utterance, start, *utterance.read(start, self.longest)))
             except SourceError:
                 raise
             except UserError as error:
                 bad.append((utterance.name, str(error)))
-                continue
-            names.append(utterance.name)
-            starts.append(start)
-            clean.append(waveform)
-            if utterance.key is not None:
-                keys.append(utterance.key)
-            if cached is not None:
-                targets.append(cached)
-        if not names:
+        if not heard:
             return Loaded(empty_batch(), len(bad), tuple(bad))
-        distorted = [self.distorter(wave, epoch=epoch, utterance=name) for wave, name in zip(clean, names, strict=True)]
-        batch = dataclasses.replace(collate(clean, distorted, names), starts=torch.tensor(starts))
-        if keys:
-            batch = dataclasses.replace(batch, keys=torch.tensor(keys))
-        if targets:
-            frames = torch.tensor([len(rows) for rows in targets])
-            batch = dataclasses.replace(batch, cached=CachedTargets(torch.cat(targets), frames))
-        return Loaded(batch, len(names) + len(bad), tuple(bad))
+        clean = [wave for _, _, wave, _ in heard]
+        distorted = [self.distorter(wave, epoch=epoch, utterance=one.name) for one, _, wave, _ in heard]
+        targets = [rows for _, _, _, rows in heard if rows is not None]
+        keys = [one.key for one, _, _, _ in heard if one.key is not None]
+        batch = dataclasses.replace(
+            collate(clean, distorted, [one.name for one, _, _, _ in heard]),
+            starts=torch.tensor([start for _, start, _, _ in heard]),
+            keys=torch.tensor(keys) if keys else None,
+            cached=CachedTargets(torch.cat(targets), torch.tensor(list(map(len, targets)))) if targets else None,
+        )
+        return Loaded(batch, len(heard) + len(bad), tuple(bad))

@@ -42,28 +42,20 @@ class StudentKind:
         return front_end, FeatureProjection(front_end.channels, sizes), self.encoder(sizes)
 
 
+_BASE = {  # what HubertConfig takes where a config.json says nothing
+    "feat_extract_norm": "group",
+    "feat_extract_activation": "gelu",
+    "conv_bias": False,
+    "feat_proj_layer_norm": True,
+    "do_stable_layer_norm": False,
+    "hidden_act": "gelu",
+    "conv_pos_batch_norm": False,
+}
 HUBERT = StudentKind(
     front_end=ConvStack,
     encoder=Transformer,
-    architecture={
-        "model_type": "hubert",
-        "feat_extract_norm": "group",
-        "feat_extract_activation": "gelu",
-        "conv_bias": False,
-        "feat_proj_layer_norm": False,
-        "do_stable_layer_norm": False,
-        "hidden_act": "gelu",
-        "conv_pos_batch_norm": False,
-    },
-    defaults={  # of HubertConfig
-        "feat_extract_norm": "group",
-        "feat_extract_activation": "gelu",
-        "conv_bias": False,
-        "feat_proj_layer_norm": True,
-        "do_stable_layer_norm": False,
-        "hidden_act": "gelu",
-        "conv_pos_batch_norm": False,
-    },
+    architecture={"model_type": "hubert", **_BASE, "feat_proj_layer_norm": False},
+    defaults=_BASE,
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -16,7 +15,7 @@ from s3prl_ekd.teachers.base import Teacher
 class Cache(Protocol):
     """What a cache keeps of the teachers, see :class:`s3prl_ekd.target_cache.reading.TargetCache`."""
 
-    widths: Mapping[str, int]
+    widths: dict[str, int]
 
     def start(self, teacher: str, layers: int) -> dict[str, Tensor]:
         """The weights that a student of so many layers starts from."""

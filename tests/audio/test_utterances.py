@@ -28,6 +28,7 @@ class Counting:
     samples: int
     problem: Exception | None = None
     cached: bool = False
+    key: int | None = None
 
     def read(self, start, longest):
         if self.problem is not None:

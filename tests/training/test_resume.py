@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import helpers_train as h
 import pytest
@@ -185,15 +186,16 @@ def test_a_run_that_is_extended(reference, tmp_path):
 class Stuck(Distiller):
     def forward(self, batch, **kwargs):
         while batch.utterances[0].startswith("0-2"):
+            Path(os.environ["STUCK"]).touch()
             time.sleep(0.1)
         return super().forward(batch, **kwargs)
 
 
 def test_a_second_signal_ends_it(tmp_path):
     """At once, but not where it follows so soon that it is the same one, sent by scheduler and launcher."""
-    fed = tmp_path / "fed"
-    process = h.start(h.recipe(tmp_path / "run"), fed=str(fed), kind=Stuck)
-    while not fed.exists() or fed.stat().st_size < 4:
+    stuck = tmp_path / "stuck"
+    process = h.start(h.recipe(tmp_path / "run"), environment={"STUCK": str(stuck)}, kind=Stuck)
+    while not stuck.exists():
         time.sleep(0.01)
     for pause in (0.5, 1.0):
         os.kill(process.pid, signal.SIGTERM)

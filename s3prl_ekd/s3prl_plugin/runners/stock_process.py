@@ -103,7 +103,7 @@ def _where_it_stopped(error: BaseException) -> str:
         if "s3prl" in file.parts:
             text += f" ({'/'.join(file.parts[-3:])}, line {line}: {linecache.getline(str(file), line).strip()})"
             break
-    return f"{text}; python -X dev -m shows the traceback"
+    return f"{text}; python -X dev -m ... shows the traceback"
 
 
 def close_event_files(trace: TracebackType | None) -> None:
