@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import os
 from pathlib import Path
 
@@ -10,38 +9,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 
 import pytest
 import torch
-from helpers_models import TESTS, TINY, speech_like
+from helpers_models import TINY, speech_like
+from helpers_order import longest_first
 from torch import Tensor
 
 from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.student.model import Student
 
-# The files that take longest, the longest first. pytest-xdist's workers take them in this order (`make test` says
-# --no-loadscope-reorder), so that none is left with a long one when the others have nothing more to do.
-LONGEST = (
-    "shipped/test_documents.py",
-    "superb/test_demo.py",
-    "superb/test_jobs.py",
-    "superb/test_command.py",
-    "s3prl_plugin/test_pretrain_road.py",
-    "s3prl_plugin/test_plug.py",
-    "shipped/test_wheel.py",
-    "shipped/test_shipped_recipes.py",
-    "shipped/test_contributing.py",
-    "superb/test_real_corpora.py",
-    "s3prl_compat/test_new_processes.py",
-    "training/test_resume.py",
-    "training/test_run.py",
-    "target_cache/test_cache_targets.py",
-    "test_fuzz.py",
-)
-
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, the others by how many tests they have."""
-    place = {TESTS / name: number for number, name in enumerate(LONGEST)}
-    size = collections.Counter(item.path for item in items)
-    items.sort(key=lambda item: (place.get(item.path, len(LONGEST)), -size[item.path], str(item.path)))
+    longest_first(items)
 
 
 @pytest.fixture(autouse=True)

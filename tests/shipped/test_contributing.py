@@ -52,9 +52,10 @@ def test_examples_are_short():
         assert text.count("\n") < LONGEST_EXAMPLE, name
 
 
+@pytest.mark.timeout(1200)  # half a minute on a core that does nothing else
 def test_examples_do_what_they_say(tree):
     environment = os.environ | {"PYTHONPATH": f"{tree}:{TESTS}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     checks = ["-m", "pytest", "-rA", "-p", "no:cacheprovider", str(TESTS / "shipped/checks_contributing.py")]
-    done = python(*checks, cwd=tree, env=environment)
+    done = python(*checks, cwd=tree, env=environment, timeout=1000)
     assert done.returncode == 0, done.stdout[-3000:]
     assert re.findall(r"^PASSED .*::test_(\w+)$", done.stdout, flags=re.MULTILINE) == list(CHECKS)

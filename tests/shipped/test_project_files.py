@@ -9,6 +9,7 @@ import re
 
 import yaml
 from helpers_models import ROOT, TESTS
+from helpers_order import LONGEST
 
 from s3prl_ekd import __version__
 
@@ -76,3 +77,8 @@ def test_nothing_is_imported_from_a_test_file():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
                 assert not (node.module or "").rpartition(".")[2].startswith("test_"), path
+
+
+def test_the_longest_files_are_there():
+    for name in LONGEST:
+        assert (TESTS / name).is_file(), name
