@@ -1,4 +1,4 @@
-"""When the fast forms may be used: they read parameters instead of calling modules, and look at the lengths' values."""
+"""When the fast forms may be used: they read modules' parameters instead of calling the modules, and read lengths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ def in_graph() -> bool:
 
     What is recorded must hold for other lengths too, so nothing may then depend on a tensor's values.
     """
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or is_traced()
+
+
+def is_traced() -> bool:
+    """Whether torch.jit.trace or an exporter that builds on it is recording."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]  # documented, but missing in torch.jit.__all__
 
 
 def may_bypass(module: nn.Module, *kinds: type[nn.Module]) -> bool:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ekd.network import overlap_save
-from s3prl_ekd.network.bypass import in_graph, may_bypass
+from s3prl_ekd.network.bypass import in_graph, is_traced, may_bypass
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.conv import ConvStack
 from s3prl_ekd.network.frames import Layout, length_mask, whole_lengths
@@ -343,7 +343,7 @@ class SpeechEncoder(nn.Module):
         if attended is not None:
             frames = self.frame_lengths(attended) if attended_frames is None else attended_frames
             real = length_mask(frames.to(waveforms.device, non_blocking=True), packing.size)
-        if feature_grad_scale != 1.0 and rows.requires_grad and not torch.jit.is_tracing():  # which keeps no Function
+        if feature_grad_scale != 1.0 and rows.requires_grad and not is_traced():  # which keeps no Function
             rows = _ScaleGradient.apply(rows, feature_grad_scale)
         projected = self.feature_projection(rows)
         if real is not None:

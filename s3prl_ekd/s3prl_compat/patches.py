@@ -293,7 +293,7 @@ def catalyst() -> bool:
     modules = {name: types.ModuleType(name) for name in names}
     for name, module in modules.items():
         module.__spec__, module.__path__ = ModuleSpec(name, loader=None, is_package=True), []
-    vars(modules[names[-1]])["DistributedSamplerWrapper"] = _no_catalyst
+    _set(modules[names[-1]], DistributedSamplerWrapper=_no_catalyst)
     sys.modules.update(modules)
     return True
 

@@ -1,1 +1,1 @@
-"""The student: its network, its prediction heads, its folder on disk, and the key tables to other formats."""
+"""The student: its network, its kinds, its prediction heads, its folder on disk, and checkpoints read as students."""

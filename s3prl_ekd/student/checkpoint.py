@@ -1,4 +1,4 @@
-"""Reading training checkpoints as students: one reader per kind, and a name for every other kind."""
+"""Training checkpoints read as students: one function for each kind that can be read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from s3prl_ekd.weights.kinds import CHECKPOINT_KEY, kind_of
 from s3prl_ekd.weights.names import from_distiller
 from s3prl_ekd.weights.pickles import load_pickle_safely
 
-RECIPE_KEY = "Upstream_Config"  # the recipe beside it, plain values; s3prl's runner hands it back on resume
+RECIPE_KEY = (
+    "Upstream_Config"  # the recipe in the same checkpoint, as plain values; s3prl's runner gives it back on resume
+)
 
 
 class Contents(NamedTuple):

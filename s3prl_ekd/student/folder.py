@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from s3prl_ekd.weights.names import base_model, recognize, to_transformers_keys
 
 logger = logging.getLogger(__name__)
 
-# Training must neither mask nor drop layers behind the user's back; transformers' defaults would.
+# transformers' defaults would mask inputs and drop layers in training.
 _NO_AUGMENTATION: dict[str, Any] = {
     "apply_spec_augment": False,
     "mask_time_prob": 0.0,
@@ -114,7 +113,7 @@ def save_student(
         temporary.mkdir()
         write_json(temporary / "config.json", _to_transformers(student.config))
         write_json(temporary / "preprocessor_config.json", _preprocessor(student.config))
-        # Not save_file, whose files only their owner can read.
+        # save_file would write a file that only its owner can read.
         weights = _portable(student.state_dict(), dtype, folder)
         (temporary / "model.safetensors").write_bytes(save(weights, {"format": "pt"}))
         if heads is not None:
@@ -146,9 +145,9 @@ def _to_transformers(config: StudentConfig) -> dict[str, Any]:
         "num_feat_extract_layers": len(config.conv_dim),
         "layer_norm_eps": 1e-5,
         **_NO_AUGMENTATION,
-        # Where it is wanted it is here, too: a model that transformers saves again is saved without its preprocessor.
+        # Also here where it is true: when transformers saves the model again, the preprocessor's file is lost.
         **({"normalize_waveform": True} if config.normalize_waveform else {}),
-        "dtype": "float32",  # what it is to be opened in, whatever it is stored in
+        "dtype": "float32",  # AutoModel opens it in this type, also where it is stored in half precision
     }
 
 
@@ -195,7 +194,7 @@ def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
     files = weight_files(folder)
     if not files:
         raise UserError(f"{folder}: has no model.safetensors; a student folder needs one (or {', '.join(WEIGHTS[1:])})")
-    _check_shapes(config, _student_weights(read_shapes(files), kind, folder)[0], folder)  # before memory is taken
+    _check_size(config, _student_weights(read_shapes(files), kind, folder)[0], folder)  # before memory is taken
     state, left_over = _student_weights(read_tensors(files), kind, folder)
     if left_over:
         logger.warning(
@@ -236,7 +235,7 @@ def _stored_taps(path: Path, heads: int, config: StudentConfig) -> tuple[Tap, ..
 def _student_weights(
     weights: Mapping[str, Tensor], kind: StudentKind, folder: Path
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Those of the student under its names, and the modules of all others in a fine-tuned model."""
+    """The student's weights under transformers' names, and which modules of a fine-tuned model are left out."""
     inner, left_over = base_model(weights, f"{kind.architecture['model_type']}.")
     inner.pop("masked_spec_embed", None)  # only for masking in training, which a student never does
     try:
@@ -250,7 +249,7 @@ def _student_weights(
 def _assemble(contents: Contents, where: Path) -> tuple[Student, PredictionHeads | None]:
     """Networks with exactly these weights, in fp32."""
     config, state, heads, taps = contents
-    _check_shapes(config, state, where)
+    _check_size(config, state, where)
     check_finite(state, where)
     student = Student(config)
     _load_strictly(student, state, where)
@@ -271,33 +270,33 @@ def _assemble(contents: Contents, where: Path) -> tuple[Student, PredictionHeads
     return student.eval(), head_modules
 
 
-def _check_shapes(config: StudentConfig, state: Mapping[str, Tensor], where: Path) -> None:
+def _check_size(config: StudentConfig, state: Mapping[str, Tensor], where: Path) -> None:
     """Refuse a configuration that its tensors do not bear out, before a network of its sizes takes memory."""
     layers = {name.split(".")[2] for name in state if name.startswith("encoder.layers.")}
+    stored = sum(tensor.numel() for tensor in state.values())
     if config.num_hidden_layers != len(layers):
-        raise UserError(
-            f"{where}: the weights do not fit the student's configuration: num_hidden_layers is"
-            f" {config.num_hidden_layers}, but there are weights of {len(layers)} layers"
-        )
-    with torch.device("meta"):  # shapes without memory
-        shapes = {name: tuple(tensor.shape) for name, tensor in Student(config).state_dict().items()}
-    for name in sorted(shapes.keys() ^ state.keys()):
-        problem = "is missing" if name in shapes else "has no place in it"
-        raise UserError(f"{where}: the weights do not fit the student's configuration: {name} {problem}")
-    for name, wanted in shapes.items():
-        if tuple(state[name].shape) != wanted:
-            raise UserError(
-                f"{where}: the weights do not fit the student's configuration: {name} is {tuple(state[name].shape)},"
-                f" where {wanted} is described"
-            )
+        problem = f"num_hidden_layers is {config.num_hidden_layers}, but there are weights of {len(layers)} layers"
+    elif config.parameters > 2 * stored:
+        problem = f"it describes {config.parameters} parameters, but there are {stored}"
+    else:
+        return
+    raise UserError(f"{where}: the weights do not fit the student's configuration: {problem}")
 
 
 def _load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        reason = textwrap.shorten(str(error), 300)
-        raise UserError(f"{where}: the weights do not fit the student's configuration ({reason})") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for name in sorted(shapes.keys() | found.keys()):
+        if name not in found:
+            problem = "is missing"
+        elif name not in shapes:
+            problem = "has no place in it"
+        elif found[name] != shapes[name]:
+            problem = f"is {found[name]}, where {shapes[name]} is described"
+        else:
+            continue
+        raise UserError(f"{where}: the weights do not fit the student's configuration: {name} {problem}")
+    module.load_state_dict(state)
 
 
 def _download(name: str) -> Path:

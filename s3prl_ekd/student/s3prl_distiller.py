@@ -22,7 +22,7 @@ _SIZES: dict[str, tuple[str, Any]] = {
     "activation_dropout": ("activation_dropout", 0.1),
     "feature_grad_mult": ("feature_grad_scale", 1.0),
 }
-# What our network can be; s3prl's distiller has other variants that were never published.
+# The variants that a student can have; no student with others was ever published.
 _ONLY: dict[str, Any] = {
     "extractor_mode": "default",
     "layer_norm_first": False,

@@ -1,4 +1,4 @@
-"""Whatever people have as waveforms, as the network takes it: a padded batch of floats with its lengths."""
+"""Waveforms in any form that users have, to a padded batch of floats (B, S) and its lengths (B,)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.network.bypass import in_graph
+from s3prl_ekd.network.bypass import in_graph, is_traced
 from s3prl_ekd.network.frames import whole_lengths
 
 # Integer PCM: the value of silence and the full scale. Of 8 bits, WAV's are unsigned, AIFF's and AU's signed.
@@ -129,7 +129,7 @@ def _check_lengths(waveforms: Tensor, lengths: Tensor, limits: Tensor | None) ->
             f"lengths count samples, in integers, found {lengths.dtype}; of relative ones make"
             " (lengths * waveforms.shape[1]).round().long()"
         )
-    if torch.jit.is_tracing():  # where comparing shapes would fix them
+    if is_traced():  # where comparing shapes would fix them
         return
     if lengths.dim() != 1 or lengths.shape[0] != waveforms.shape[0]:
         raise UserError(

@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ class Evaluation:
                 run_experiment.check_weights(folder, self.ckpt)
             else:
                 (folder / run_experiment.WEIGHTS).unlink(missing_ok=True)
-            now = {"settings": self._settings, "experiment": experiment.to_mapping()}
+            now = {"settings": self._settings, "experiment": asdict(experiment)}
             write_json(folder / run_experiment.EXPERIMENT, now)
 
     @property

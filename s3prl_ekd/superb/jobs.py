@@ -92,7 +92,7 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
                     raise _failure(job, status)
                 ended.add(job.name)
                 bar.write(f"{job.name}: done ({job.log})", file=sys.stderr)
-            if time.monotonic() - shown > _bar_interval():
+            if time.monotonic() - shown > (0.5 if sys.stderr.isatty() else 10.0):
                 shown = time.monotonic()
                 _show(bar, [job.steps for job in jobs if job.name in ended], running)
             if running:
@@ -103,10 +103,6 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
 def steps_done(log: Path) -> int:
     """The last step of s3prl's bar in a log; 0 before the first."""
     return int((_STEP.findall(_tail(log)) or ["0"])[-1])
-
-
-def _bar_interval() -> float:
-    return 0.5 if sys.stderr.isatty() else 10.0
 
 
 def _show(bar: tqdm[NoReturn], ended: Sequence[int], running: Iterable[Job]) -> None:

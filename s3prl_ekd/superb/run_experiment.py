@@ -154,24 +154,13 @@ def _stock_runner(argv: list[str], *, remember: bool) -> None:
 
 @contextlib.contextmanager
 def _copy_of_stdout() -> Iterator[io.StringIO]:
-    """What is printed in the block, which is printed all the same."""
+    """A copy of what is printed in the block; it is printed when the block ends."""
     copy = io.StringIO()
-    with contextlib.redirect_stdout(_Tee(sys.stdout, copy)):
-        yield copy
-
-
-class _Tee(io.TextIOBase):
-    def __init__(self, *streams: Any) -> None:
-        self._streams = streams
-
-    def write(self, text: str) -> int:
-        for stream in self._streams:
-            stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        for stream in self._streams:
-            stream.flush()
+    try:
+        with contextlib.redirect_stdout(copy):
+            yield copy
+    finally:
+        print(copy.getvalue(), end="")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,7 @@ from s3prl_ekd.tasks import iemocap
 from s3prl_ekd.tasks.corpora import Corpora, Input, Split
 from s3prl_ekd.tasks.task import Experiment, Settings, Task, TestSet, filled_in, in_section
 
-IEMOCAP = Input(
-    name="iemocap",
-    option="--iemocap",
-    help="IEMOCAP_full_release (ER)",
-    mini="IEMOCAP",
-)
+IEMOCAP = Input(name="iemocap", option="--iemocap", help="IEMOCAP_full_release (ER)", mini="IEMOCAP")
 LABELS = Input(name="iemocap_labels", mini="IEMOCAP/meta_data")
 _FOLDS = {"mini": ("fold1",), "real": tuple(f"fold{number}" for number in range(1, 6))}
 

@@ -12,10 +12,7 @@ from s3prl_ekd.tasks.corpora import HIDDEN, Corpora, Input, Split
 from s3prl_ekd.tasks.task import TestSet, in_section
 
 LIBRISPEECH = Input(
-    name="librispeech",
-    option="--librispeech",
-    help="LibriSpeech, with train-clean-100 (PR, ASR)",
-    mini="LibriSpeech",
+    name="librispeech", option="--librispeech", help="LibriSpeech, with train-clean-100 (PR, ASR)", mini="LibriSpeech"
 )
 HIDDEN_SPLITS = "LibriSpeech/hidden-*"
 _PUBLIC_TESTS = {"mini": ("test-clean", "test-noisy"), "real": ("test-clean",)}

@@ -16,10 +16,7 @@ MAX_SPEAKERS = 1251
 """Output size of s3prl's SID classifier: speaker idNNNNN is class NNNNN - 10001."""
 
 VOXCELEB1 = Input(
-    name="voxceleb1",
-    option="--voxceleb1",
-    help="VoxCeleb1, with dev/wav and test/wav (SID)",
-    mini="VoxCeleb1",
+    name="voxceleb1", option="--voxceleb1", help="VoxCeleb1, with dev/wav and test/wav (SID)", mini="VoxCeleb1"
 )
 IDEN_SPLIT = Input(
     name="iden_split",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,9 @@ class Experiment:
         """Optimizer steps of the training."""
         return self.config["runner"]["total_steps"]
 
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Experiment:
-        """The inverse of :meth:`to_mapping`."""
+        """The inverse of :func:`dataclasses.asdict`."""
         return cls(**{**mapping, "tests": tuple(TestSet(**test) for test in mapping["tests"])})
 
 

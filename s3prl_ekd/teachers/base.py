@@ -1,4 +1,4 @@
-"""What a teacher is, whatever its source: waveforms to the hidden states that the recipe names."""
+"""The interface of all teachers: waveforms to the hidden states that the recipe names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Teacher(ABC):
 
     Attributes:
         name, layers, weight: as in the recipe.
-        module: the model itself; whoever switches it to train mode finds it back in eval mode at the next call.
+        module: the model itself; each call switches it to eval mode first.
         source: where it comes from, for the log.
         padded: how it computes a batch. False: each utterance as if alone. True: the zero-padded batch in one pass,
             padding and all, with the model's own masking: what s3prl's distiller trains on
@@ -202,7 +202,7 @@ class ModelTeacher(Teacher):
         utterances = [waveform[:count] for waveform, count in zip(batch, samples, strict=True)]
         states: list[Sequence[Tensor]] = [()] * len(samples)  # of each utterance, (F, D) for each layer
         with torch.no_grad():
-            self.module.eval()  # whoever called .train() on it meanwhile
+            self.module.eval()  # in case somebody called .train() on it
             if self._normalize:
                 utterances = [F.layer_norm(wave, wave.shape, eps=WAVEFORM_EPSILON) for wave in utterances]
             for group in self._groups(samples):

@@ -241,7 +241,7 @@ def unsafe_loads_named(who: str) -> Iterator[list[object]]:
 
 
 def _normalization_switches(expert: nn.Module) -> Iterator[tuple[object, str, float]]:
-    """Who decides about the normalisation of waveforms, by which attribute, and the epsilon."""
+    """The objects whose attribute switches the normalisation of waveforms, that attribute's name, and the epsilon."""
     for part, switch, epsilon in _NORMALIZE_SWITCHES:
         holder = expert if part is None else getattr(expert, part, None)
         if isinstance(getattr(holder, switch, None), bool):
@@ -262,7 +262,7 @@ def _set_normalization(expert: nn.Module, config: TeacherConfig) -> bool:
     """
     wanted = config.normalize_waveform
     if wanted is None:
-        return False  # upstreams see to it themselves
+        return False  # upstreams normalise by themselves where they need it
     for holder, switch, _ in _normalization_switches(expert):
         setattr(holder, switch, wanted)
         return False

@@ -111,7 +111,7 @@ def _load(where: str | Path, who: str) -> tuple[Any, bool]:
 
 
 class _NotHereError(Exception):
-    """Not in the cache."""
+    """The model is not in the hub's cache."""
 
 
 def _open(where: str | Path, who: str, *, local: bool) -> tuple[Any, bool]:
@@ -155,7 +155,7 @@ def _open(where: str | Path, who: str, *, local: bool) -> tuple[Any, bool]:
 
 
 def _in_cache(name: str) -> Path | None:
-    """The folder in the hub's cache with what is there of a model."""
+    """The folder of the hub's cache that holds a model's files, if it has its config.json."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, "config.json")
@@ -164,7 +164,7 @@ def _in_cache(name: str) -> Path | None:
 
 @contextlib.contextmanager
 def _named(who: str) -> Iterator[None]:
-    """Whose file it is that a message names."""
+    """Errors of the block say which teacher the file belongs to."""
     try:
         yield
     except UserError as error:
@@ -190,7 +190,8 @@ def _quiet_loading(*, downloads: bool) -> Iterator[None]:
 
 def check_hub_id(where: str, who: str) -> None:
     """Refuse what is no folder and cannot be the name of a model on the hub."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(where)
@@ -257,7 +258,7 @@ def _wants_normalization(where: str | Path, config: Any, who: str, *, local: boo
     Except that models with a GroupNorm in the conv stack were trained without, whatever their file says
     (``facebook/hubert-base-ls960`` says the contrary), and get the same from s3prl's upstream.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     by_architecture = getattr(config, "feat_extract_norm", None) == "layer"
     with _named(who):

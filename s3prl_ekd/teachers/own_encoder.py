@@ -1,4 +1,4 @@
-"""HuBERT and WavLM teachers, whatever their source, by this package's own encoder: one pass over a mixed batch.
+"""HuBERT and WavLM teachers of all sources by this package's own encoder: one pass over utterances of any lengths.
 
 Its features are each utterance's own, so nothing has to run utterance by utterance, and padding is not computed.
 """
@@ -48,7 +48,7 @@ class FastTeacher(Teacher):
 
     def hidden_states(self, waveforms: Tensor, lengths: Tensor) -> HiddenStates:
         lengths = lengths.cpu()
-        self.module.eval()  # whoever called .train() on it meanwhile
+        self.module.eval()  # in case somebody called .train() on it
         with torch.no_grad():
             waveforms = waveforms.to(self._device, torch.float32, non_blocking=True)
             if self._epsilon is not None:
@@ -89,7 +89,7 @@ def accelerate(teacher: ModelTeacher) -> Teacher:
             return teacher
         batches = (_ALONE, _PADDED) if teacher.padded else (_ALONE,)
         difference = max(_difference(fast, teacher, lengths) for lengths in batches)
-    except Exception as error:  # a model of others' code can surprise anywhere, and it works as it is
+    except Exception as error:  # foreign code may fail anywhere, and the teacher works without this
         reason = one_line(error, 200)
         logger.info("teacher %s keeps its own forward: %s (%s)", teacher.name, type(error).__name__, reason)
         return teacher

@@ -20,7 +20,7 @@ from helpers_files import (
     save_with_objects,
 )
 from helpers_models import ROOT, TINY, speech_like
-from helpers_teachers import KERNELS, STRIDES, s3prl_checkpoint, tiny_model
+from helpers_teachers import KERNELS, STRIDES, padded_states, s3prl_checkpoint, tiny_model
 from helpers_weights import distiller_weights
 
 from s3prl_ekd import load_student
@@ -195,7 +195,7 @@ def check_teacher(where: Path, answer: str) -> None:
             with pytest.raises(UserError):
                 load_teacher(config)
             continue
-        states, frames = load_teacher(config).hidden_states(speech_like(8000)[None], torch.tensor([8000]))
+        states, frames = padded_states(load_teacher(config), speech_like(8000)[None], torch.tensor([8000]))
         assert [tuple(state.shape) for state in states] == [(1, int(frames), 24)] * 2
 
 

@@ -32,6 +32,7 @@ from s3prl_ekd.cuts.sources import SourceError, read_entries
 from s3prl_ekd.cuts.stream import BatchStream
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.network.frames import HiddenStates
 from s3prl_ekd.student.folder import load_student
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.target_cache import files, filling, settings
@@ -303,13 +304,14 @@ def test_values_that_float16_cannot_hold(root, tmp_path, caplog, monkeypatch):
     original = base.ModelTeacher.hidden_states
 
     def odd(self, waveforms, lengths, **kwargs):
-        states, frames = original(self, waveforms, lengths, **kwargs)
+        found = original(self, waveforms, lengths, **kwargs)
+        states = list(found.hidden_states)
         if self.name == "wavlm":
             states[1] = states[1] * 1e6
         for row, length in enumerate(lengths.tolist()):
             if length == 4800 + 1501 * 5:
                 states[0][row, 3, 2] = torch.nan
-        return states, frames
+        return HiddenStates(tuple(map(found.packing.pack, states)), found.packing)
 
     monkeypatch.setattr(base.ModelTeacher, "hidden_states", odd)
     config = recipe(root)
@@ -692,6 +694,20 @@ def test_a_forged_file_of_targets_is_named(change, root, cache, tmp_path):
     for use in (lambda: TargetCache(folder).require(recipe(root)), lambda: Caching(recipe(root), folder).run()):
         with pytest.raises(UserError, match=rf"{name}: damaged or incomplete .*; delete it and run"):
             use()
+
+
+@pytest.mark.parametrize("key", ["batch_seconds", "global_batch_seconds"])
+def test_out_of_memory_the_key_that_was_given_is_named(key, root, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(filling, "load_teachers", lambda config: [h.TinyTeacher()])
+    monkeypatch.setattr(filling, "teacher_states", full)
+    one = [{"name": "fake", "transformers": "unused", "layers": [1, 2]}]
+    sizes = {"data__batch_seconds": None, f"data__{key}": 8.0}
+    config = recipe(root, teachers=one, student__initialize_from=None, trainer__accumulate=2, **sizes)
+    with pytest.raises(UserError, match=rf"out of memory .*; lower data\.{key} \(now 8\), or cut long recordings"):
+        Caching(config, tmp_path / "out").run()
 
 
 @pytest.mark.parametrize(
