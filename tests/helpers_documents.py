@@ -1,8 +1,8 @@
 """Documents whose shell commands are run as they stand: in a copy of the checkout, with small recipes.
 
 What is replaced is named here and nothing else: ``/data`` by a folder of small corpora, the mini corpus by its smallest
-form, the teachers that would have to be downloaded by the package's tiny ones, and numbers of steps and of batches in a
-step. Options, settings and numbers of workers stay.
+form, the teachers that would have to be downloaded by the package's tiny ones, and numbers of steps, of batches in a
+step and of workers, one where there are any (test_shipped_recipes.py has all of them). Options and settings stay.
 """
 
 from __future__ import annotations
@@ -194,7 +194,16 @@ def small(recipe: dict[str, Any]) -> dict[str, Any]:
         recipe["runner"] |= {key: every[key] for key in every if key in recipe["runner"]}
     if "scheduler" in recipe:
         recipe["scheduler"]["num_warmup_steps"] = 1
+    _with_one_worker(recipe)
     return recipe
+
+
+def _with_one_worker(section: dict[str, Any]) -> None:
+    for key, value in section.items():
+        if key == "num_workers":
+            section[key] = min(value, 1)
+        elif isinstance(value, dict):
+            _with_one_worker(value)
 
 
 def _fill(data: Path, checkout: Path) -> None:
