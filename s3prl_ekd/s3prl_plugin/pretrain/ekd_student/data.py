@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from s3prl_ekd import MIN_SAMPLES
@@ -26,7 +26,7 @@ from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.randomness import keyed_generator
 from s3prl_ekd.audio.read import audio_files, audio_length, load_audio
 from s3prl_ekd.audio.text import read_lengths
-from s3prl_ekd.audio.utterances import UtteranceReader
+from s3prl_ekd.audio.utterances import Utterance, UtteranceReader
 from s3prl_ekd.audio.workers import make_loader, patient
 from s3prl_ekd.config.base import Config, Range, Seconds, Seed, Size, Workers
 from s3prl_ekd.errors import UserError
@@ -91,12 +91,8 @@ class ListedFile:
     path: Path
     samples: int
 
-    @property
-    def key(self) -> None:
-        """None: the targets of such recordings are not cached."""
-
     def read(self, start: int, longest: int | None) -> tuple[Tensor, None]:
-        """Its waveform, see :class:`~s3prl_ekd.audio.utterances.Utterance`."""
+        """Its waveform, see :class:`~s3prl_ekd.audio.utterances.Utterance`; targets of such files are not cached."""
         waveform = load_audio(self.path, start=start, samples=longest)
         if waveform.numel() < MIN_SAMPLES:
             raise UserError(f"{self.path}: has {start + waveform.numel()} samples, the list says more")
@@ -111,11 +107,11 @@ def read_utterances(config: PretrainDataConfig) -> list[ListedFile]:
     """
     found = _scan(Path(config.audio_folder)) if config.audio_folder is not None else _read_lists(config)
     kept = [utterance for utterance in found if utterance.samples >= MIN_SAMPLES]
-    if len(kept) < len(found):
-        first = next(utterance.name for utterance in found if utterance.samples < MIN_SAMPLES)
+    short = [utterance.name for utterance in found if utterance.samples < MIN_SAMPLES]
+    if short:
         logger.warning(
             "%d of %d recordings are shorter than a frame (%d samples) and left out, the first: %s",
-            len(found) - len(kept), len(found), MIN_SAMPLES, first,
+            len(short), len(found), MIN_SAMPLES, short[0],
         )  # fmt: skip
     if not kept:
         raise UserError(f"{config.audio_folder or config.file_path}: no recording of at least {MIN_SAMPLES} samples")
@@ -127,12 +123,12 @@ def _scan(folder: Path) -> list[ListedFile]:
     found, bad_recordings = [], BadRecordings()
     for path in tqdm(audio_files(folder), desc="lengths of recordings", unit="file", delay=2):
         name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+        bad = []
         try:
             found.append(ListedFile(name, path, audio_length(path)))
         except UserError as error:
-            bad_recordings.note(1, [(name, str(error))])
-        else:
-            bad_recordings.note(1, [])
+            bad = [(name, str(error))]
+        bad_recordings.note(1, bad)
     return found
 
 
@@ -154,18 +150,15 @@ def _read_lists(config: PretrainDataConfig) -> list[ListedFile]:
     return found
 
 
-def make_buckets(utterances: Sequence[ListedFile], size: int) -> list[list[ListedFile]]:
-    """Batches of ``size`` utterances of like length, longest first, as s3prl's WaveDataset; the last may be smaller."""
-    ordered = sorted(utterances, key=lambda utterance: (-utterance.samples, utterance.name))
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
-
-
 class PretrainDataset(Dataset[Loaded | UserError]):
     """Batches by ``(epoch, index)``; its length is the number of batches, from which s3prl's runner counts epochs."""
 
     def __init__(self, config: PretrainDataConfig, distortion: DistortionConfig) -> None:
         self.config = config
-        self.buckets = make_buckets(read_utterances(config), config.train_batch_size)
+        files = sorted(read_utterances(config), key=lambda file: (-file.samples, file.name))
+        # Of like length, longest first, as in s3prl's WaveDataset; the last may be smaller.
+        size = config.train_batch_size
+        self.buckets = [files[start : start + size] for start in range(0, len(files), size)]
         self.reader = UtteranceReader(Distorter(distortion), seed=config.seed, longest=config.max_crop_samples)
 
     def __len__(self) -> int:
@@ -181,7 +174,8 @@ class PretrainDataset(Dataset[Loaded | UserError]):
         loaded = Loaded(empty_batch(), 0, ())
         try:
             for step in range(_BATCHES_IN_A_ROW):
-                found = self.reader.read(epoch, self.buckets[(index + step) % len(self.buckets)])
+                bucket = self.buckets[(index + step) % len(self.buckets)]
+                found = self.reader.read(epoch, (Utterance(file.name, file.samples, file.read) for file in bucket))
                 loaded = Loaded(found.batch, loaded.read + found.read, loaded.bad + found.bad)
                 if found.batch.utterances:
                     break
@@ -190,21 +184,16 @@ class PretrainDataset(Dataset[Loaded | UserError]):
         return loaded
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Epoch after epoch of ``(epoch, index)``, each in an order keyed on (seed, epoch); the first may start midway."""
+def draw_order(batches: int, seed: int, position: int) -> Iterator[tuple[int, int]]:
+    """Epoch after epoch of ``(epoch, index)``, each in an order keyed on (seed, epoch).
 
-    def __init__(self, batches: int, seed: int, position: int = 0) -> None:
-        """``position`` batches, counted over all epochs, have been consumed already."""
-        self.batches = batches
-        self.seed = seed
-        self.position = position
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        first, start = divmod(self.position, self.batches)
-        for epoch in itertools.count(first):
-            order = torch.randperm(self.batches, generator=keyed_generator(self.seed, epoch, "order"))
-            yield from ((epoch, index) for index in order[start:].tolist())
-            start = 0
+    ``position`` batches, counted over all epochs, are left out, so the first epoch may start midway.
+    """
+    first, start = divmod(position, batches)
+    for epoch in itertools.count(first):
+        order = torch.randperm(batches, generator=keyed_generator(seed, epoch, "order"))
+        yield from ((epoch, index) for index in order[start:].tolist())
+        start = 0
 
 
 class PretrainLoader:
@@ -247,5 +236,5 @@ class PretrainLoader:
 
     def _loader(self) -> DataLoader[Loaded | UserError]:
         config = self.dataset.config
-        sampler = EpochSampler(len(self.dataset), config.seed, self._position)
-        return make_loader(self.dataset, sampler=sampler, workers=config.num_workers)
+        order = draw_order(len(self.dataset), config.seed, self._position)
+        return make_loader(self.dataset, sampler=order, workers=config.num_workers)
