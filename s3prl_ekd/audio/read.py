@@ -22,19 +22,15 @@ from s3prl_ekd.files import files_below
 
 logger = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = frozenset(
-    {
-        ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga",
-        ".ogg", ".opus", ".rf64", ".snd", ".sph", ".voc", ".w64", ".wav", ".wave"
-    }
-)  # fmt: skip
+AUDIO_SUFFIXES = {
+    ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga",
+    ".ogg", ".opus", ".rf64", ".snd", ".sph", ".voc", ".w64", ".wav", ".wave"
+}  # fmt: skip
 """What libsndfile reads and corpora come in."""
-UNREADABLE_SUFFIXES = frozenset(
-    {
-        ".aac", ".ac3", ".amr", ".ape", ".dff", ".dsf", ".m4a", ".m4b",
-        ".mka", ".mpc", ".ra", ".spx", ".tta", ".wma", ".wv"
-    }
-)  # fmt: skip
+UNREADABLE_SUFFIXES = {
+    ".aac", ".ac3", ".amr", ".ape", ".dff", ".dsf", ".m4a", ".m4b",
+    ".mka", ".mpc", ".ra", ".spx", ".tta", ".wma", ".wv"
+}  # fmt: skip
 """Recordings that libsndfile does not read."""
 
 _CONVERT = "convert it, for instance by: ffmpeg -i IN OUT.flac"
@@ -86,12 +82,10 @@ def is_readable(path: Path) -> bool:
 
 
 class Header(NamedTuple):
-    """What a file's header says."""
+    """What a file's header says: its rate in Hz, the samples of one channel at that rate, and how many channels."""
 
     rate: int
-    """In Hz."""
     samples: int
-    """Samples of one channel, at that rate."""
     channels: int
 
 

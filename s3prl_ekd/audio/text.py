@@ -18,9 +18,6 @@ _UNSTRESSED = 0.1  # share of the vowels that may lack their mark
 Pronunciation = tuple[str, ...]
 """Phonemes of one word."""
 
-LENGTHS_COLUMNS = ("", "file_path", "length", "label")
-"""Columns of a ``len_for_bucket`` CSV: index, path relative to the corpus, samples, nothing."""
-
 
 def read_transcripts(path: str | Path) -> Iterator[tuple[str, list[str]]]:
     """Every (utterance, words) of a ``SPK-CHAP.trans.txt``: lines ``SPK-CHAP-NNNN WORD WORD ...``.
@@ -122,8 +119,8 @@ def write_lengths(root: Path, split: str, path: Path) -> list[tuple[str, int]]:
     rows.sort(key=lambda row: -row[1])
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(LENGTHS_COLUMNS)
-        writer.writerows((index, name, length, "") for index, (name, length) in enumerate(rows))
+        writer.writerow(("", "file_path", "length", "label"))
+        writer.writerows((index, file, samples, "") for index, (file, samples) in enumerate(rows))
     return rows
 
 

@@ -15,7 +15,7 @@ from s3prl_ekd.audio.randomness import integer, keyed_generator
 from s3prl_ekd.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Utterance:
     """A recording, or a part of one, that is read for a batch."""
 

@@ -49,8 +49,9 @@ def read_cut(entry: Entry) -> Cut:
             f"{entry.manifest}: a {type(cut).__name__} where plain cuts with a recording are expected;"
             " save what it describes as audio files first"
         )
-    unknown = {_transform_name(transform) for transform in cut.recording.transforms or ()} - {"Resample"}
-    if unknown:
+    transforms = cut.recording.transforms or ()
+    names = {one["name"] if isinstance(one, dict) else type(one).__name__ for one in transforms}
+    if unknown := names - {"Resample"}:
         raise SourceError(
             f"{entry.manifest}: cut {cut.id} asks for {', '.join(sorted(unknown))}, which is not done here;"
             " distort by the recipe's distortion section, or save such cuts as audio files first"
@@ -76,67 +77,59 @@ def _is_sound(cut: Any) -> bool:
     )
 
 
-def _transform_name(transform: object) -> str:
-    return transform["name"] if isinstance(transform, dict) else type(transform).__name__
+def read_audio(cut: Cut, manifest: str, tars: TarReader, start: int, samples: int) -> torch.Tensor:
+    """A part (S,) of a cut, its channels averaged.
+
+    Args:
+        cut: as :func:`read_cut` gives it.
+        manifest: where it is from.
+        tars: reads what is in tars.
+        start: first sample of the part at 16 kHz, counted from the cut's own start.
+        samples: how many there are.
+
+    Raises:
+        UserError: the recording cannot be used.
+        SourceError: what holds it and others cannot.
+    """
+    channels = [cut.channel] if isinstance(cut.channel, int) else list(cut.channel)
+    start += round(cut.start * SAMPLE_RATE)
+    parts = []
+    for source in cut.recording.sources:
+        rows = [source.channels.index(channel) for channel in channels if channel in source.channels]
+        if not rows:
+            continue
+        values = read_channels(*_find(source, cut, manifest, tars), start=start, samples=samples)
+        if values.size(0) <= max(rows):
+            raise UserError(f"{cut.recording.id}: has {values.size(0)} channels, the manifest says more")
+        parts.append(values[rows])
+    if not parts:
+        raise UserError(f"{cut.recording.id}: has no channel {channels}, which cut {cut.id} names")
+    shortest = min(part.size(1) for part in parts)  # channels in files of their own
+    waveform = torch.cat([part[:, :shortest] for part in parts]).mean(dim=0)
+    if waveform.numel() < max(MIN_SAMPLES, samples - _SHORTFALL):
+        raise UserError(
+            f"{cut.recording.id}: ends {samples - waveform.numel()} samples before the manifest says;"
+            " replace it or make the manifest again"
+        )
+    return waveform
 
 
-class CutReader:
-    """Reads the audio of cuts, whatever kind of source it is in."""
-
-    def __init__(self, tars: TarReader) -> None:
-        self.tars = tars
-
-    def __call__(self, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
-        """A part (S,) of a cut, its channels averaged.
-
-        Args:
-            cut: as :func:`read_cut` gives it.
-            manifest: where it is from.
-            start: first sample of the part at 16 kHz, counted from the cut's own start.
-            samples: how many there are.
-
-        Raises:
-            UserError: the recording cannot be used.
-            SourceError: what holds it and others cannot.
-        """
-        channels = [cut.channel] if isinstance(cut.channel, int) else list(cut.channel)
-        start += round(cut.start * SAMPLE_RATE)
-        parts = []
-        for source in cut.recording.sources:
-            rows = [source.channels.index(channel) for channel in channels if channel in source.channels]
-            if not rows:
-                continue
-            values = read_channels(*self._find(source, cut, manifest), start=start, samples=samples)
-            if values.size(0) <= max(rows):
-                raise UserError(f"{cut.recording.id}: has {values.size(0)} channels, the manifest says more")
-            parts.append(values[rows])
-        if not parts:
-            raise UserError(f"{cut.recording.id}: has no channel {channels}, which cut {cut.id} names")
-        shortest = min(part.size(1) for part in parts)  # channels in files of their own
-        waveform = torch.cat([part[:, :shortest] for part in parts]).mean(dim=0)
-        if waveform.numel() < max(MIN_SAMPLES, samples - _SHORTFALL):
-            raise UserError(
-                f"{cut.recording.id}: ends {samples - waveform.numel()} samples before the manifest says;"
-                " replace it or make the manifest again"
-            )
-        return waveform
-
-    def _find(self, source: AudioSource, cut: Cut, manifest: str) -> tuple[str | bytes, str]:
-        """An audio file's path, or its bytes where it is no file of its own; and its name for messages."""
-        if source.type == "file":
-            return source.source, source.source
-        if source.type == "shar":
-            tar = tar_beside(manifest)
-            return self.tars.read(tar, cut.id), f"{tar}: {cut.id}"
-        if source.type != "url":
-            raise SourceError(
-                f"{manifest}: audio sources of type {source.type!r} are not read, only file, shar, url; save such"
-                " recordings as audio files first"
-            )
-        if source.source.startswith("pipe:"):
-            raise SourceError(f"{manifest}: cut {cut.id} names a command as its audio; manifests run no commands")
-        try:
-            with open_bytes(source.source) as stream:
-                return stream.read(), source.source
-        except Exception as error:  # what an object store's client can raise is not ours to list
-            raise UserError(f"{source.source}: cannot be fetched ({one_line(error)})") from error
+def _find(source: AudioSource, cut: Cut, manifest: str, tars: TarReader) -> tuple[str | bytes, str]:
+    """An audio file's path, or its bytes where it is no file of its own; and its name for messages."""
+    if source.type == "file":
+        return source.source, source.source
+    if source.type == "shar":
+        tar = tar_beside(manifest)
+        return tars.read(tar, cut.id), f"{tar}: {cut.id}"
+    if source.type != "url":
+        raise SourceError(
+            f"{manifest}: audio sources of type {source.type!r} are not read, only file, shar, url; save such"
+            " recordings as audio files first"
+        )
+    if source.source.startswith("pipe:"):
+        raise SourceError(f"{manifest}: cut {cut.id} names a command as its audio; manifests run no commands")
+    try:
+        with open_bytes(source.source) as stream:
+            return stream.read(), source.source
+    except Exception as error:  # what an object store's client can raise is not ours to list
+        raise UserError(f"{source.source}: cannot be fetched ({one_line(error)})") from error

@@ -32,8 +32,8 @@ from s3prl_ekd.audio.workers import make_loader, patient
 from s3prl_ekd.config.base import differences, say_differences
 from s3prl_ekd.config.data import HOW_TO_READ, DataConfig
 from s3prl_ekd.cuts.bucketing import draw_batches, duration_bounds
-from s3prl_ekd.cuts.read import Cut, CutReader, cut_key, read_cut
-from s3prl_ekd.cuts.shar import TarCache, TarReader
+from s3prl_ekd.cuts.read import Cut, cut_key, read_audio, read_cut
+from s3prl_ekd.cuts.shar import TarReader
 from s3prl_ekd.cuts.sources import CutSource, digest, mix_sources, resolve_sources
 from s3prl_ekd.errors import UserError
 
@@ -93,20 +93,16 @@ class Plan:
 
     def batches(self, epoch: int) -> Iterator[list[Entry]]:
         """All batches of an epoch in order."""
+        order = self._random(epoch, "order") if self.only is None else None
+        entries = mix_sources(self.sources, self.config.max_crop_samples, order)
         return draw_batches(
-            self.entries(epoch),
+            entries if self.only is None else filter(self.only, entries),
             self.bounds,
             budget=self.config.batch_samples,
             most=self.config.max_batch_utterances,
             buffer=self.config.buffer_cuts,
             rng=self._random(epoch, "batches"),
         )
-
-    def entries(self, epoch: int) -> Iterator[Entry]:
-        """The entries of an epoch in the order in which batches are drawn from them."""
-        if self.only is not None:
-            return filter(self.only, mix_sources(self.sources, self.config.max_crop_samples, None))
-        return mix_sources(self.sources, self.config.max_crop_samples, self._random(epoch, "order"))
 
     def _random(self, epoch: int, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {epoch} {purpose}")
@@ -123,7 +119,7 @@ class BatchReader(Dataset[Loaded | UserError]):
 
     def __init__(self, config: DataConfig, distortion: DistortionConfig, seed: int, targets: Targets | None) -> None:
         self.targets = targets
-        self.audio = CutReader(TarReader(TarCache(config.shar_cache, config.shar_cache_gb)))
+        self.tars = TarReader(config.shar_cache, config.shar_cache_gb)
         self.utterances = UtteranceReader(
             Distorter(distortion),
             seed=seed,
@@ -146,7 +142,7 @@ class BatchReader(Dataset[Loaded | UserError]):
         samples = round(cut.duration * SAMPLE_RATE)
 
         def read(start: int, longest: int | None) -> tuple[Tensor, Tensor | None]:
-            waveform = self.audio(cut, entry.manifest, start, min(samples, longest or samples))
+            waveform = read_audio(cut, entry.manifest, self.tars, start, min(samples, longest or samples))
             if self.targets is None:
                 return waveform, None
             return waveform, self.targets.read(cut, start, waveform.numel())

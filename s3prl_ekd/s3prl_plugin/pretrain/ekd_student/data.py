@@ -10,6 +10,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -82,25 +83,10 @@ class PretrainDataConfig(Config):
         return self.max_timestep if self.max_timestep is not None and self.max_timestep > 0 else None
 
 
-@dataclass(frozen=True, slots=True)
-class ListedFile:
-    """A recording, and what a list or its header says of it."""
-
-    name: str
-    """Path relative to the corpus, so that no random draw depends on where that is."""
-    path: Path
-    samples: int
-
-    def read(self, start: int, longest: int | None) -> tuple[Tensor, None]:
-        """Its waveform, see :class:`~s3prl_ekd.audio.utterances.Utterance`; targets of such files are not cached."""
-        waveform = load_audio(self.path, start=start, samples=longest)
-        if waveform.numel() < MIN_SAMPLES:
-            raise UserError(f"{self.path}: has {start + waveform.numel()} samples, the list says more")
-        return waveform, None
-
-
-def read_utterances(config: PretrainDataConfig) -> list[ListedFile]:
+def read_utterances(config: PretrainDataConfig) -> list[Utterance]:
     """The recordings that ``config`` names, those shorter than a frame left out with a warning.
+
+    A name is the path relative to the corpus, so that no random draw depends on where that is.
 
     Raises:
         UserError: a list or folder is missing or unusable, or nothing is left.
@@ -119,24 +105,31 @@ def read_utterances(config: PretrainDataConfig) -> list[ListedFile]:
     return kept
 
 
-def _scan(folder: Path) -> list[ListedFile]:
+def _read(path: Path, start: int, longest: int | None) -> tuple[Tensor, None]:
+    waveform = load_audio(path, start=start, samples=longest)
+    if waveform.numel() < MIN_SAMPLES:
+        raise UserError(f"{path}: has {start + waveform.numel()} samples, the list says more")
+    return waveform, None
+
+
+def _scan(folder: Path) -> list[Utterance]:
     found, bad_recordings = [], BadRecordings()
     for path in tqdm(audio_files(folder), desc="lengths of recordings", unit="file", delay=2):
         name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
         bad = []
         try:
-            found.append(ListedFile(name, path, audio_length(path)))
+            found.append(Utterance(name, audio_length(path), partial(_read, path)))
         except UserError as error:
             bad = [(name, str(error))]
         bad_recordings.note(1, bad)
     return found
 
 
-def _read_lists(config: PretrainDataConfig) -> list[ListedFile]:
+def _read_lists(config: PretrainDataConfig) -> list[Utterance]:
     assert config.libri_root is not None  # these three: see PretrainDataConfig.__post_init__
     assert config.file_path is not None
     assert config.sets is not None
-    root, found = Path(config.libri_root), list[ListedFile]()
+    root, found = Path(config.libri_root), list[tuple[str, int]]()
     if not root.is_dir():
         raise UserError(f"libri_root: no folder {root}")
     for name in config.sets:
@@ -144,10 +137,10 @@ def _read_lists(config: PretrainDataConfig) -> list[ListedFile]:
         rows = read_lengths(path)
         if not rows:
             logger.warning("%s: empty, no recording in it", path)
-        found += [ListedFile(file, root / file, samples) for file, samples in rows]
-    if found and not any(utterance.path.is_file() for utterance in found[:_BATCHES_IN_A_ROW]):
-        raise UserError(f"{found[0].path}: no such file; libri_root does not fit the lists' file_path column")
-    return found
+        found += rows
+    if found and not any((root / file).is_file() for file, _ in found[:_BATCHES_IN_A_ROW]):
+        raise UserError(f"{root / found[0][0]}: no such file; libri_root does not fit the lists' file_path column")
+    return [Utterance(file, samples, partial(_read, root / file)) for file, samples in found]
 
 
 class PretrainDataset(Dataset[Loaded | UserError]):
@@ -155,10 +148,9 @@ class PretrainDataset(Dataset[Loaded | UserError]):
 
     def __init__(self, config: PretrainDataConfig, distortion: DistortionConfig) -> None:
         self.config = config
-        files = sorted(read_utterances(config), key=lambda file: (-file.samples, file.name))
-        # Of like length, longest first, as in s3prl's WaveDataset; the last may be smaller.
-        size = config.train_batch_size
-        self.buckets = [files[start : start + size] for start in range(0, len(files), size)]
+        size, utterances = config.train_batch_size, read_utterances(config)
+        utterances.sort(key=lambda utterance: (-utterance.samples, utterance.name))  # as s3prl's WaveDataset
+        self.buckets = [utterances[start : start + size] for start in range(0, len(utterances), size)]
         self.reader = UtteranceReader(Distorter(distortion), seed=config.seed, longest=config.max_crop_samples)
 
     def __len__(self) -> int:
@@ -174,8 +166,7 @@ class PretrainDataset(Dataset[Loaded | UserError]):
         loaded = Loaded(empty_batch(), 0, ())
         try:
             for step in range(_BATCHES_IN_A_ROW):
-                bucket = self.buckets[(index + step) % len(self.buckets)]
-                found = self.reader.read(epoch, (Utterance(file.name, file.samples, file.read) for file in bucket))
+                found = self.reader.read(epoch, self.buckets[(index + step) % len(self.buckets)])
                 loaded = Loaded(found.batch, loaded.read + found.read, loaded.bad + found.bad)
                 if found.batch.utterances:
                     break
