@@ -33,11 +33,10 @@ def add_noise(waveform: torch.Tensor, noise: torch.Tensor, snr_db: float) -> tor
 
 def reverberate(waveform: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
     """``waveform`` (S,) convolved with an impulse ``response`` (R,): same length, power and alignment."""
-    from lhotse.augmentation.utils import (
-        convolve1d,  # unlike torchaudio's it pads to a length that is fast to transform
-    )
+    from lhotse.augmentation.utils import convolve1d
 
     delay = direct_path(response)
+    # Unlike torchaudio's, this convolution pads to a length that is fast to transform.
     wet = convolve1d(waveform, response)[delay : delay + waveform.numel()]
     power = wet.square().mean()
     return wet * (waveform.square().mean() / power).sqrt() if power > 0 else waveform
@@ -70,14 +69,13 @@ def usable_files(folder: str | Path) -> list[Path]:
         UserError: see :func:`~s3prl_ekd.audio.read.audio_files`.
     """
     found = audio_files(folder)
-    usable = [path for path in found if is_readable(path)]
-    if len(usable) < len(found):
-        first = next(path for path in found if not is_readable(path))
+    left_out = [path for path in found if not is_readable(path)]
+    if left_out:
         logger.warning(
             "%s: %d of %d recordings are in a format that is not read and left out, the first: %s",
-            folder, len(found) - len(usable), len(found), first,
+            folder, len(left_out), len(found), left_out[0],
         )  # fmt: skip
-    return usable
+    return [path for path in found if is_readable(path)]
 
 
 def draw_readable(
@@ -101,7 +99,7 @@ def draw_readable(
 
 def stretch(path: Path, samples: int, generator: torch.Generator) -> torch.Tensor:
     """A random stretch (S,) of a recording; one that is shorter starts anywhere and is repeated."""
-    available = _length(path)
+    available = _length_of(path)
     if available > samples:
         return load_audio(path, start=integer(generator, available - samples + 1), samples=samples)
     whole = load_audio(path)
@@ -109,9 +107,7 @@ def stretch(path: Path, samples: int, generator: torch.Generator) -> torch.Tenso
     return whole.repeat(-(-samples // whole.numel()))[:samples]
 
 
-@functools.lru_cache(maxsize=100_000)
-def _length(path: Path) -> int:
-    return audio_length(path)
+_length_of = functools.lru_cache(maxsize=100_000)(audio_length)
 
 
 @functools.lru_cache(maxsize=1000)

@@ -22,7 +22,7 @@ from lhotse.serialization import decode_json_line, open_best
 
 from s3prl_ekd import MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import SourceError
-from s3prl_ekd.errors import UserError
+from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import is_remote
 
 logger = logging.getLogger(__name__)
@@ -129,10 +129,8 @@ def read_entries(manifest: str, max_crop_samples: int | None) -> Iterator[Entry]
                 done += 1
     except (KeyError, TypeError) as error:
         raise SourceError(f"{manifest}: line {done + 1} has no duration; expected plain cuts or recordings") from error
-    except GeneratorExit:
-        raise
     except Exception as error:  # what a line or an object store's client can raise is not ours to list
-        raise SourceError(f"{manifest}: cannot be read after line {done} ({' '.join(str(error).split())})") from error
+        raise SourceError(f"{manifest}: cannot be read after line {done} ({one_line(error)})") from error
     if done == 0 and is_remote(manifest):  # others are looked at before anything is read
         logger.warning("%s: empty, no utterance in it", manifest)
     if skipped and skipped == done:

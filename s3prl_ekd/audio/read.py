@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import logging
 import math
@@ -23,19 +22,15 @@ from s3prl_ekd.files import files_below
 
 logger = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = frozenset(
-    {
-        ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga",
-        ".ogg", ".opus", ".rf64", ".snd", ".sph", ".voc", ".w64", ".wav", ".wave"
-    }
-)  # fmt: skip
+AUDIO_SUFFIXES = {
+    ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga",
+    ".ogg", ".opus", ".rf64", ".snd", ".sph", ".voc", ".w64", ".wav", ".wave"
+}  # fmt: skip
 """What libsndfile reads and corpora come in."""
-UNREADABLE_SUFFIXES = frozenset(
-    {
-        ".aac", ".ac3", ".amr", ".ape", ".dff", ".dsf", ".m4a", ".m4b",
-        ".mka", ".mpc", ".ra", ".spx", ".tta", ".wma", ".wv"
-    }
-)  # fmt: skip
+UNREADABLE_SUFFIXES = {
+    ".aac", ".ac3", ".amr", ".ape", ".dff", ".dsf", ".m4a", ".m4b",
+    ".mka", ".mpc", ".ra", ".spx", ".tta", ".wma", ".wv"
+}  # fmt: skip
 """Recordings that libsndfile does not read."""
 
 _CONVERT = "convert it, for instance by: ffmpeg -i IN OUT.flac"
@@ -51,6 +46,7 @@ _OTHER_FILES = (  # offset, bytes there, what it is
 )
 _RATES = (4_000, 768_000)  # Hz; in between lies every rate that speech is recorded at
 _BLOCK = 2**26  # samples of all channels that memory is taken for at once, whatever a header promises
+_said: set[str] = set()  # what this process has warned about
 _LARGEST_KERNEL = 2**22  # weights of torchaudio's filter, which has one row for each of the ratio's phases
 
 
@@ -86,12 +82,10 @@ def is_readable(path: Path) -> bool:
 
 
 class Header(NamedTuple):
-    """What a file's header says."""
+    """What a file's header says: its rate in Hz, the samples of one channel at that rate, and how many channels."""
 
     rate: int
-    """In Hz."""
     samples: int
-    """Samples of one channel, at that rate."""
     channels: int
 
 
@@ -138,29 +132,25 @@ def load_audio(path: str | Path, *, start: int = 0, samples: int | None = None) 
     return waveform.mean(dim=0)
 
 
-def read_channels(path: str | Path, *, start: int = 0, samples: int | None = None) -> torch.Tensor:
-    """As :func:`load_audio`, with the channels apart: float32 of shape (C, S)."""
-    with _open(str(path), Path(path)) as file:
-        return _read(str(path), file, start, samples)
+def read_channels(
+    source: str | Path | bytes, name: str | None = None, *, start: int = 0, samples: int | None = None
+) -> torch.Tensor:
+    """As :func:`load_audio`, with the channels apart: float32 of shape (C, S).
 
-
-def decode_channels(data: bytes, name: str, *, start: int = 0, samples: int | None = None) -> torch.Tensor:
-    """As :func:`read_channels`, of a file's bytes; messages call it ``name``."""
-    with _open(name, data) as file:
-        return _read(name, file, start, samples)
-
-
-def _read(name: str, file: soundfile.SoundFile, start: int, samples: int | None) -> torch.Tensor:
-    rate = file.samplerate
-    first = start * rate // SAMPLE_RATE
-    count = file.frames - first
-    if count <= 0:
-        what = "is empty" if file.frames == 0 else f"ends before sample {start}"
-        raise UserError(f"{name}: {what}; remove it from the corpus or its list")
-    if samples is not None:
-        count = min(count, -(-samples * rate // SAMPLE_RATE))
-    with _one_line(name, "truncated or damaged", "; replace it"):
-        values = torch.from_numpy(_decode(file, first, count)).T  # (C, S)
+    ``source`` may also be a file's bytes; messages call it ``name``.
+    """
+    name = str(source) if name is None else name
+    with _open(name, source if isinstance(source, bytes) else Path(source)) as file:
+        rate = file.samplerate
+        first = start * rate // SAMPLE_RATE
+        count = file.frames - first
+        if count <= 0:
+            what = "is empty" if file.frames == 0 else f"ends before sample {start}"
+            raise UserError(f"{name}: {what}; remove it from the corpus or its list")
+        if samples is not None:
+            count = min(count, -(-samples * rate // SAMPLE_RATE))
+        with _one_line(name, "truncated or damaged", "; replace it"):
+            values = torch.from_numpy(_decode(file, first, count)).T  # (C, S)
     if values.size(1) < count:
         raise UserError(f"{name}: truncated ({values.size(1)} of {count} samples); replace it")
     if not torch.isfinite(values).all():
@@ -274,11 +264,6 @@ def _one_line(name: str, problem: str, advice: str = "") -> Iterator[None]:
 
 
 def _say_once(message: str, path: str, value: int) -> None:
-    if message not in _said():
-        _said().add(message)
+    if message not in _said:
+        _said.add(message)
         logger.warning(message, path, value)
-
-
-@functools.cache
-def _said() -> set[str]:
-    return set()

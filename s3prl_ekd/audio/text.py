@@ -18,9 +18,6 @@ _UNSTRESSED = 0.1  # share of the vowels that may lack their mark
 Pronunciation = tuple[str, ...]
 """Phonemes of one word."""
 
-LENGTHS_COLUMNS = ("", "file_path", "length", "label")
-"""Columns of a ``len_for_bucket`` CSV: index, path relative to the corpus, samples, nothing."""
-
 
 def read_transcripts(path: str | Path) -> Iterator[tuple[str, list[str]]]:
     """Every (utterance, words) of a ``SPK-CHAP.trans.txt``: lines ``SPK-CHAP-NNNN WORD WORD ...``.
@@ -49,48 +46,28 @@ def read_lexicon(
     lexicon: dict[str, Pronunciation] = {}
     known = frozenset(vocabulary or ())
     for path in [files] if isinstance(files, str | Path) else files:
-        unstressed = _Unstressed(str(path), known)
+        vowels, unmarked = 0, list[str]()
         for number, line in read_lines(path, hint="a lexicon is a text file of 'WORD PH PH' lines"):
             word, *phonemes = line.split()
             if not phonemes:
                 raise UserError(f"lexicon {path}, line {number}: {word!r} has no phonemes")
-            phonemes = [unstressed.marked(phoneme, number) for phoneme in phonemes]
-            wrong = next((phoneme for phoneme in phonemes if phoneme not in known), None)
-            if vocabulary is not None and wrong is not None:
-                raise UserError(
-                    f"lexicon {path}, line {number}: {wrong!r} is not one of the {len(known)} phonemes of the"
-                    f" vocabulary ({nearest(wrong, known)})"
-                )
+            for at, phoneme in enumerate(phonemes):
+                if phoneme not in known and f"{phoneme}0" in known:
+                    unmarked.append(f"line {number}: {phoneme!r}")
+                    phonemes[at] = f"{phoneme}0"
+                elif vocabulary is not None and phoneme not in known:
+                    raise UserError(
+                        f"lexicon {path}, line {number}: {phoneme!r} is not one of the {len(known)} phonemes of the"
+                        f" vocabulary ({nearest(phoneme, known)})"
+                    )
+            vowels += sum(phoneme[-1].isdigit() for phoneme in phonemes)
             lexicon.setdefault(word, tuple(phonemes))
-        unstressed.judge()
+        if unmarked:
+            share = f"lexicon {path}: {len(unmarked)} of {vowels} vowels have no mark of stress"
+            if len(unmarked) > _UNSTRESSED * vowels:  # a lexicon that marks none makes another task of PR
+                raise UserError(f"{share} ({unmarked[0]}); take one that marks it, such as OpenSLR 11's")
+            logger.warning("%s and are taken for unstressed, the first in %s", share, unmarked[0])
     return lexicon
-
-
-class _Unstressed:
-    """The vowels of a lexicon that lack the mark of their stress."""
-
-    def __init__(self, path: str, vocabulary: Collection[str]) -> None:
-        self.path, self.vocabulary = path, vocabulary
-        self.vowels = 0
-        self.missing: list[str] = []
-
-    def marked(self, phoneme: str, number: int) -> str:
-        """The phoneme of line ``number`` as the vocabulary has it, if only the mark is missing."""
-        self.vowels += phoneme[-1:].isdigit()
-        if phoneme in self.vocabulary or f"{phoneme}0" not in self.vocabulary:
-            return phoneme
-        self.vowels += 1
-        self.missing.append(f"line {number}: {phoneme!r}")
-        return f"{phoneme}0"
-
-    def judge(self) -> None:
-        """Warn where a few are missing; refuse a lexicon that does not mark stress, with which PR is another task."""
-        if not self.missing:
-            return
-        share = f"lexicon {self.path}: {len(self.missing)} of {self.vowels} vowels have no mark of stress"
-        if len(self.missing) > _UNSTRESSED * self.vowels:
-            raise UserError(f"{share} ({self.missing[0]}); take one that marks it, such as OpenSLR 11's")
-        logger.warning("%s and are taken for unstressed, the first in %s", share, self.missing[0])
 
 
 def read_lengths(path: str | Path) -> list[tuple[str, int]]:
@@ -142,8 +119,8 @@ def write_lengths(root: Path, split: str, path: Path) -> list[tuple[str, int]]:
     rows.sort(key=lambda row: -row[1])
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(LENGTHS_COLUMNS)
-        writer.writerows((index, name, length, "") for index, (name, length) in enumerate(rows))
+        writer.writerow(("", "file_path", "length", "label"))
+        writer.writerows((index, file, samples, "") for index, (file, samples) in enumerate(rows))
     return rows
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,29 +15,20 @@ from s3prl_ekd.audio.randomness import integer, keyed_generator
 from s3prl_ekd.errors import UserError
 
 
-class Utterance(Protocol):
+@dataclass(frozen=True, slots=True)
+class Utterance:
     """A recording, or a part of one, that is read for a batch."""
 
-    @property
-    def name(self) -> str:
-        """Its name in lists and messages, which its random draws depend on."""
-
-    @property
-    def samples(self) -> int:
-        """Its length at 16 kHz, as its list or manifest says."""
-
-    @property
-    def key(self) -> int | None:
-        """The number that finds it in a cache of targets, if it can be in one."""
-
-    def read(self, start: int, longest: int | None) -> tuple[Tensor, Tensor | None]:
-        """Its waveform (S,) from a sample on, at most ``longest`` samples of it; and the targets (F, D') of that part
-        if they were computed before.
-
-        Raises:
-            UserError: this recording cannot be used.
-            SourceError: what holds it and others cannot.
-        """
+    name: str
+    """Its name in lists and messages, which its random draws depend on."""
+    samples: int
+    """Its length at 16 kHz, as its list or manifest says."""
+    read: Callable[[int, int | None], tuple[Tensor, Tensor | None]]
+    """From a first sample and a number of samples at most (None: all) to the waveform (S,) of that part, and its
+    targets (F, D') if they were computed before. It raises a UserError where this recording cannot be used, a
+    SourceError where what holds it and others cannot."""
+    key: int | None = None
+    """The number that finds it in a cache of targets, if it can be in one."""
 
 
 def draw_start(samples: int, longest: int | None, key: tuple[int | str, ...], step: int = 1) -> int:
@@ -49,21 +39,18 @@ def draw_start(samples: int, longest: int | None, key: tuple[int | str, ...], st
     return step * integer(keyed_generator(*key, "crop"), (samples - longest) // step + 1)
 
 
+@dataclass(frozen=True)
 class UtteranceReader:
-    """Makes batches of utterances.
+    """Makes batches of utterances."""
 
-    Args:
-        distorter: what the student hears.
-        seed: of the crops.
-        longest: longer utterances are cropped to so many samples, elsewhere in each epoch; None: never.
-        step: crops start on a multiple of so many samples.
-    """
-
-    def __init__(self, distorter: Distorter, *, seed: int, longest: int | None, step: int = 1) -> None:
-        self.distorter = distorter
-        self.seed = seed
-        self.longest = longest
-        self.step = step
+    distorter: Distorter
+    """What the student hears."""
+    seed: int
+    """Of the crops."""
+    longest: int | None
+    """Longer utterances are cropped to so many samples, elsewhere in each epoch; None: never."""
+    step: int = 1
+    """Crops start on a multiple of so many samples."""
 
     def read(self, epoch: int, utterances: Iterable[Utterance]) -> Loaded:
         """The batch as an epoch hears it, without the recordings that cannot be used; these are listed beside it.
@@ -87,7 +74,7 @@ class UtteranceReader:
         distorted = [self.distorter(wave, epoch=epoch, utterance=one.name) for one, _, wave, _ in heard]
         targets = [rows for _, _, _, rows in heard if rows is not None]
         keys = [one.key for one, _, _, _ in heard if one.key is not None]
-        batch = dataclasses.replace(
+        batch = replace(
             collate(clean, distorted, [one.name for one, _, _, _ in heard]),
             starts=torch.tensor([start for _, start, _, _ in heard]),
             keys=torch.tensor(keys) if keys else None,

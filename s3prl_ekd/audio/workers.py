@@ -114,9 +114,10 @@ def patient(loader: DataLoader[T | UserError], limit: float) -> Iterator[T]:
     iterator: Iterator[T | UserError] = iter(())
     try:
         try:
-            with _no_deaths_by_signal(), _ends_are_named(workers):
+            with _ends_are_named(workers):
                 iterator = iter(loader)
         finally:
+            _drop_torchs_signal_handler()
             workers |= set(multiprocessing.active_children()) - before
             _at_work.update((os.getpid(), worker) for worker in workers)
         while True:
@@ -202,19 +203,12 @@ def _ends_are_named(workers: Set[BaseProcess]) -> Iterator[None]:
         raise UserError(f"data: a process that reads has ended; {_remedy()}") from error
 
 
-@contextlib.contextmanager
-def _no_deaths_by_signal() -> Iterator[None]:
-    """Take away the signal handler that torch sets when the block starts workers.
+def _drop_torchs_signal_handler() -> None:
+    """Take away the signal handler that torch sets when it starts workers.
 
-    From then on it would raise an error wherever the program happens to be when a worker ends. :func:`patient` looks
-    for ended workers itself, at a place where it can say what has happened.
+    It would raise an error wherever the program happens to be when a worker ends. :func:`patient` looks for ended
+    workers itself, at a place where it can say what has happened.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    try:
-        yield
-    finally:
-        handler = signal.getsignal(signal.SIGCHLD)
-        if getattr(handler, "__module__", "").startswith("torch.utils.data"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    in_main = threading.current_thread() is threading.main_thread()  # torch sets it in no other thread
+    if in_main and getattr(signal.getsignal(signal.SIGCHLD), "__module__", "").startswith("torch.utils.data"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

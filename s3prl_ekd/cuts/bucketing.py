@@ -11,39 +11,29 @@ import random
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Generic, Protocol, TypeVar
+
+from s3prl_ekd.audio.manifests import Entry
 
 _MORE = 1000  # entries read at once when the buffer holds no full batch
 
 
-class Sized(Protocol):
-    """Whatever has a number of samples."""
-
-    @property
-    def samples(self) -> int:
-        """At 16 kHz."""
-
-
-T = TypeVar("T", bound=Sized)
-
-
-class Bucket(Generic[T]):
+class Bucket:
     """Entries of like duration."""
 
     __slots__ = ("entries", "samples")
 
     def __init__(self) -> None:
-        self.entries: list[T] = []
+        self.entries: list[Entry] = []
         self.samples = 0
 
-    def put(self, entry: T) -> None:
+    def put(self, entry: Entry) -> None:
         """Add one."""
         self.entries.append(entry)
         self.samples += entry.samples
 
-    def draw(self, budget: int, most: int, rng: random.Random) -> list[T]:
+    def draw(self, budget: int, most: int, rng: random.Random) -> list[Entry]:
         """Take out a random batch: at most ``most`` entries and ``budget`` samples, padding included; at least one."""
-        batch: list[T] = []
+        batch: list[Entry] = []
         longest = 0
         while self.entries and len(batch) < most:
             index = rng.randrange(len(self.entries))
@@ -71,14 +61,14 @@ def duration_bounds(samples: Iterable[int], buckets: int) -> list[int]:
 
 
 def draw_batches(
-    entries: Iterable[T],
+    entries: Iterable[Entry],
     bounds: Sequence[int],
     *,
     budget: int,
     most: int | None,
     buffer: int,
     rng: random.Random,
-) -> Iterator[list[T]]:
+) -> Iterator[list[Entry]]:
     """Every entry once, in random batches of entries from one bucket.
 
     Args:
@@ -89,7 +79,7 @@ def draw_batches(
         buffer: entries held to draw from.
         rng: makes all choices.
     """
-    buckets = [Bucket[T]() for _ in range(len(bounds) + 1)]
+    buckets = [Bucket() for _ in range(len(bounds) + 1)]
     waiting = iter(entries)
     most = most if most is not None else budget
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
-from lhotse import MonoCut, MultiCut, Recording
+from lhotse import AudioSource, MonoCut, MultiCut, Recording
 from lhotse.serialization import decode_json_line, deserialize_item
 
 from s3prl_ekd import MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import SourceError
 from s3prl_ekd.audio.manifests import Entry, open_bytes
-from s3prl_ekd.audio.read import decode_channels, read_channels
+from s3prl_ekd.audio.read import read_channels
 from s3prl_ekd.cuts.shar import TarReader
 from s3prl_ekd.cuts.sources import tar_beside
 from s3prl_ekd.errors import UserError, one_line
@@ -25,17 +24,7 @@ _LONGEST = 1e7  # seconds, months
 _SHORTFALL = 400  # samples that a recording may lack: Lhotse's tolerance, and durations are rounded
 
 
-class Cut(Protocol):
-    """What is used of Lhotse's MonoCut or MultiCut, which have no types; times are in seconds."""
-
-    id: str
-    start: float
-    duration: float
-    channel: int | Sequence[int]
-    recording: Any
-
-    def drop_supervisions(self) -> Any:
-        """The cut without transcripts and the like."""
+Cut: TypeAlias = MonoCut | MultiCut
 
 
 def cut_key(name: str, start: float, samples: int) -> int:
@@ -60,8 +49,9 @@ def read_cut(entry: Entry) -> Cut:
             f"{entry.manifest}: a {type(cut).__name__} where plain cuts with a recording are expected;"
             " save what it describes as audio files first"
         )
-    unknown = {_transform_name(transform) for transform in cut.recording.transforms or ()} - {"Resample"}
-    if unknown:
+    transforms = cut.recording.transforms or ()
+    names = {one["name"] if isinstance(one, dict) else type(one).__name__ for one in transforms}
+    if unknown := names - {"Resample"}:
         raise SourceError(
             f"{entry.manifest}: cut {cut.id} asks for {', '.join(sorted(unknown))}, which is not done here;"
             " distort by the recipe's distortion section, or save such cuts as audio files first"
@@ -87,77 +77,59 @@ def _is_sound(cut: Any) -> bool:
     )
 
 
-def _transform_name(transform: object) -> str:
-    return transform["name"] if isinstance(transform, dict) else type(transform).__name__
+def read_audio(cut: Cut, manifest: str, tars: TarReader, start: int, samples: int) -> torch.Tensor:
+    """A part (S,) of a cut, its channels averaged.
+
+    Args:
+        cut: as :func:`read_cut` gives it.
+        manifest: where it is from.
+        tars: reads what is in tars.
+        start: first sample of the part at 16 kHz, counted from the cut's own start.
+        samples: how many there are.
+
+    Raises:
+        UserError: the recording cannot be used.
+        SourceError: what holds it and others cannot.
+    """
+    channels = [cut.channel] if isinstance(cut.channel, int) else list(cut.channel)
+    start += round(cut.start * SAMPLE_RATE)
+    parts = []
+    for source in cut.recording.sources:
+        rows = [source.channels.index(channel) for channel in channels if channel in source.channels]
+        if not rows:
+            continue
+        values = read_channels(*_find(source, cut, manifest, tars), start=start, samples=samples)
+        if values.size(0) <= max(rows):
+            raise UserError(f"{cut.recording.id}: has {values.size(0)} channels, the manifest says more")
+        parts.append(values[rows])
+    if not parts:
+        raise UserError(f"{cut.recording.id}: has no channel {channels}, which cut {cut.id} names")
+    shortest = min(part.size(1) for part in parts)  # channels in files of their own
+    waveform = torch.cat([part[:, :shortest] for part in parts]).mean(dim=0)
+    if waveform.numel() < max(MIN_SAMPLES, samples - _SHORTFALL):
+        raise UserError(
+            f"{cut.recording.id}: ends {samples - waveform.numel()} samples before the manifest says;"
+            " replace it or make the manifest again"
+        )
+    return waveform
 
 
-class CutReader:
-    """Reads the audio of cuts, whatever kind of source it is in."""
-
-    def __init__(self, tars: TarReader) -> None:
-        self.tars = tars
-        # type of an AudioSource -> (source, cut, manifest, start, samples) -> (C, S)
-        self._readers: dict[str, Callable[[Any, Cut, str, int, int], torch.Tensor]] = {
-            "file": self._read_file,
-            "shar": self._read_shar,
-            "url": self._read_url,
-        }
-
-    def __call__(self, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
-        """A part (S,) of a cut, its channels averaged.
-
-        Args:
-            cut: as :func:`read_cut` gives it.
-            manifest: where it is from.
-            start: first sample of the part at 16 kHz, counted from the cut's own start.
-            samples: how many there are.
-
-        Raises:
-            UserError: the recording cannot be used.
-            SourceError: what holds it and others cannot.
-        """
-        channels = [cut.channel] if isinstance(cut.channel, int) else list(cut.channel)
-        start += round(cut.start * SAMPLE_RATE)
-        parts = []
-        for source in cut.recording.sources:
-            rows = [source.channels.index(channel) for channel in channels if channel in source.channels]
-            if not rows:
-                continue
-            if source.type not in self._readers:
-                raise SourceError(
-                    f"{manifest}: audio sources of type {source.type!r} are not read, only"
-                    f" {', '.join(self._readers)}; save such recordings as audio files first"
-                )
-            values = self._readers[source.type](source, cut, manifest, start, samples)
-            if values.size(0) <= max(rows):
-                raise UserError(f"{cut.recording.id}: has {values.size(0)} channels, the manifest says more")
-            parts.append(values[rows])
-        if not parts:
-            raise UserError(f"{cut.recording.id}: has no channel {channels}, which cut {cut.id} names")
-        shortest = min(part.size(1) for part in parts)  # channels in files of their own
-        waveform = torch.cat([part[:, :shortest] for part in parts]).mean(dim=0)
-        if waveform.numel() < max(MIN_SAMPLES, samples - _SHORTFALL):
-            raise UserError(
-                f"{cut.recording.id}: ends {samples - waveform.numel()} samples before the manifest says;"
-                " replace it or make the manifest again"
-            )
-        return waveform
-
-    @staticmethod
-    def _read_file(source: Any, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
-        return read_channels(source.source, start=start, samples=samples)
-
-    def _read_shar(self, source: Any, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
+def _find(source: AudioSource, cut: Cut, manifest: str, tars: TarReader) -> tuple[str | bytes, str]:
+    """An audio file's path, or its bytes where it is no file of its own; and its name for messages."""
+    if source.type == "file":
+        return source.source, source.source
+    if source.type == "shar":
         tar = tar_beside(manifest)
-        return decode_channels(self.tars.read(tar, cut.id), f"{tar}: {cut.id}", start=start, samples=samples)
-
-    @staticmethod
-    def _read_url(source: Any, cut: Cut, manifest: str, start: int, samples: int) -> torch.Tensor:
-        if source.source.startswith("pipe:"):
-            raise SourceError(f"{manifest}: cut {cut.id} names a command as its audio; manifests run no commands")
-        try:
-            with open_bytes(source.source) as stream:
-                data = stream.read()
-        except Exception as error:  # what an object store's client can raise is not ours to list
-            raise UserError(f"{source.source}: cannot be fetched ({one_line(error)})") from error
-        return decode_channels(data, source.source, start=start, samples=samples)
+        return tars.read(tar, cut.id), f"{tar}: {cut.id}"
+    if source.type != "url":
+        raise SourceError(
+            f"{manifest}: audio sources of type {source.type!r} are not read, only file, shar, url; save such"
+            " recordings as audio files first"
+        )
+    if source.source.startswith("pipe:"):
+        raise SourceError(f"{manifest}: cut {cut.id} names a command as its audio; manifests run no commands")
+    try:
+        with open_bytes(source.source) as stream:
+            return stream.read(), source.source
+    except Exception as error:  # what an object store's client can raise is not ours to list
+        raise UserError(f"{source.source}: cannot be fetched ({one_line(error)})") from error

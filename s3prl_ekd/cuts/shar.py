@@ -32,14 +32,22 @@ _ATTEMPTS = 3
 
 
 class TarReader:
-    """Reads members of Shar tars; each process has its own."""
+    """Reads members of Shar tars; each process has its own.
 
-    def __init__(self, cache: TarCache) -> None:
-        self.cache = cache
-        self._open: OrderedDict[str, tuple[BinaryIO, dict[str, tuple[int, int]]]] = OrderedDict()
+    Tars from an object store or a command are copied to a folder that all processes of a node share.
+
+    Args:
+        folder: for these copies; None: one in the system's folder for temporary files.
+        limit_gb: what they may take; those that were not used for longest are deleted.
+    """
+
+    def __init__(self, folder: str | None, limit_gb: float) -> None:
+        self.folder = Path(folder or os.path.join(tempfile.gettempdir(), f"s3prl-ekd-shar-{os.getuid()}"))
+        self.limit = limit_gb * 1e9
+        self._opened: OrderedDict[str, tuple[BinaryIO, dict[str, tuple[int, int]]]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"cache": self.cache, "_open": OrderedDict()}  # open files stay in their process
+        return {**self.__dict__, "_opened": OrderedDict()}  # open files stay in their process
 
     def read(self, tar: str, name: str) -> bytes:
         """The audio file called ``name`` (whatever its suffix) in ``tar``.
@@ -63,46 +71,17 @@ class TarReader:
         return data
 
     def _tar(self, tar: str) -> tuple[BinaryIO, dict[str, tuple[int, int]]]:
-        if tar in self._open:
-            self._open.move_to_end(tar)
+        if tar in self._opened:
+            self._opened.move_to_end(tar)
         else:
-            if len(self._open) >= _OPEN_TARS:
-                _, (file, _) = self._open.popitem(last=False)
+            if len(self._opened) >= _OPEN_TARS:
+                _, (file, _) = self._opened.popitem(last=False)
                 file.close()
-            file = self.cache.open(tar)
-            self._open[tar] = file, index_members(file, tar)
-        return self._open[tar]
+            file = self._open(tar)
+            self._opened[tar] = file, index_members(file, tar)
+        return self._opened[tar]
 
-
-def index_members(file: BinaryIO, name: str) -> dict[str, tuple[int, int]]:
-    """Offset and size of each audio member by its name without suffix; what a truncated tar has lost is left out."""
-    members = {}
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                path = PurePosixPath(member.name)
-                if member.isfile() and path.suffix not in _NOT_AUDIO:
-                    members[str(path.with_suffix(""))] = member.offset_data, member.size
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:  # damaged headers give other errors too
-        if not members:
-            raise SourceError(f"{name}: not an uncompressed tar file ({error})") from error
-        logger.warning("%s: damaged or truncated after %d recordings (%s)", name, len(members), error)
-    return members
-
-
-class TarCache:
-    """Opens tars; those from an object store or a command are copied to a folder that all processes of a node share."""
-
-    def __init__(self, folder: str | None, limit_gb: float) -> None:
-        self.folder = Path(folder or os.path.join(tempfile.gettempdir(), f"s3prl-ekd-shar-{os.getuid()}"))
-        self.limit = limit_gb * 1e9
-
-    def open(self, tar: str) -> BinaryIO:
-        """The tar at a path or address, opened for reading.
-
-        Raises:
-            SourceError: it is missing or cannot be fetched.
-        """
+    def _open(self, tar: str) -> BinaryIO:
         if not is_remote(tar):
             try:
                 return Path(tar).open("rb")
@@ -131,6 +110,22 @@ class TarCache:
                 return
             total -= size
             tar.unlink(missing_ok=True)
+
+
+def index_members(file: BinaryIO, name: str) -> dict[str, tuple[int, int]]:
+    """Offset and size of each audio member by its name without suffix; what a truncated tar has lost is left out."""
+    members = {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                path = PurePosixPath(member.name)
+                if member.isfile() and path.suffix not in _NOT_AUDIO:
+                    members[str(path.with_suffix(""))] = member.offset_data, member.size
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:  # damaged headers give other errors too
+        if not members:
+            raise SourceError(f"{name}: not an uncompressed tar file ({error})") from error
+        logger.warning("%s: damaged or truncated after %d recordings (%s)", name, len(members), error)
+    return members
 
 
 def _fetch(address: str, copy: Path) -> None:

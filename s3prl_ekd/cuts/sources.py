@@ -30,16 +30,6 @@ class CutSource:
     """As the recipe has it: a path, a pattern, an address or a command."""
     manifests: tuple[str, ...]
 
-    @property
-    def resumable(self) -> bool:
-        """Whether reading it a second time surely gives the same."""
-        return not self.name.startswith("pipe:")
-
-    @property
-    def bytes(self) -> int | None:
-        """Size of its manifests; None if they are not on a file system."""
-        return None if is_remote(self.name) else sum(os.path.getsize(manifest) for manifest in self.manifests)
-
 
 def tar_beside(manifest: str) -> str:
     """The audio of a Shar manifest: ``.../recording.000012.tar`` for ``.../cuts.000012.jsonl.gz``.
@@ -90,15 +80,11 @@ def mix_sources(
         manifests = list(source.manifests)
         if rng is not None:
             rng.shuffle(manifests)
-        streams.append(_chain(manifests, max_crop_samples))
+        streams.append(entry for manifest in manifests for entry in read_entries(manifest, max_crop_samples))
     if len(streams) == 1:
         return streams[0]
-    sizes = [source.bytes for source in sources]
-    known = [max(1, size) for size in sizes if size is not None]
-    weights = known if len(known) == len(sources) else [len(source.manifests) for source in sources]
+    if any(is_remote(source.name) for source in sources):
+        weights = [len(source.manifests) for source in sources]
+    else:
+        weights = [max(1, sum(map(os.path.getsize, source.manifests))) for source in sources]
     return iter(LazyIteratorMultiplexer(*streams, weights=weights, seed=rng.randrange(2**31) if rng else 0))
-
-
-def _chain(manifests: Sequence[str], max_crop_samples: int | None) -> Iterator[Entry]:
-    for manifest in manifests:
-        yield from read_entries(manifest, max_crop_samples)

@@ -27,13 +27,13 @@ from s3prl_ekd.audio.batch import Batch, Loaded
 from s3prl_ekd.audio.distortion import Distorter
 from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.manifests import Entry
-from s3prl_ekd.audio.utterances import UtteranceReader
+from s3prl_ekd.audio.utterances import Utterance, UtteranceReader
 from s3prl_ekd.audio.workers import make_loader, patient
 from s3prl_ekd.config.base import differences, say_differences
 from s3prl_ekd.config.data import HOW_TO_READ, DataConfig
 from s3prl_ekd.cuts.bucketing import draw_batches, duration_bounds
-from s3prl_ekd.cuts.read import Cut, CutReader, cut_key, read_cut
-from s3prl_ekd.cuts.shar import TarCache, TarReader
+from s3prl_ekd.cuts.read import Cut, cut_key, read_audio, read_cut
+from s3prl_ekd.cuts.shar import TarReader
 from s3prl_ekd.cuts.sources import CutSource, digest, mix_sources, resolve_sources
 from s3prl_ekd.errors import UserError
 
@@ -56,10 +56,6 @@ class Rank:
     world_size: int = 1
 
 
-ALONE = Rank()
-"""The only one."""
-
-
 class Targets(Protocol):
     """Targets computed before, see :class:`s3prl_ekd.target_cache.reading.TargetCache`."""
 
@@ -76,17 +72,15 @@ class Targets(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class Plan:
     """Which entries make which batch of an epoch, for all ranks together."""
 
-    def __init__(
-        self, config: DataConfig, seed: int, sources: Sequence[CutSource], only: Callable[[Entry], bool] | None = None
-    ) -> None:
-        """``only``: the entries to take, in the manifests' order; None: all, in another order in each epoch."""
-        self.config = config
-        self.seed = seed
-        self.sources = sources
-        self.only = only
+    config: DataConfig
+    seed: int
+    sources: Sequence[CutSource]
+    only: Callable[[Entry], bool] | None = None
+    """The entries to take, in the manifests' order; None: all, in another order in each epoch."""
 
     @functools.cached_property
     def bounds(self) -> list[int]:
@@ -99,20 +93,16 @@ class Plan:
 
     def batches(self, epoch: int) -> Iterator[list[Entry]]:
         """All batches of an epoch in order."""
+        order = self._random(epoch, "order") if self.only is None else None
+        entries = mix_sources(self.sources, self.config.max_crop_samples, order)
         return draw_batches(
-            self.entries(epoch),
+            entries if self.only is None else filter(self.only, entries),
             self.bounds,
             budget=self.config.batch_samples,
             most=self.config.max_batch_utterances,
             buffer=self.config.buffer_cuts,
             rng=self._random(epoch, "batches"),
         )
-
-    def entries(self, epoch: int) -> Iterator[Entry]:
-        """The entries of an epoch in the order in which batches are drawn from them."""
-        if self.only is not None:
-            return filter(self.only, mix_sources(self.sources, self.config.max_crop_samples, None))
-        return mix_sources(self.sources, self.config.max_crop_samples, self._random(epoch, "order"))
 
     def _random(self, epoch: int, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {epoch} {purpose}")
@@ -124,40 +114,12 @@ class Plan:
             yield epoch, group[rank.index] if rank.index < len(group) else []
 
 
-@dataclass(frozen=True)
-class CutUtterance:
-    """A cut as an utterance of a batch, see :class:`~s3prl_ekd.audio.utterances.Utterance`."""
-
-    cut: Cut
-    manifest: str
-    audio: CutReader
-    targets: Targets | None
-
-    @property
-    def name(self) -> str:
-        return self.cut.id
-
-    @property
-    def samples(self) -> int:
-        return round(self.cut.duration * SAMPLE_RATE)
-
-    @property
-    def key(self) -> int:
-        return cut_key(self.cut.id, self.cut.start, self.samples)
-
-    def read(self, start: int, longest: int | None) -> tuple[Tensor, Tensor | None]:
-        waveform = self.audio(self.cut, self.manifest, start, min(self.samples, longest or self.samples))
-        if self.targets is None:
-            return waveform, None
-        return waveform, self.targets.read(self.cut, start, waveform.numel())
-
-
 class BatchReader(Dataset[Loaded | UserError]):
     """Reads a batch of entries as an epoch hears it: ``reader[epoch, entries]``."""
 
     def __init__(self, config: DataConfig, distortion: DistortionConfig, seed: int, targets: Targets | None) -> None:
         self.targets = targets
-        self.audio = CutReader(TarReader(TarCache(config.shar_cache, config.shar_cache_gb)))
+        self.tars = TarReader(config.shar_cache, config.shar_cache_gb)
         self.utterances = UtteranceReader(
             Distorter(distortion),
             seed=seed,
@@ -171,10 +133,21 @@ class BatchReader(Dataset[Loaded | UserError]):
             return item
         epoch, entries = item
         try:
-            cuts = (CutUtterance(read_cut(entry), entry.manifest, self.audio, self.targets) for entry in entries)
-            return self.utterances.read(epoch, cuts)
+            return self.utterances.read(epoch, map(self._utterance, entries))
         except UserError as error:
             return error
+
+    def _utterance(self, entry: Entry) -> Utterance:
+        cut = read_cut(entry)
+        samples = round(cut.duration * SAMPLE_RATE)
+
+        def read(start: int, longest: int | None) -> tuple[Tensor, Tensor | None]:
+            waveform = read_audio(cut, entry.manifest, self.tars, start, min(samples, longest or samples))
+            if self.targets is None:
+                return waveform, None
+            return waveform, self.targets.read(cut, start, waveform.numel())
+
+        return Utterance(cut.id, samples, read, cut_key(cut.id, cut.start, samples))
 
 
 class _PlannedBatches(IterableDataset[Planned | UserError]):
@@ -212,7 +185,7 @@ class BatchStream:
         distortion: DistortionConfig,
         *,
         seed: int,
-        rank: Rank = ALONE,
+        rank: Rank = Rank(),
         targets_cache: Targets | None = None,
         bad_recordings: str | Path | None = None,
         sources: Sequence[CutSource] | None = None,
@@ -220,7 +193,7 @@ class BatchStream:
     ) -> None:
         """``seed``: of order and crops. ``targets_cache``: where batches get their targets from; crops then start on
         whole frames. ``bad_recordings``: the file that lists what was skipped. ``sources``: None: ``config.cuts``.
-        ``only``: the entries to take, in the manifests' order; None: all, in another order in each epoch.
+        ``only``: see :class:`Plan`.
         """
         self.config = config
         self.distortion = distortion
@@ -262,7 +235,8 @@ class BatchStream:
         identity["targets.cache"] = self.reader.targets.identity if self.reader.targets is not None else "none"
         for index, source in enumerate(self.plan.sources):
             digests = " ".join(digest(manifest) for manifest in source.manifests)
-            identity[f"{source.key}[{index}]"] = f"{source.name} {len(source.manifests)} {_short(digests)}"
+            short = hashlib.blake2b(digests.encode(), digest_size=8).hexdigest()
+            identity[f"{source.key}[{index}]"] = f"{source.name} {len(source.manifests)} {short}"
         return identity
 
     def require_identity(self, stored: Mapping[str, str]) -> None:
@@ -279,7 +253,7 @@ class BatchStream:
 
     def _require_resumable(self) -> None:
         for source in self.plan.sources:
-            if not source.resumable:
+            if source.name.startswith("pipe:"):
                 raise UserError(
                     f"{source.key}: {source.name!r} cannot be resumed exactly, since a command may print something else"
                     " the next time; name files or an object store's addresses, or start a new run"
@@ -325,7 +299,3 @@ class EpochLoader:
 def _settings(config: DataConfig) -> dict[str, str]:
     """What the order of the batches and the crops depend on."""
     return {f"data.{name}": str(value) for name, value in config.to_mapping().items() if name not in FREE}
-
-
-def _short(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -38,14 +38,6 @@ _SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
     (b"\x89PNG", "a PNG picture", None),
 )
 _FOLDER = "name the folder that has it beside its config.json (as a teacher: transformers: FOLDER)"
-_SAFETENSORS = ("a safetensors file", _FOLDER)
-_JSON = ("a JSON file, not weights", _FOLDER)
-_PAGES = {
-    "<!doctype html": "a web page (HTML), not the file that it links to",
-    "<html": "a web page (HTML), not the file that it links to",
-    "<head": "a web page (HTML), not the file that it links to",
-    "<?xml": "a web server's answer in XML, not the file that it was asked for",
-}
 _SAMPLE = 4096  # bytes that tell text from anything else
 _OF_TENSORS = re.compile(r"torch\.\w+|torch\._.*|__torch__\..*|collections\.OrderedDict|(__builtin__|builtins)\.set")
 _MAX_PICKLES = 5  # one after the other in files of torch before 1.6: three of its own, the object, storages' names
@@ -114,15 +106,16 @@ def _wrong(file: BinaryIO, size: int, pickled: bool) -> tuple[str, str | None] |
         return "a tar archive", "unpack it first"
     header = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and header <= _MAX_HEADER:
-        return _wrong_safetensors(file, header, size) or (_SAFETENSORS if pickled else None)
+        return _wrong_safetensors(file, header, size) or (("a safetensors file", _FOLDER) if pickled else None)
     text = _as_text(start)
     if text is None:
         return None
-    for tag, kind in _PAGES.items():
-        if text.lower().startswith(tag):
-            return kind, None
+    if text.lower().startswith(("<!doctype html", "<html", "<head")):
+        return "a web page (HTML), not the file that it links to", None
+    if text.lower().startswith("<?xml"):
+        return "a web server's answer in XML, not the file that it was asked for", None
     if text.startswith(("{", "[")):
-        return _JSON if pickled else None
+        return ("a JSON file, not weights", _FOLDER) if pickled else None
     words = " ".join(text.split())
     return f"a text file, not a model (it begins with {words[:40]!r})", None
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from s3prl_ekd.errors import UserError
@@ -71,11 +71,8 @@ def read_shapes(files: Sequence[Path]) -> dict[str, Tensor]:
     shapes: dict[str, Tensor] = {}
     for path in files:
         if path.suffix == ".safetensors":
-            try:
-                with safe_open(path, "pt") as file:
-                    sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
-            except (OSError, SafetensorError) as error:
-                raise _damaged(path, error) from error
+            with _open_safetensors(path) as file:
+                sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
         else:
             sizes = {name: tensor.shape for name, tensor in _read_pickled(path, mapped=True).items()}
         shapes |= {name: torch.empty(size, device="meta") for name, size in sizes.items()}
@@ -91,10 +88,8 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in files:
         if path.suffix == ".safetensors":
-            try:
-                tensors |= load_file(path)
-            except (OSError, SafetensorError) as error:
-                raise _damaged(path, error) from error
+            with _open_safetensors(path) as file:
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         else:
             tensors |= _read_pickled(path)
     return tensors
@@ -106,11 +101,18 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         UserError: it is damaged or of another kind (said which).
     """
+    with _open_safetensors(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
+            yield file
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
+        reason = problem_of(path) or f"the file is damaged ({error}); {again(path)}"
+        raise UserError(f"{path}: cannot be read as safetensors: {reason}") from error
 
 
 def _read_pickled(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
@@ -121,11 +123,6 @@ def _read_pickled(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
         if tensor.layout is not torch.strided or tensor.untyped_storage().nbytes() < tensor.nbytes:
             raise UserError(f"{path}: {name} is no plain tensor, or larger than what is stored of it")
     return dict(found)
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = problem_of(path) or f"the file is damaged ({error}); {again(path)}"
-    return UserError(f"{path}: cannot be read as safetensors: {reason}")
 
 
 def damage_in(folder: Path) -> str | None:

@@ -53,7 +53,13 @@ def _match(pattern: str, key: str) -> re.Match[str] | None:
     return _compiled(pattern).fullmatch(key)
 
 
-_LAYER: Pairs = (
+_ENCODER: Pairs = (
+    ("feature_extractor.conv_layers.{n}.0.{p}", "feature_extractor.conv_layers.{n}.conv.{p}"),
+    ("post_extract_proj.{p}", "feature_projection.projection.{p}"),
+    ("encoder.pos_conv.0.bias", "encoder.pos_conv_embed.conv.bias"),
+    ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
+    ("encoder.pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
+    ("encoder.layer_norm.{p}", "encoder.layer_norm.{p}"),
     ("encoder.layers.{n}.self_attn.q_proj.{p}", "encoder.layers.{n}.attention.q_proj.{p}"),
     ("encoder.layers.{n}.self_attn.k_proj.{p}", "encoder.layers.{n}.attention.k_proj.{p}"),
     ("encoder.layers.{n}.self_attn.v_proj.{p}", "encoder.layers.{n}.attention.v_proj.{p}"),
@@ -62,15 +68,6 @@ _LAYER: Pairs = (
     ("encoder.layers.{n}.fc1.{p}", "encoder.layers.{n}.feed_forward.intermediate_dense.{p}"),
     ("encoder.layers.{n}.fc2.{p}", "encoder.layers.{n}.feed_forward.output_dense.{p}"),
     ("encoder.layers.{n}.final_layer_norm.{p}", "encoder.layers.{n}.final_layer_norm.{p}"),
-)
-_ENCODER: Pairs = (
-    ("feature_extractor.conv_layers.{n}.0.{p}", "feature_extractor.conv_layers.{n}.conv.{p}"),
-    ("post_extract_proj.{p}", "feature_projection.projection.{p}"),
-    ("encoder.pos_conv.0.bias", "encoder.pos_conv_embed.conv.bias"),
-    ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
-    ("encoder.pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
-    ("encoder.layer_norm.{p}", "encoder.layer_norm.{p}"),
-    *_LAYER,
 )
 _GROUP_NORM: Pairs = (  # Base models: one GroupNorm, after the first convolution
     ("feature_extractor.conv_layers.0.2.{p}", "feature_extractor.conv_layers.0.layer_norm.{p}"),
@@ -100,17 +97,16 @@ DISTILLER = KeyTable("s3prl distiller", _ENCODER + _GROUP_NORM)
 
 _OWN = tuple((ours, ours) for ours in dict.fromkeys(ours for _, ours in WAVLM.pairs + _LAYER_NORM))
 TRANSFORMERS = KeyTable("transformers", _OWN, ("adapter.*",))
-_OLD_WEIGHT_NORM = {"weight.original0": "weight_g", "weight.original1": "weight_v"}
-TRANSFORMERS_OLD = KeyTable(  # written before torch had parametrizations
-    "transformers 4",
-    tuple(
-        (f"encoder.pos_conv_embed.conv.{_OLD_WEIGHT_NORM[ours.partition('parametrizations.')[2]]}", ours)
-        if "parametrizations" in ours
-        else (theirs, ours)
-        for theirs, ours in _OWN
-    ),
-    ("adapter.*",),
+_OLD_OWN = tuple(  # before torch had parametrizations
+    (
+        name.replace(".parametrizations.weight.original0", ".weight_g").replace(
+            ".parametrizations.weight.original1", ".weight_v"
+        ),
+        name,
+    )
+    for name, _ in _OWN
 )
+TRANSFORMERS_OLD = KeyTable("transformers 4", _OLD_OWN, ("adapter.*",))
 
 TABLES = (TRANSFORMERS, TRANSFORMERS_OLD, HUBERT, HUBERT_LARGE, WAVLM, WAVLM_LARGE)
 """What :func:`recognize` looks through; a HuBERT's names are a subset of a WavLM's, so it comes first."""
@@ -130,8 +126,8 @@ def recognize(state: Mapping[str, Tensor], tables: Sequence[KeyTable] = TABLES) 
     raise UserError(f"weights of no known kind; nearest is {closest}, but for {unknown[closest][0]}")
 
 
-def base_model(state: Mapping[str, Tensor], prefix: str = "hubert.") -> tuple[dict[str, Tensor], list[str]]:
-    """The encoder inside a model that transformers puts on top of one, such as HubertForCTC.
+def base_model(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The encoder inside a model that transformers puts on top of one, such as HubertForCTC (``prefix`` ``hubert.``).
 
     Returns:
         Its weights without ``prefix``, and the names of the modules on top (``lm_head``). Where no name has the prefix:
@@ -152,19 +148,15 @@ def to_transformers_keys(state: Mapping[str, Tensor], table: KeyTable) -> dict[s
     Raises:
         UserError: a name that the table does not know.
     """
+    if unknown := table.unknown(state):
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise UserError(f"not the weights of a {table.name} model: unknown {', '.join(unknown[:3])}{more}")
     renamed: dict[str, Tensor] = {}
-    unknown = []
     for key, tensor in state.items():
         for theirs, ours in table.pairs:
             if match := _match(theirs, key):
                 renamed[ours.format(**match.groupdict())] = tensor
                 break
-        else:
-            if not any(_match(pattern, key) for pattern in table.dropped):
-                unknown.append(key)
-    if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise UserError(f"not the weights of a {table.name} model: unknown {', '.join(unknown[:3])}{more}")
     width = renamed.get("encoder.layer_norm.weight")
     if width is not None and "feature_projection.projection.weight" not in renamed:
         renamed["feature_projection.projection.weight"] = torch.eye(width.numel(), dtype=width.dtype)

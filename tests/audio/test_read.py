@@ -17,7 +17,7 @@ from helpers_cuts import RATE, write
 from helpers_models import speech_like
 
 from s3prl_ekd.audio import read as audio
-from s3prl_ekd.audio.read import audio_files, audio_length, decode_channels, load_audio, read_header
+from s3prl_ekd.audio.read import audio_files, audio_length, load_audio, read_channels, read_header
 from s3prl_ekd.errors import UserError
 
 WAVE = speech_like(8000)
@@ -42,7 +42,7 @@ def refusal(path) -> str:
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     with pytest.raises(UserError):
-        decode_channels(path.read_bytes(), "x")
+        read_channels(path.read_bytes(), "x")
     return str(caught.value)
 
 
@@ -57,7 +57,7 @@ def test_every_container_is_read_whole_and_in_part(tmp_path, container, subtype)
     assert 8000 <= len(whole) == audio_length(path) < 8800  # blocks of some codecs are filled up
     assert torch.nn.functional.cosine_similarity(whole[:8000], WAVE, dim=0) > 0.94
     torch.testing.assert_close(load_audio(path, start=3000, samples=2500), whole[3000:5500], atol=1e-6, rtol=0)
-    assert torch.equal(decode_channels(path.read_bytes(), "x")[0], whole)
+    assert torch.equal(read_channels(path.read_bytes(), "x")[0], whole)
 
 
 @pytest.mark.parametrize(("container", "subtype"), KINDS)
@@ -79,7 +79,7 @@ def test_no_flipped_bit_of_a_header_does_more_than_spoil_its_recording(tmp_path,
         damaged = bytearray(data)
         damaged[places.randrange(100)] ^= 1 << places.randrange(8)
         path.write_bytes(damaged)
-        for read in (load_audio, audio_length, lambda path: decode_channels(path.read_bytes(), "x", start=10)):
+        for read in (load_audio, audio_length, lambda path: read_channels(path.read_bytes(), "x", start=10)):
             with contextlib.suppress(UserError):
                 read(path)
     assert "Traceback" not in capfd.readouterr().err
@@ -314,7 +314,7 @@ def test_reading_a_part(tmp_path):
 
 
 def test_rate_and_channels_are_mended_and_said_once(tmp_path, caplog):
-    audio._said.cache_clear()
+    audio._said.clear()
     time = torch.arange(44100) / 44100
     stereo = torch.stack([torch.sin(2 * torch.pi * 440 * time), torch.zeros(44100)], dim=1) * 0.5
     paths = [write(tmp_path / f"{i}.wav", stereo, 44100) for i in range(2)]

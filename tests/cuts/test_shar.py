@@ -13,7 +13,7 @@ from helpers_cuts import assert_same, names, stream
 
 from s3prl_ekd.audio.bad_recordings import SourceError
 from s3prl_ekd.audio.batch import Loaded
-from s3prl_ekd.cuts.shar import TarCache, TarReader
+from s3prl_ekd.cuts.shar import TarReader
 from s3prl_ekd.errors import UserError
 
 
@@ -79,6 +79,6 @@ def test_damaged_headers_of_a_tar_take_no_memory(corpus, tmp_path):
     member = tarfile.TarInfo(name="0/0.flac")
     member.size = 8 << 30
     tar.write_bytes(member.tobuf() + bytes(512))
-    reader = TarReader(TarCache(None, 1))
+    reader = TarReader(None, 1)
     with pytest.raises(UserError, match="truncated within 0/0"):
         reader.read(str(tar), "0/0")

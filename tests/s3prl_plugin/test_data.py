@@ -175,7 +175,7 @@ def test_too_many_bad_recordings_stop_the_run(corpus, tmp_path, monkeypatch, wor
     speech = shutil.copytree(corpus / "speech", tmp_path / "speech")
     config = folder(speech, train_batch_size=1, num_workers=workers)
     loader = PretrainLoader(PretrainDataset(config, CLEAN))
-    paths = [bucket[0].path for bucket in loader.dataset.buckets]
+    paths = [speech / bucket[0].name for bucket in loader.dataset.buckets]
     paths[3].write_bytes(paths[3].read_bytes()[:100])
     monkeypatch.setattr(bad_recordings, "JUDGED_FROM", 25)
     for _ in range(3):

@@ -127,7 +127,7 @@ def train_on(corpus: Path, place: Path, here: Path, workers: int) -> None:
     configuration = yaml.safe_load((place / "pr.yaml").read_text())
     configuration["downstream_expert"]["corpus"] |= {"path": str(corpus), "num_workers": workers}
     (here / "pr.yaml").write_text(yaml.safe_dump(configuration))
-    audio._said.cache_clear()
+    audio._said.clear()
     downstream_runner.run(["-m", "train", "-u", "fbank", "-d", "ctc", "-c", "pr.yaml", "-p", "out"])
 
 

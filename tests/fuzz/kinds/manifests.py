@@ -15,8 +15,8 @@ from fuzz.change import Change
 from s3prl_ekd.audio.bad_recordings import SourceError
 from s3prl_ekd.audio.manifests import read_entries
 from s3prl_ekd.audio.utterances import draw_start
-from s3prl_ekd.cuts.read import CutReader, read_cut
-from s3prl_ekd.cuts.shar import TarCache, TarReader
+from s3prl_ekd.cuts.read import read_audio, read_cut
+from s3prl_ekd.cuts.shar import TarReader
 from s3prl_ekd.cuts.sources import resolve_sources
 from s3prl_ekd.errors import UserError
 
@@ -49,7 +49,7 @@ def draw(good: Path, change: Change) -> Callable[[], object]:
 
 
 def _read(manifest: str) -> None:
-    read, good, problem = CutReader(TarReader(TarCache(None, 1.0))), 0, None
+    tars, good, problem = TarReader(None, 1.0), 0, None
     for source in resolve_sources([manifest]):
         for name in source.manifests:
             for entry in read_entries(name, 24000):
@@ -57,7 +57,7 @@ def _read(manifest: str) -> None:
                     cut = read_cut(entry)
                     samples = round(16000 * cut.duration)
                     start = draw_start(samples, 24000, (0, 0, cut.id))
-                    assert read(cut, name, start, min(samples, 24000)).isfinite().all()
+                    assert read_audio(cut, name, tars, start, min(samples, 24000)).isfinite().all()
                     good += 1
                 except SourceError:
                     raise

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from s3prl_ekd import MIN_SAMPLES
@@ -26,7 +27,7 @@ from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.randomness import keyed_generator
 from s3prl_ekd.audio.read import audio_files, audio_length, load_audio
 from s3prl_ekd.audio.text import read_lengths
-from s3prl_ekd.audio.utterances import UtteranceReader
+from s3prl_ekd.audio.utterances import Utterance, UtteranceReader
 from s3prl_ekd.audio.workers import make_loader, patient
 from s3prl_ekd.config.base import Config, Range, Seconds, Seed, Size, Workers
 from s3prl_ekd.errors import UserError
@@ -82,40 +83,21 @@ class PretrainDataConfig(Config):
         return self.max_timestep if self.max_timestep is not None and self.max_timestep > 0 else None
 
 
-@dataclass(frozen=True, slots=True)
-class ListedFile:
-    """A recording, and what a list or its header says of it."""
-
-    name: str
-    """Path relative to the corpus, so that no random draw depends on where that is."""
-    path: Path
-    samples: int
-
-    @property
-    def key(self) -> None:
-        """None: the targets of such recordings are not cached."""
-
-    def read(self, start: int, longest: int | None) -> tuple[Tensor, None]:
-        """Its waveform, see :class:`~s3prl_ekd.audio.utterances.Utterance`."""
-        waveform = load_audio(self.path, start=start, samples=longest)
-        if waveform.numel() < MIN_SAMPLES:
-            raise UserError(f"{self.path}: has {start + waveform.numel()} samples, the list says more")
-        return waveform, None
-
-
-def read_utterances(config: PretrainDataConfig) -> list[ListedFile]:
+def read_utterances(config: PretrainDataConfig) -> list[Utterance]:
     """The recordings that ``config`` names, those shorter than a frame left out with a warning.
+
+    A name is the path relative to the corpus, so that no random draw depends on where that is.
 
     Raises:
         UserError: a list or folder is missing or unusable, or nothing is left.
     """
     found = _scan(Path(config.audio_folder)) if config.audio_folder is not None else _read_lists(config)
     kept = [utterance for utterance in found if utterance.samples >= MIN_SAMPLES]
-    if len(kept) < len(found):
-        first = next(utterance.name for utterance in found if utterance.samples < MIN_SAMPLES)
+    short = [utterance.name for utterance in found if utterance.samples < MIN_SAMPLES]
+    if short:
         logger.warning(
             "%d of %d recordings are shorter than a frame (%d samples) and left out, the first: %s",
-            len(found) - len(kept), len(found), MIN_SAMPLES, first,
+            len(short), len(found), MIN_SAMPLES, short[0],
         )  # fmt: skip
     if not kept:
         raise UserError(f"{config.audio_folder or config.file_path}: no recording of at least {MIN_SAMPLES} samples")
@@ -123,24 +105,31 @@ def read_utterances(config: PretrainDataConfig) -> list[ListedFile]:
     return kept
 
 
-def _scan(folder: Path) -> list[ListedFile]:
+def _read(path: Path, start: int, longest: int | None) -> tuple[Tensor, None]:
+    waveform = load_audio(path, start=start, samples=longest)
+    if waveform.numel() < MIN_SAMPLES:
+        raise UserError(f"{path}: has {start + waveform.numel()} samples, the list says more")
+    return waveform, None
+
+
+def _scan(folder: Path) -> list[Utterance]:
     found, bad_recordings = [], BadRecordings()
     for path in tqdm(audio_files(folder), desc="lengths of recordings", unit="file", delay=2):
         name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+        bad = []
         try:
-            found.append(ListedFile(name, path, audio_length(path)))
+            found.append(Utterance(name, audio_length(path), partial(_read, path)))
         except UserError as error:
-            bad_recordings.note(1, [(name, str(error))])
-        else:
-            bad_recordings.note(1, [])
+            bad = [(name, str(error))]
+        bad_recordings.note(1, bad)
     return found
 
 
-def _read_lists(config: PretrainDataConfig) -> list[ListedFile]:
+def _read_lists(config: PretrainDataConfig) -> list[Utterance]:
     assert config.libri_root is not None  # these three: see PretrainDataConfig.__post_init__
     assert config.file_path is not None
     assert config.sets is not None
-    root, found = Path(config.libri_root), list[ListedFile]()
+    root, found = Path(config.libri_root), list[tuple[str, int]]()
     if not root.is_dir():
         raise UserError(f"libri_root: no folder {root}")
     for name in config.sets:
@@ -148,16 +137,10 @@ def _read_lists(config: PretrainDataConfig) -> list[ListedFile]:
         rows = read_lengths(path)
         if not rows:
             logger.warning("%s: empty, no recording in it", path)
-        found += [ListedFile(file, root / file, samples) for file, samples in rows]
-    if found and not any(utterance.path.is_file() for utterance in found[:_BATCHES_IN_A_ROW]):
-        raise UserError(f"{found[0].path}: no such file; libri_root does not fit the lists' file_path column")
-    return found
-
-
-def make_buckets(utterances: Sequence[ListedFile], size: int) -> list[list[ListedFile]]:
-    """Batches of ``size`` utterances of like length, longest first, as s3prl's WaveDataset; the last may be smaller."""
-    ordered = sorted(utterances, key=lambda utterance: (-utterance.samples, utterance.name))
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        found += rows
+    if found and not any((root / file).is_file() for file, _ in found[:_BATCHES_IN_A_ROW]):
+        raise UserError(f"{root / found[0][0]}: no such file; libri_root does not fit the lists' file_path column")
+    return [Utterance(file, samples, partial(_read, root / file)) for file, samples in found]
 
 
 class PretrainDataset(Dataset[Loaded | UserError]):
@@ -165,7 +148,9 @@ class PretrainDataset(Dataset[Loaded | UserError]):
 
     def __init__(self, config: PretrainDataConfig, distortion: DistortionConfig) -> None:
         self.config = config
-        self.buckets = make_buckets(read_utterances(config), config.train_batch_size)
+        size, utterances = config.train_batch_size, read_utterances(config)
+        utterances.sort(key=lambda utterance: (-utterance.samples, utterance.name))  # as s3prl's WaveDataset
+        self.buckets = [utterances[start : start + size] for start in range(0, len(utterances), size)]
         self.reader = UtteranceReader(Distorter(distortion), seed=config.seed, longest=config.max_crop_samples)
 
     def __len__(self) -> int:
@@ -190,21 +175,16 @@ class PretrainDataset(Dataset[Loaded | UserError]):
         return loaded
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Epoch after epoch of ``(epoch, index)``, each in an order keyed on (seed, epoch); the first may start midway."""
+def draw_order(batches: int, seed: int, position: int) -> Iterator[tuple[int, int]]:
+    """Epoch after epoch of ``(epoch, index)``, each in an order keyed on (seed, epoch).
 
-    def __init__(self, batches: int, seed: int, position: int = 0) -> None:
-        """``position`` batches, counted over all epochs, have been consumed already."""
-        self.batches = batches
-        self.seed = seed
-        self.position = position
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        first, start = divmod(self.position, self.batches)
-        for epoch in itertools.count(first):
-            order = torch.randperm(self.batches, generator=keyed_generator(self.seed, epoch, "order"))
-            yield from ((epoch, index) for index in order[start:].tolist())
-            start = 0
+    ``position`` batches, counted over all epochs, are left out, so the first epoch may start midway.
+    """
+    first, start = divmod(position, batches)
+    for epoch in itertools.count(first):
+        order = torch.randperm(batches, generator=keyed_generator(seed, epoch, "order"))
+        yield from ((epoch, index) for index in order[start:].tolist())
+        start = 0
 
 
 class PretrainLoader:
@@ -247,5 +227,5 @@ class PretrainLoader:
 
     def _loader(self) -> DataLoader[Loaded | UserError]:
         config = self.dataset.config
-        sampler = EpochSampler(len(self.dataset), config.seed, self._position)
-        return make_loader(self.dataset, sampler=sampler, workers=config.num_workers)
+        order = draw_order(len(self.dataset), config.seed, self._position)
+        return make_loader(self.dataset, sampler=order, workers=config.num_workers)
