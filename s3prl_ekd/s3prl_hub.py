@@ -56,6 +56,5 @@ def check_name(name: str, option: str) -> None:
     theirs = upstream_names.names()
     if theirs and name not in theirs.union(NAMES):
         hint = nearest(name, theirs.union(NAMES)).partition("valid:")[0].strip()  # the whole list is some 200 names
-        raise UserError(
-            f"{option} {name}: s3prl has no such upstream; {hint or 'python -m s3prl_ekd.run_downstream -h lists them'}"
-        )
+        hint = hint or "python -m s3prl_ekd.run_downstream -h lists them"
+        raise UserError(f"{option} {name}: s3prl has no such upstream; {hint}")

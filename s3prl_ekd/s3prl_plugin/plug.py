@@ -6,10 +6,9 @@ import hashlib
 import os
 import shutil
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
-from s3prl_ekd import assets
+from s3prl_ekd import assets, recipe_files
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path
 from s3prl_ekd.s3prl_plugin import hook
@@ -78,7 +77,8 @@ def plug_checkout(folder: Path, recipe: str) -> None:
     source = assets.recipe(recipe)
     missing = [name for name in YAML if not (source / name).is_file()]
     if missing:
-        raise UserError(f"--recipe {recipe}: has no {missing[0]}; recipes for pretraining: {', '.join(recipe_names())}")
+        valid = ", ".join(recipe_files.for_pretraining())
+        raise UserError(f"--recipe {recipe}: has no {missing[0]}; recipes for pretraining: {valid}")
     texts = CODE | {name: (source / name).read_text(encoding="utf-8") for name in YAML}
     kept = {name for name in FILES if (target / name).exists() and not is_untouched(target / name)}
     try:
@@ -134,12 +134,6 @@ def recipe_folder(folder: Path) -> Path:
         if all((root / name).is_file() for name in ("run_pretrain.py", "pretrain/runner.py", "utility/helper.py")):
             return root / "pretrain" / RECIPE
     raise UserError(f"--s3prl {folder}: not a checkout of s3prl (no s3prl/run_pretrain.py with its pretrain/ there)")
-
-
-def recipe_names() -> Iterator[str]:
-    """Packaged recipes that can be plugged."""
-    root = assets.recipe()
-    return (str(file.parent.relative_to(root)) for file in sorted(root.rglob(YAML[0])))
 
 
 def marked(text: str) -> str:

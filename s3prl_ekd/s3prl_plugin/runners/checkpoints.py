@@ -31,7 +31,7 @@ def check_unchanged(options: Options, syntax: Syntax, stored: Mapping[str, Any],
     """
     for name in (*syntax.kept, *also):
         if name in options and name in stored and not options.overrides(name):
-            given, kept = options.given[name], stored[name]
+            given, kept = options[name], stored[name]
             if str(given) != str(kept):
                 option = syntax.spelling(name)
                 value = "" if given is True else f" {given}"
@@ -58,6 +58,24 @@ def changed_args(checkpoint: str | None, changes: Mapping[str, Any]) -> Iterator
         yield
 
 
+def resolve_resume(options: Options, folder: Path | None) -> None:
+    """Name the checkpoint that ``-a`` (in the experiment's ``folder``, None: not named) or ``-e`` goes on from.
+
+    Raises:
+        UserError: see :func:`newest_checkpoint`; or options that do not go together.
+    """
+    if options.pop("auto_resume", False):
+        if folder is None:
+            raise UserError("-a needs the experiment: give -n NAME or -p FOLDER")
+        if any(folder.glob("states-*.ckpt")):
+            options["past_exp"] = str(folder)
+            options.pop("init_ckpt", None)  # the run has begun with it
+    if "past_exp" in options:
+        if "init_ckpt" in options:
+            raise UserError("-i beside -e: -e takes the weights from its own checkpoint; leave one of the two out")
+        options["past_exp"] = newest_checkpoint(options["past_exp"], "-e")
+
+
 def newest_checkpoint(where: str, option: str) -> str:
     """The file to resume from: ``where`` itself, or the one in the folder ``where`` that is furthest in training.
 
@@ -69,7 +87,7 @@ def newest_checkpoint(where: str, option: str) -> str:
     """
     path = Path(where)
     if path.is_file():
-        _read_step(path)
+        read_states(path)
         return where
     if not path.is_dir():
         raise UserError(f"{option} {where}: no such checkpoint file or folder (working folder: {Path.cwd()})")
@@ -82,7 +100,7 @@ def newest_checkpoint(where: str, option: str) -> str:
     for group in (numbered, [p for p in candidates if _number(p) < 0]):
         for candidate in group:
             try:
-                found.append((_read_step(candidate), candidate))
+                found.append((read_states(candidate)["Step"], candidate))
                 if group is numbered:
                     break
             except UserError as error:
@@ -99,10 +117,6 @@ def _number(path: Path) -> int:
     """The step in a checkpoint's name; -1 where there is none."""
     match = re.fullmatch(r"states-(\d+)\.ckpt", path.name)
     return int(match[1]) if match else -1
-
-
-def _read_step(path: Path) -> int:
-    return int(read_states(path)["Step"])
 
 
 def read_states(path: str | Path) -> dict[str, Any]:

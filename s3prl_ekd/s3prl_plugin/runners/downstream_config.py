@@ -36,15 +36,17 @@ def check_keys(task: str, config: Settings) -> None:
     if not isinstance(limit, int | float) or not limit > 0:
         raise UserError(f"runner.gradient_clipping: expected a positive number, found {limit!r}")
     if task in BY_DOWNSTREAM:
-        mini, real = (BY_DOWNSTREAM[task].template(recipes) for recipes in ("mini", "real"))
-        _check(config, _merged(mini, real), lists_of(task, config), "")
+        templates = [BY_DOWNSTREAM[task].template(recipes) for recipes in ("mini", "real")]
+        _check(config, templates, lists_of(task, config), "")
 
 
-def _check(config: Settings, known: Settings, names: list[str], where: str) -> None:
+def _check(config: Settings, templates: list[Settings], names: list[str], where: str) -> None:
+    known = {key for template in templates for key in template}
     for key, value in config.items():
         if key in known:
-            if isinstance(value, Mapping) and isinstance(known[key], Mapping):
-                _check(value, known[key], names, f"{where}{key}.")
+            if isinstance(value, Mapping):
+                sections = [template[key] for template in templates if isinstance(template.get(key), Mapping)]
+                _check(value, sections, names, f"{where}{key}.")
         elif key not in names and difflib.get_close_matches(str(key), known, n=1, cutoff=_SLIP):
             raise UserError(f"unknown key '{where}{key}'; {nearest(str(key), known)}")
 
@@ -97,10 +99,3 @@ def default_split(task: str, config: Settings) -> str:
         raise UserError(f"-t is missing: name what to evaluate; valid: {', '.join(valid)}")
     _log.info("evaluating %s; -t chooses another of %s", tests[0], ", ".join(valid))
     return tests[0]
-
-
-def _merged(one: Any, two: Any) -> Any:
-    """The keys of both, recursively; a value that is no mapping does not matter."""
-    if not (isinstance(one, Mapping) and isinstance(two, Mapping)):
-        return one if isinstance(one, Mapping) else two
-    return {key: _merged(one.get(key), two.get(key)) for key in {**one, **two}}

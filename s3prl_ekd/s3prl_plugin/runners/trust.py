@@ -22,7 +22,7 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_compat.upstream_names import takes_file
 from s3prl_ekd.s3prl_hub import NAMES
-from s3prl_ekd.s3prl_plugin.runners.options import TRUST, Options
+from s3prl_ekd.s3prl_plugin.runners.options import TRUST, TRUST_FLAG, Options
 from s3prl_ekd.tasks import BY_DOWNSTREAM
 
 # How s3prl 0.4.18 puts a string of a configuration into eval().
@@ -169,6 +169,4 @@ def _shown(value: Any) -> str:
 
 def _refused(file: str, what: str, again: str) -> UserError:
     hint = f"give {again} as well, or " if again else "give "
-    return UserError(
-        f"-e {file}: names {what}, which could run code; if you trust it, {hint}--{TRUST.replace('_', '-')}"
-    )
+    return UserError(f"-e {file}: names {what}, which could run code; if you trust it, {hint}{TRUST_FLAG}")
