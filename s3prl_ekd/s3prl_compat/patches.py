@@ -8,7 +8,6 @@ imported, which is when most of them are needed.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import importlib.util
 import inspect
@@ -180,9 +179,7 @@ def load_audio(
         normalize: float32 in [-1, 1]; if false, a WAV of integers keeps its integers (8 bit: uint8, 16 bit: int16,
             24 and 32 bit: int32).
         channels_first: (C, S) if true, else (S, C).
-        format: format of a headerless file, as soundfile names it; otherwise not needed.
-        buffer_size: accepted, not needed.
-        backend: accepted, not needed.
+        format: accepted, not needed, as are ``buffer_size`` and ``backend``.
 
     Returns:
         The samples and the sampling rate in Hz.
@@ -327,7 +324,6 @@ def huggingface_hub_snapshot_download() -> bool:
     if "use_auth_token" in inspect.signature(original).parameters:
         return False
 
-    @functools.wraps(original)
     def snapshot_download(
         repo_id: str, revision: str | None = None, *, use_auth_token: bool | str | None = None, **kwargs: Any
     ) -> str:
@@ -335,7 +331,6 @@ def huggingface_hub_snapshot_download() -> bool:
             kwargs["token"] = use_auth_token
         return original(repo_id, revision=revision, **kwargs)
 
-    del snapshot_download.__wrapped__  # so that the signature shows what it takes
     _set(huggingface_hub, snapshot_download=snapshot_download)
     return True
 
@@ -370,7 +365,8 @@ def _schedule_classes() -> Iterator[type]:
 
 
 def _subclasses(cls: type) -> Iterator[type]:
-    for subclass in type.__subclasses__(cls):
+    subclasses: list[type] = type.__subclasses__(cls)
+    for subclass in subclasses:
         yield subclass
         yield from _subclasses(subclass)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import shutil
 import sysconfig
 from pathlib import Path
@@ -82,14 +82,10 @@ def plug_checkout(folder: Path, recipe: str) -> None:
     texts = CODE | {name: (source / name).read_text(encoding="utf-8") for name in YAML}
     kept = {name for name in FILES if (target / name).exists() and not is_untouched(target / name)}
     try:
-        if not target.exists():
-            with atomic_path(target) as temporary:
-                temporary.mkdir()
-                for name, text in texts.items():
-                    (temporary / name).write_text(marked(text), encoding="utf-8")
-        else:
+        with contextlib.nullcontext(target) if target.exists() else atomic_path(target) as written:
+            written.mkdir(exist_ok=True)
             for name in texts.keys() - kept:
-                with atomic_path(target / name) as temporary:
+                with atomic_path(written / name) as temporary:
                     temporary.write_text(marked(texts[name]), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{target}: {error.strerror}") from error
@@ -138,7 +134,7 @@ def recipe_folder(folder: Path) -> Path:
 
 def marked(text: str) -> str:
     """``text`` under a line that says whose it is and what it was."""
-    return f"{_MARK}{_digest(text)}\n{text}"
+    return f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()[:16]}\n{text}"
 
 
 def is_ours(path: Path) -> bool:
@@ -148,11 +144,5 @@ def is_ours(path: Path) -> bool:
 
 def is_untouched(path: Path) -> bool:
     """Whether this file is as plug wrote it."""
-    if not is_ours(path):
-        return False
-    first, _, text = path.read_text(encoding="utf-8").partition("\n")
-    return first.removeprefix(_MARK) == _digest(text)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.replace(os.linesep, "\n").encode()).hexdigest()[:16]
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return text == marked(text.partition("\n")[2])

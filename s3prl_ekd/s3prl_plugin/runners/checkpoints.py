@@ -18,13 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_unchanged(options: Options, syntax: Syntax, stored: Mapping[str, Any], also: tuple[str, ...] = ()) -> None:
-    """Refuse options beside a checkpoint that differ from its own, which s3prl would follow without a word.
-
-    Args:
-        options: the command line.
-        syntax: of the runner.
-        stored: the checkpoint's options.
-        also: options to look at besides ``syntax.kept``.
+    """Refuse options (``syntax.kept``, and ``also``) that differ from the checkpoint's, which s3prl would follow.
 
     Raises:
         UserError: one differs.
@@ -50,7 +44,7 @@ def changed_args(checkpoint: str | None, changes: Mapping[str, Any]) -> Iterator
 
     def load(path: Any, *args: Any, **kwargs: Any) -> Any:
         states = original(path, *args, **kwargs)
-        if checkpoint is not None and path == checkpoint:
+        if path == checkpoint:
             vars(states["Args"]).update(changes)
         return states
 

@@ -199,7 +199,7 @@ def _check_new_configuration(options: Options) -> None:
         downstream_config.check_keys(task, config)
         downstream_config.check_filled_in(task, config)
         if options["mode"] == "train":
-            _check_training(config)
+            check_training(config, package="s3prl.")
     except UserError as error:
         raise UserError(f"-c {file}{' with -o' if 'override' in options else ''}: {error}") from error
     _choose_split(options, task, config)
@@ -215,18 +215,12 @@ def _check_resumed_configuration(options: Options) -> None:
     try:
         downstream_config.check_keys(task, override.applied(changes, {}))
         if changes and options["mode"] == "train":
-            _check_training(config)
+            check_training(config, package="s3prl.")
     except UserError as error:
         raise UserError(f"-o: {error}") from error
     if "config" in options:
         warn_of_changes(options["config"], changes, config)
     _choose_split(options, task, config)
-
-
-def _check_training(config: Mapping[str, Any]) -> None:
-    from s3prl import optimizers, schedulers
-
-    check_training(config, optimizers, schedulers)
 
 
 def _choose_split(options: Options, task: str, config: Mapping[str, Any]) -> None:

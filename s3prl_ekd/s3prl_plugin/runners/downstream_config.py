@@ -18,9 +18,6 @@ _log = logging.getLogger(__name__)
 
 Settings = Mapping[str, Any]
 
-_NO_DATA = ("lexicon",)
-_MAY_BE_NULL = ("test_fold",)
-
 
 def check_keys(task: str, config: Settings) -> None:
     """Refuse keys that s3prl would ignore and that are nearly a key of the task's packaged configurations.
@@ -47,11 +44,8 @@ def _check(config: Settings, templates: list[Settings], names: list[str], where:
             if isinstance(value, Mapping):
                 sections = [template[key] for template in templates if isinstance(template.get(key), Mapping)]
                 _check(value, sections, names, f"{where}{key}.")
-        elif key not in names and difflib.get_close_matches(str(key), known, n=1, cutoff=_SLIP):
+        elif key not in names and difflib.get_close_matches(str(key), known, n=1, cutoff=0.8):
             raise UserError(f"unknown key '{where}{key}'; {nearest(str(key), known)}")
-
-
-_SLIP = 0.8  # of two words this much alike (difflib's ratio), one is taken for the other misspelt
 
 
 def check_filled_in(task: str, config: Settings) -> None:
@@ -72,7 +66,7 @@ def _empty(template: Settings, config: Settings, where: str) -> Iterator[str]:
     for key in (key for key in template if key in config):
         if isinstance(template[key], Mapping) and isinstance(config[key], Mapping):
             yield from _empty(template[key], config[key], f"{where}{key}.")
-        elif template[key] is None and config[key] is None and key not in _MAY_BE_NULL:
+        elif template[key] is None and config[key] is None and key != "test_fold":
             yield f"{where}{key}"
 
 
@@ -82,7 +76,7 @@ def lists_of(task: str, config: Settings) -> list[str]:
     expert = config.get("downstream_expert")
     data = expert.get(section) if isinstance(expert, Mapping) else None
     lists = data.items() if isinstance(data, Mapping) else ()
-    return [name for name, value in lists if isinstance(value, list) and name not in _NO_DATA]
+    return [name for name, value in lists if isinstance(value, list) and name != "lexicon"]
 
 
 def default_split(task: str, config: Settings) -> str:
