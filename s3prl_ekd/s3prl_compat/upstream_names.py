@@ -56,9 +56,11 @@ def names() -> set[str]:
     The source is read for that: to import it takes seconds.
     """
     folder = s3prl_folder()
+    if folder is None:
+        return set()
     found = set()
-    for module, name in _imports(folder / "hub.py") if folder else ():
-        if folder and name == "*":
+    for module, name in _imports(folder / "hub.py"):
+        if name == "*":
             file = folder.joinpath(*module.split(".")[1:]).with_suffix(".py")
             found |= {node.name for node in _statements(file) if isinstance(node, ast.FunctionDef)}
             found |= {name for _, name in _imports(file)}

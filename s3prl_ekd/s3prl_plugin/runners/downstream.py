@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
     DOWNSTREAM.check(options)
     if "mode" not in options:
         raise UserError("-m is missing: train or evaluate")
-    checkpoints.resolve_resume(options, _experiment_folder(options) if _is_named(options) else None)
+    checkpoints.resolve_resume(options, _experiment_folder(options))
     if "past_exp" in options:
         new_folder, changes = None, _check_checkpoint_to_go_on_from(options)
     else:
@@ -73,12 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return as_command(run, DOWNSTREAM.prog, argv)
 
 
-def _is_named(options: Options) -> bool:
-    return "expname" in options or "expdir" in options or options.overrides("expdir")
-
-
-def _experiment_folder(options: Options) -> Path:
-    return Path(options.get("expdir") or f"result/downstream/{options.get('expname')}")
+def _experiment_folder(options: Options) -> Path | None:
+    """The folder that the options name; None if they name neither a folder nor an experiment."""
+    folder = override.arguments(options.get("override")).get("expdir") or options.get("expdir")
+    if not folder and "expname" in options:
+        folder = f"result/downstream/{options['expname']}"
+    return Path(str(folder)) if folder else None
 
 
 # What a run that goes on takes from the command line where that says it: s3prl takes it from the checkpoint. (It takes
@@ -110,8 +110,7 @@ def _check_checkpoint_to_go_on_from(options: Options) -> dict[str, Any]:
     checkpoints.check_unchanged(options, DOWNSTREAM, stored)
     if "upstream_model_config" in options:
         options["upstream_model_config"] = recipe_files.find(options["upstream_model_config"], "-g")
-    named = options.keys() & {"expname", "expdir"}
-    folder = _experiment_folder(options) if named else Path(path).parent
+    folder = _experiment_folder(options) or Path(path).parent
     changes: dict[str, Any] = {"expdir": str(folder), "push_to_hf_hub": False}
     changes |= {name: options.get(name) for name in _OF_THIS_CALL if name in options}
     if changes.get("upstream_ckpt", stored.get("upstream_ckpt")) != stored.get("upstream_ckpt"):
@@ -150,13 +149,13 @@ def _check_new_experiment(options: Options) -> Path:
     for name, option in (("config", "-c"), ("upstream_model_config", "-g")):
         if name in options:
             options[name] = recipe_files.find(options[name], option)
-    if not _is_named(options):
+    folder = _experiment_folder(options)
+    if folder is None:
         raise UserError("give the experiment a name or a folder: -n NAME (result/downstream/NAME) or -p FOLDER")
     if not options.overrides("upstream") and not options.overrides("upstream_ckpt"):
         if upstream is None:
             raise UserError("-u is missing: name the upstream, such as ekd_student")
         _check_upstream(upstream, options)
-    folder = _experiment_folder(options)
     if options["mode"] == "train":
         checkpoints.check_unused(folder)
     return folder

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from s3prl_ekd.errors import UserError, nearest
@@ -37,7 +37,7 @@ def check_keys(task: str, config: Settings) -> None:
         _check(config, templates, lists_of(task, config), "")
 
 
-def _check(config: Settings, templates: list[Settings], names: list[str], where: str) -> None:
+def _check(config: Settings, templates: Sequence[Settings], names: list[str], where: str) -> None:
     known = {key for template in templates for key in template}
     for key, value in config.items():
         if key in known:

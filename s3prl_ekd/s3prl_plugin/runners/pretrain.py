@@ -201,7 +201,7 @@ def _use_default_yaml(options: Options) -> None:
     """s3prl's default, the YAML beside the recipe's code; its wheel brings none, and ours are under recipes/."""
     for folder in (Path(path, options["upstream"]) for path in sys.modules["pretrain"].__path__):
         if all((folder / file).is_file() for _, file in _YAML.values()):
-            options |= {name: str(folder / file) for name, (_, file) in _YAML.items()}
+            options.update({name: str(folder / file) for name, (_, file) in _YAML.items()})
             return
     if options.get("upstream") != RECIPE:
         raise UserError(f"-g and -c are missing: s3prl's wheel brings no YAML for {options.get('upstream')}")
