@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from s3prl_ekd import __version__
 from s3prl_ekd.command_line import Parser
@@ -14,10 +14,8 @@ from s3prl_ekd.processes import run_command
 
 
 class Command(NamedTuple):
-    """A command of ``s3prl-ekd``."""
+    """A command of ``s3prl-ekd``, whose module :func:`module_of` finds by its name."""
 
-    module: str
-    """Has ``add_arguments(parser)`` and ``run(args) -> int``."""
     summary: str
     """One line of help."""
     examples: tuple[str, ...]
@@ -26,12 +24,10 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "mini-corpus": Command(
-        "s3prl_ekd.commands.mini_corpus",
         "synthesize the small speech corpus that the demo and the tests use",
         ("mini-corpus mini-corpus",),
     ),
     "data": Command(
-        "s3prl_ekd.commands.data",
         "make manifests of speech, noise and impulse responses for distill",
         (
             "data librispeech /data/LibriSpeech cuts --parts train-clean-100 dev-clean",
@@ -39,23 +35,18 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "distill": Command(
-        "s3prl_ekd.commands.distill",
         "train a student from one YAML recipe: many devices, exact resume",
         (
             "distill mini/ekd.yaml output=runs/mini trainer.max_steps=100",
             "distill my_recipe/distill.yaml --resume output=runs/ekd",
         ),
     ),
-    "curve": Command(
-        "s3prl_ekd.commands.curve", "draw the losses of a run of distill or run_pretrain", ("curve runs/ekd curve.png",)
-    ),
+    "curve": Command("draw the losses of a run of distill or run_pretrain", ("curve runs/ekd curve.png",)),
     "recipes": Command(
-        "s3prl_ekd.commands.recipes",
         "list the recipes that come with the package, or copy one to edit it",
         ("recipes", "recipes ls960_ekd_average my_recipe"),
     ),
     "cache-targets": Command(
-        "s3prl_ekd.commands.cache_targets",
         "run a recipe's teachers once and store the targets for distill",
         (
             "cache-targets ls960_ekd/distill.yaml targets --estimate",
@@ -63,7 +54,6 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "superb": Command(
-        "s3prl_ekd.commands.superb",
         "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner",
         (
             "superb --upstream ekd_student --ckpt demo/student --corpus mini --data mini-corpus --out results/student",
@@ -72,27 +62,28 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "report": Command(
-        "s3prl_ekd.commands.report",
         "print one table from several summary.json files",
         ("report results/student results/fbank --plot results.png",),
     ),
     "plug": Command(
-        "s3prl_ekd.commands.plug",
         "let the unmodified s3prl of this environment (or of a checkout) find ekd_student",
         ("plug", "plug --s3prl ~/s3prl --recipe ls960_ekd_average"),
     ),
-    "unplug": Command("s3prl_ekd.commands.unplug", "take back what plug did", ("unplug", "unplug --s3prl ~/s3prl")),
+    "unplug": Command("take back what plug did", ("unplug", "unplug --s3prl ~/s3prl")),
     "init-student": Command(
-        "s3prl_ekd.commands.init_student",
         "save the student that a recipe starts from: the undistilled control",
         ("init-student mini/config_model.yaml undistilled",),
     ),
     "export-checkpoint": Command(
-        "s3prl_ekd.commands.export_checkpoint",
         "make a student folder from a checkpoint of run_pretrain or distill",
         ("export-checkpoint result/pretrain/ekd ekd_student",),
     ),
 }
+
+
+def module_of(command: str) -> Any:
+    """Import the module of a command, which has ``add_arguments(parser)`` and ``run(args) -> int``."""
+    return importlib.import_module(f"s3prl_ekd.commands.{command.replace('-', '_')}")
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
@@ -100,11 +91,11 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     parser = Parser(prog="s3prl-ekd", description="Ensemble knowledge distillation of self-supervised speech models.")
     parser.add_argument("--version", action="version", version=f"s3prl-ekd {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module, summary, examples) in COMMANDS.items():
+    for name, (summary, examples) in COMMANDS.items():
         epilog = "\n  s3prl-ekd ".join((f"example{'s' if len(examples) > 1 else ''}:", *examples))
         subparser = subparsers.add_parser(name, help=summary, description=summary, epilog=epilog)
         if name == command:
-            importlib.import_module(module).add_arguments(subparser)
+            module_of(name).add_arguments(subparser)
     return parser
 
 
@@ -117,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         if command is not None and command not in COMMANDS:
             raise UserError(f"no command {command!r}; {nearest(command, COMMANDS)}")
         args = build_parser(command).parse_args(argv)
-        return importlib.import_module(COMMANDS[args.command].module).run(args)
+        return module_of(args.command).run(args)
 
     return run_command("s3prl-ekd", work)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -61,35 +62,14 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return text if nothing or "default" in text else f"{text} (default: %(default)s)"
 
 
-def check_integer(what: str, value: Any, least: int, most: int) -> None:
-    """Refuse what is no whole number in a range.
-
-    Args:
-        what: begins the message.
-        value: a number or its text.
-        least: the smallest that may be.
-        most: the largest that may be.
-
-    Raises:
-        UserError: it is not.
-    """
-    try:
-        fits = not isinstance(value, bool | float) and least <= int(value) <= most
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise UserError(f"{what}: expected a whole number from {least} to {most}")
-
-
 def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
     """A ``type`` for an argument, which is checked while the command line is read."""
 
     def convert(text: str) -> int:
-        try:
-            check_integer(text, text, least, most)
-        except UserError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-        return int(text)
+        with contextlib.suppress(ValueError):
+            if least <= int(text) <= most:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from {least} to {most}")
 
     return convert
 

@@ -29,8 +29,7 @@ _EVENT_END_OF_LIST = 0
 _EVENT_PHONEME = 7
 
 _LANGUAGE = "en-us"
-_LANGUAGE_FILE = "lang/gmw/en-US"
-_DATA_FILES = ("phondata", "phonindex", "phontab", "intonations", "en_dict", _LANGUAGE_FILE)
+_DATA_FILES = ("phondata", "phonindex", "phontab", "intonations", "en_dict", "lang/gmw/en-US")
 _VARIANT = "speaker"
 
 
@@ -99,10 +98,6 @@ class Espeak:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Remove the temporary copy."""
         self._folder.cleanup()
 
     def version(self) -> str:
@@ -131,7 +126,8 @@ class Espeak:
             if rate <= 0:
                 raise RuntimeError(f"espeak-ng does not start from {self._data}")
             library.espeak_SetSynthCallback(self._callback)
-            self._seed(library, seed)
+            library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
+            ctypes.CDLL(None).srand(ctypes.c_uint(seed))  # the Klatt synthesizer uses the C library's generator
             self._check(library.espeak_SetVoiceByName(f"{_LANGUAGE}+{_VARIANT}".encode()), "voice")
             self._check(library.espeak_SetParameter(_RATE, words_per_minute, 0), "rate")
             data = text.encode()
@@ -140,11 +136,6 @@ class Espeak:
         finally:
             _ctypes.dlclose(library._handle)
         return Speech(samples=np.concatenate(self._chunks), rate=rate, phonemes=tuple(self._phonemes))
-
-    @staticmethod
-    def _seed(library: ctypes.CDLL, seed: int) -> None:
-        library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
-        ctypes.CDLL(None).srand(ctypes.c_uint(seed))  # the Klatt synthesizer uses the C library's generator
 
     @staticmethod
     def _check(status: int, what: str) -> None:

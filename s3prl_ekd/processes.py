@@ -11,9 +11,6 @@ from collections.abc import Callable
 
 from s3prl_ekd.errors import EXIT_USER_ERROR, UserError, printable_line
 
-EXIT_INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
-
 
 def run_command(
     prog: str, work: Callable[[], int | None], *, go_on: str = "the same command goes on", silent: bool = False
@@ -36,7 +33,7 @@ def run_command(
     try:
         return work() or 0
     except KeyboardInterrupt as interrupt:
-        line, status = f"interrupted; {str(interrupt) or go_on}", EXIT_INTERRUPTED
+        line, status = f"interrupted; {str(interrupt) or go_on}", 128 + signal.SIGINT  # as shells have it
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             raise

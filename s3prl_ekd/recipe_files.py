@@ -19,6 +19,11 @@ def folders() -> dict[str, Path]:
     return {str(folder.relative_to(root)): folder for folder in sorted({path.parent for path in files(root.rglob)})}
 
 
+def for_pretraining() -> list[str]:
+    """Folders with the YAML of s3prl's ``run_pretrain.py``, by their path below ``recipes/``."""
+    return [name for name, folder in folders().items() if (folder / "config_model.yaml").is_file()]
+
+
 def find(path: str, where: str = "") -> str:
     """The path of a recipe: the user's own file, or else the packaged one of that name, which the log then says.
 

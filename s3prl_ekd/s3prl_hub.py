@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
 from typing import Any
 
 from s3prl_ekd.errors import UserError, nearest
@@ -25,11 +24,7 @@ def register() -> None:
 
 def wait() -> None:
     """:func:`register` once s3prl's hub is imported."""
-    import_hook.after("s3prl.hub", _register)
-
-
-def _register(module: ModuleType) -> None:
-    register()
+    import_hook.after("s3prl.hub", lambda hub: register())
 
 
 def _entry(name: str) -> Any:
@@ -44,11 +39,7 @@ def _entry(name: str) -> Any:
 
 
 def check_name(name: str, option: str) -> None:
-    """Refuse an upstream that does not exist, without importing s3prl.
-
-    Args:
-        name: as for s3prl's ``-u``.
-        option: where it was given, for the message.
+    """Refuse an upstream, given by ``option``, that does not exist; s3prl is not imported for that.
 
     Raises:
         UserError: neither s3prl's hub nor this package has it.
@@ -56,6 +47,5 @@ def check_name(name: str, option: str) -> None:
     theirs = upstream_names.names()
     if theirs and name not in theirs.union(NAMES):
         hint = nearest(name, theirs.union(NAMES)).partition("valid:")[0].strip()  # the whole list is some 200 names
-        raise UserError(
-            f"{option} {name}: s3prl has no such upstream; {hint or 'python -m s3prl_ekd.run_downstream -h lists them'}"
-        )
+        hint = hint or "python -m s3prl_ekd.run_downstream -h lists them"
+        raise UserError(f"{option} {name}: s3prl has no such upstream; {hint}")

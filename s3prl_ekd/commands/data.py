@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from s3prl_ekd.command_line import whole_number
@@ -57,7 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the manifests and print what they hold."""
-    written = _ACTIONS.get(args.kind, _corpus)(args)
+    from s3prl_ekd.cuts import manifests
+
+    actions = {
+        "folder": lambda: [manifests.write_manifest(args.out, manifests.folder_recordings(args.folder))],
+        "tsv": lambda: [manifests.write_manifest(args.out, manifests.tsv_recordings(args.tsv, args.rate))],
+        "shar": lambda: [manifests.write_shar(args.cuts, args.out, shard_size=args.shard_size, audio=args.audio)],
+    }
+    written = actions.get(args.kind, lambda: _corpus(args))()
     what = "recordings" if args.kind == "lengths" else "cuts"
     for one in written:
         bad = f", {one.bad} bad recordings left out" if one.bad else ""
@@ -82,24 +88,3 @@ def _corpus(args: argparse.Namespace) -> list[Written]:
     if args.kind == "lengths":
         return write_lists(corpus, out, parts or None)
     return write_corpus(CORPORA[args.kind], corpus, out, parts or None)
-
-
-def _folder(args: argparse.Namespace) -> list[Written]:
-    from s3prl_ekd.cuts.manifests import folder_recordings, write_manifest
-
-    return [write_manifest(args.out, folder_recordings(args.folder))]
-
-
-def _tsv(args: argparse.Namespace) -> list[Written]:
-    from s3prl_ekd.cuts.manifests import tsv_recordings, write_manifest
-
-    return [write_manifest(args.out, tsv_recordings(args.tsv, args.rate))]
-
-
-def _shar(args: argparse.Namespace) -> list[Written]:
-    from s3prl_ekd.cuts.manifests import write_shar
-
-    return [write_shar(args.cuts, args.out, shard_size=args.shard_size, audio=args.audio)]
-
-
-_ACTIONS: dict[str, Callable[[argparse.Namespace], list[Written]]] = {"folder": _folder, "tsv": _tsv, "shar": _shar}

@@ -26,7 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table per corpus and split."""
-    rows = [row for path in args.summaries for row in _results(path)]
+    rows: list[Row] = []
+    for path in args.summaries:
+        found = read_summary(path)
+        if not found:
+            raise UserError(f"{path}: a summary without results; leave it out, or let s3prl-ekd superb fill it")
+        rows += found
     corpora = sorted({row.corpus for row in rows})
     if len(corpora) > 1:
         logger.warning("results on the %s corpora: a table each, not to be compared", " and ".join(corpora))
@@ -36,10 +41,3 @@ def run(args: argparse.Namespace) -> int:
         plot(made, args.plot)
         print(f"\n{args.plot}", file=sys.stderr)
     return 0
-
-
-def _results(path: Path) -> list[Row]:
-    rows = read_summary(path)
-    if not rows:
-        raise UserError(f"{path}: a summary without results; leave it out, or let s3prl-ekd superb fill it")
-    return rows

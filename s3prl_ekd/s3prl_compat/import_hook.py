@@ -59,30 +59,22 @@ class _Finder:
             spec = None if isinstance(finder, _Finder) else finder.find_spec(name, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment] # Loader's base costs an import
+                    _act_after(spec.loader)
                 return spec
         return None
 
 
-class _Loader:
-    """The loader that was found, and :data:`_AFTER` after it."""
+def _act_after(loader: Loader) -> None:
+    """Have this loader, once, do what is in :data:`_AFTER` when it has imported a module."""
+    original = loader.exec_module
 
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._loader, name)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self._loader  # from here on it is as if we had not been there
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
+    def exec_module(module: ModuleType) -> None:
+        vars(loader).pop("exec_module", None)
+        original(module)
         for action in _AFTER[module.__name__]:
             action(module)
+
+    vars(loader)["exec_module"] = exec_module
 
 
 def install(*functions: str) -> None:

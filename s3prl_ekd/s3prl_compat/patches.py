@@ -8,7 +8,6 @@ imported, which is when most of them are needed.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import importlib.util
 import inspect
@@ -17,7 +16,6 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -29,32 +27,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Patch:
-    """One repair."""
-
-    name: str
-    """Name of the function."""
-    broken_by: str
-    """The version that took away what s3prl uses."""
-    install: Callable[[], bool]
-    """Adds what is missing; returns whether anything was."""
+PATCHES: dict[str, Callable[[], bool]] = {}
+"""The patches by name, in their order: each adds what is missing, and returns whether anything was."""
 
 
-PATCHES: dict[str, Patch] = {}
-
-
-def _patch(broken_by: str) -> Callable[[Callable[[], bool]], Callable[[], bool]]:
-    def register(install: Callable[[], bool]) -> Callable[[], bool]:
-        PATCHES[install.__name__] = Patch(install.__name__, broken_by, install)
-        return install
-
-    return register
+def _patch(install: Callable[[], bool]) -> Callable[[], bool]:
+    PATCHES[install.__name__] = install
+    return install
 
 
 def apply(*names: str) -> list[str]:
     """Run the named patches (default: all); returns the names of those that were needed and are now in place."""
-    return [patch.name for patch in PATCHES.values() if (not names or patch.name in names) and patch.install()]
+    return [name for name, install in PATCHES.items() if (not names or name in names) and install()]
 
 
 def _set(owner: Any, **values: Any) -> None:
@@ -110,7 +94,7 @@ def _not_of_espnet(record: logging.LogRecord) -> bool:
 # --- Python and numpy -------------------------------------------------------------------------------------------------
 
 
-@_patch("Python 3.12, unless setuptools brings its own copy")
+@_patch  # broken by Python 3.12, unless setuptools brings its own copy
 def distutils() -> bool:
     """``distutils.util.strtobool``, imported by the hub entries of distiller, mockingjay and their kin."""
     try:
@@ -134,7 +118,7 @@ def _strtobool(value: str) -> int:
     raise ValueError(f"invalid truth value {value!r}")
 
 
-@_patch("numpy 1.24")
+@_patch  # broken by numpy 1.24
 def numpy_scalar_aliases() -> bool:
     """``np.int`` (span masks of WavLM, wav2vec 2.0 and LightHuBERT) and ``np.complex`` (s3prl.utility.audio)."""
     import numpy as np
@@ -145,7 +129,7 @@ def numpy_scalar_aliases() -> bool:
 # --- torchaudio -------------------------------------------------------------------------------------------------------
 
 
-@_patch("torchaudio 2.9")
+@_patch  # broken by torchaudio 2.9
 def torchaudio_set_audio_backend() -> bool:
     """``torchaudio.set_audio_backend``, called by several modules during their import; there are no backends now."""
     import torchaudio
@@ -153,7 +137,7 @@ def torchaudio_set_audio_backend() -> bool:
     return _add_missing(torchaudio, set_audio_backend=lambda backend=None: None)
 
 
-@_patch("torchaudio 2.9, unless torchcodec is installed and finds its FFmpeg")
+@_patch  # broken by torchaudio 2.9, unless torchcodec is installed and finds its FFmpeg
 def torchaudio_load() -> bool:
     """``torchaudio.load``, which reads through torchcodec now; :func:`load_audio` reads through soundfile."""
     import torchaudio
@@ -165,8 +149,6 @@ def torchaudio_load() -> bool:
 
 
 def _torchcodec_works() -> bool:
-    if importlib.util.find_spec("torchcodec") is None:
-        return False
     try:
         importlib.import_module("torchcodec.decoders")
     except (ImportError, OSError, RuntimeError):  # RuntimeError: no FFmpeg that it could link to
@@ -197,9 +179,7 @@ def load_audio(
         normalize: float32 in [-1, 1]; if false, a WAV of integers keeps its integers (8 bit: uint8, 16 bit: int16,
             24 and 32 bit: int32).
         channels_first: (C, S) if true, else (S, C).
-        format: format of a headerless file, as soundfile names it; otherwise not needed.
-        buffer_size: accepted, not needed.
-        backend: accepted, not needed.
+        format: accepted, not needed, as are ``buffer_size`` and ``backend``.
 
     Returns:
         The samples and the sampling rate in Hz.
@@ -236,7 +216,7 @@ def _read(file: Any, num_frames: int, normalize: bool) -> np.ndarray:
     return file.read(num_frames, integers.get(file.subtype, "float32") if as_stored else "float32", always_2d=True)
 
 
-@_patch("torchaudio 2.9")
+@_patch  # broken by torchaudio 2.9
 def torchaudio_sox_effects() -> bool:
     """``torchaudio.sox_effects``: many modules of s3prl import it, few call it, and those mostly for three effects."""
     import torchaudio
@@ -284,7 +264,7 @@ def _no_sox_effects(*args: object, **kwargs: object) -> None:
 # --- catalyst ---------------------------------------------------------------------------------------------------------
 
 
-@_patch("an installation without s3prl's own extras")
+@_patch  # missing where s3prl's own extras are not installed
 def catalyst() -> bool:
     """``catalyst.data.sampler``, imported by ``-d speech_commands`` for training by several processes only."""
     if importlib.util.find_spec("catalyst") is not None:
@@ -305,41 +285,26 @@ def _no_catalyst(*args: object, **kwargs: object) -> None:
 # --- huggingface_hub --------------------------------------------------------------------------------------------------
 
 
-@_patch("huggingface_hub 1.0")
+@_patch  # broken by huggingface_hub 1.0
 def huggingface_hub_names() -> bool:
     """``HfFolder`` and ``Repository``, imported by s3prl's downstream runner whether or not it meets the hub."""
     import huggingface_hub
 
-    return _add_missing(huggingface_hub, HfFolder=_HfFolder, Repository=_Repository)
-
-
-class _HfFolder:
-    """Where huggingface_hub kept its token, by the functions that replaced it."""
-
-    @staticmethod
-    def get_token() -> str | None:
-        import huggingface_hub
-
-        return huggingface_hub.get_token()
-
-    @staticmethod
     def save_token(token: str | None) -> None:
         if token:
-            import huggingface_hub
-
             huggingface_hub.login(token=token)
 
-
-class _Repository:
-    """Stands for the git client that huggingface_hub dropped; only ``--push_to_hf_hub`` makes one."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        raise UserError(
-            "--push_to_hf_hub works with huggingface_hub below 1.0 only; upload the folder with `hf upload` instead"
-        )
+    token_store = types.SimpleNamespace(get_token=huggingface_hub.get_token, save_token=save_token)
+    return _add_missing(huggingface_hub, HfFolder=token_store, Repository=_no_repository)
 
 
-@_patch("huggingface_hub 0.23")
+def _no_repository(*args: object, **kwargs: object) -> None:  # the git client; only --push_to_hf_hub makes one
+    raise UserError(
+        "--push_to_hf_hub works with huggingface_hub below 1.0 only; upload the folder with `hf upload` instead"
+    )
+
+
+@_patch  # broken by huggingface_hub 0.23
 def huggingface_hub_login() -> bool:
     """``HfApi().login(username, password)``, which ``--hub huggingface`` calls; passwords went away, tokens stayed."""
     import huggingface_hub
@@ -350,7 +315,7 @@ def huggingface_hub_login() -> bool:
     return _add_missing(huggingface_hub.HfApi, login=login)
 
 
-@_patch("huggingface_hub 1.0")
+@_patch  # broken by huggingface_hub 1.0
 def huggingface_hub_snapshot_download() -> bool:
     """``snapshot_download(name, revision, use_auth_token=True)``, as ``--hub huggingface`` calls it."""
     import huggingface_hub
@@ -359,7 +324,6 @@ def huggingface_hub_snapshot_download() -> bool:
     if "use_auth_token" in inspect.signature(original).parameters:
         return False
 
-    @functools.wraps(original)
     def snapshot_download(
         repo_id: str, revision: str | None = None, *, use_auth_token: bool | str | None = None, **kwargs: Any
     ) -> str:
@@ -367,7 +331,6 @@ def huggingface_hub_snapshot_download() -> bool:
             kwargs["token"] = use_auth_token
         return original(repo_id, revision=revision, **kwargs)
 
-    del snapshot_download.__wrapped__  # so that the signature shows what it takes
     _set(huggingface_hub, snapshot_download=snapshot_download)
     return True
 
@@ -375,7 +338,7 @@ def huggingface_hub_snapshot_download() -> bool:
 # --- torch ------------------------------------------------------------------------------------------------------------
 
 
-@_patch("torch 2.6")
+@_patch  # broken by torch 2.6
 def torch_safe_globals() -> bool:
     """What s3prl's checkpoints hold besides tensors, allowed where torch loads with ``weights_only`` (2.6: always).
 
@@ -411,7 +374,7 @@ def _subclasses(cls: type) -> Iterator[type]:
 # --- what the wheel of s3prl leaves out -------------------------------------------------------------------------------
 
 
-@_patch("s3prl 0.4.18's wheel, which lacks the folder")
+@_patch  # missing from s3prl 0.4.18's wheel
 def ctc_corpus() -> bool:
     """``s3prl.downstream.ctc.corpus``, the data sets of ``-d ctc``; ours are in :mod:`.ctc_corpus`."""
     if any(isinstance(finder, _CtcCorpusFinder) for finder in sys.meta_path):
@@ -433,7 +396,7 @@ class _CtcCorpusFinder:
 # --- other processes --------------------------------------------------------------------------------------------------
 
 
-@_patch("multiprocessing's spawn and forkserver, which start a process without any of these patches")
+@_patch  # multiprocessing's spawn and forkserver start a process without any of these patches
 def new_processes() -> bool:
     """All of the above in the processes that this one starts, such as the workers of s3prl's data loaders."""
     from s3prl_ekd.s3prl_compat import processes

@@ -31,25 +31,20 @@ class _Call:
 
 def reach_new_processes() -> bool:
     """Let every process that this one starts, and their own, be patched; returns False if they are already."""
-    if isinstance(multiprocessing.spawn.get_preparation_data, _Preparation):
+    original = multiprocessing.spawn.get_preparation_data
+    if original.__module__ == __name__:
         return False
-    multiprocessing.spawn.get_preparation_data = _Preparation(multiprocessing.spawn.get_preparation_data)
-    return True
 
-
-class _Preparation:
-    """``get_preparation_data`` with our three entries before its own."""
-
-    def __init__(self, original: Callable[[str], dict[str, Any]]) -> None:
-        self._original = original
-
-    def __call__(self, name: str) -> dict[str, Any]:
+    def get_preparation_data(name: str) -> dict[str, Any]:
         ours = {
             "s3prl_ekd": _Call(runpy.run_path, str(Path(__file__).with_name("new_process.py"))),
             "s3prl_ekd.in_new_processes": _Call(import_hook.call, *import_hook.in_new_processes),
             "s3prl_ekd.after_patches": _Call(import_hook.install, *import_hook.after_patches),
         }
-        data = self._original(name)
+        data = original(name)
         if str(data.get("init_main_from_name")).startswith("s3prl."):
             del data["init_main_from_name"]  # a script that defines nothing for a worker, and takes seconds to import
         return ours | data
+
+    multiprocessing.spawn.get_preparation_data = get_preparation_data
+    return True

@@ -44,22 +44,29 @@ def check_file(name: str, ckpt: str | None, *, options: tuple[str, str]) -> None
         raise UserError(f"{options[1]} {ckpt}: no such file or folder (working folder: {Path.cwd()})")
 
 
-def names() -> set[str]:
-    """All upstreams of s3prl, as the source of its hub says, without importing it, which takes seconds."""
-    return {name for name in _names_in_source() if not name.startswith("_")}
-
-
-def _names_in_source() -> Iterator[str]:
-    """The functions that ``s3prl/hub.py`` imports from its upstreams' ``hubconf.py``."""
+def s3prl_folder() -> Path | None:
+    """Where s3prl is installed, None if it is not; it is not imported for that."""
     spec = importlib.util.find_spec("s3prl")
-    folder = Path(next(iter(spec.submodule_search_locations or ()), "")) if spec else Path()
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def names() -> set[str]:
+    """All upstreams of s3prl: the functions that its ``hub.py`` imports from its upstreams' ``hubconf.py``.
+
+    The source is read for that: to import it takes seconds.
+    """
+    folder = s3prl_folder()
+    if folder is None:
+        return set()
+    found = set()
     for module, name in _imports(folder / "hub.py"):
-        if name != "*":
-            yield name
-            continue
-        file = folder.joinpath(*module.split(".")[1:]).with_suffix(".py")
-        yield from (node.name for node in _statements(file) if isinstance(node, ast.FunctionDef))
-        yield from (name for _, name in _imports(file))
+        if name == "*":
+            file = folder.joinpath(*module.split(".")[1:]).with_suffix(".py")
+            found |= {node.name for node in _statements(file) if isinstance(node, ast.FunctionDef)}
+            found |= {name for _, name in _imports(file)}
+        else:
+            found.add(name)
+    return {name for name in found if not name.startswith("_")}
 
 
 def _imports(file: Path) -> Iterator[tuple[str, str]]:

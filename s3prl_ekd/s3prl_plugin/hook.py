@@ -12,24 +12,17 @@ from s3prl_ekd.s3prl_compat import import_hook
 
 TYPE_CHECKING = False  # as typing's, without its import
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import ModuleType, TracebackType
-
-    ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
 
 
 def install() -> None:
     """Start waiting for s3prl, its hub and its runners, here and in the processes started from here."""
     import_hook.repeat_in_new_processes(f"{__name__}:{install.__name__}")
-    import_hook.after("s3prl", _say_user_errors)
+    import_hook.after("s3prl", lambda s3prl: report_user_errors())
     import_hook.install()
     import_hook.after("s3prl.hub", _add_upstreams)
     import_hook.after("s3prl.downstream.runner", _prepare_downstream)
     import_hook.after("pretrain.runner", _prepare_checkout)
-
-
-def _say_user_errors(module: ModuleType) -> None:
-    report_user_errors()
 
 
 def _prepare_checkout(module: ModuleType) -> None:
@@ -58,17 +51,11 @@ def _add_upstreams(module: ModuleType) -> None:
 
 def report_user_errors() -> None:
     """Let an uncaught :class:`~s3prl_ekd.errors.UserError` end the process with one line instead of a traceback."""
-    if not isinstance(sys.excepthook, _OneLine):
-        sys.excepthook = _OneLine(sys.excepthook)
+    previous = sys.excepthook
+    if getattr(previous, "__module__", "") == __name__:
+        return
 
-
-class _OneLine:
-    """A ``sys.excepthook`` that says UserErrors in one line and leaves all else to the one before it."""
-
-    def __init__(self, previous: ExceptHook) -> None:
-        self._previous = previous
-
-    def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         from s3prl_ekd.errors import UserError
         from s3prl_ekd.s3prl_plugin.runners.stock_process import close_event_files
 
@@ -76,4 +63,6 @@ class _OneLine:
             close_event_files(traceback)
             print(f"error: {error}", file=sys.stderr)
         else:
-            self._previous(kind, error, traceback)
+            previous(kind, error, traceback)
+
+    sys.excepthook = excepthook

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import shutil
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
-from s3prl_ekd import assets
+from s3prl_ekd import assets, recipe_files
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path
 from s3prl_ekd.s3prl_plugin import hook
@@ -78,18 +77,15 @@ def plug_checkout(folder: Path, recipe: str) -> None:
     source = assets.recipe(recipe)
     missing = [name for name in YAML if not (source / name).is_file()]
     if missing:
-        raise UserError(f"--recipe {recipe}: has no {missing[0]}; recipes for pretraining: {', '.join(recipe_names())}")
+        valid = ", ".join(recipe_files.for_pretraining())
+        raise UserError(f"--recipe {recipe}: has no {missing[0]}; recipes for pretraining: {valid}")
     texts = CODE | {name: (source / name).read_text(encoding="utf-8") for name in YAML}
     kept = {name for name in FILES if (target / name).exists() and not is_untouched(target / name)}
     try:
-        if not target.exists():
-            with atomic_path(target) as temporary:
-                temporary.mkdir()
-                for name, text in texts.items():
-                    (temporary / name).write_text(marked(text), encoding="utf-8")
-        else:
+        with contextlib.nullcontext(target) if target.exists() else atomic_path(target) as written:
+            written.mkdir(exist_ok=True)
             for name in texts.keys() - kept:
-                with atomic_path(target / name) as temporary:
+                with atomic_path(written / name) as temporary:
                     temporary.write_text(marked(texts[name]), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{target}: {error.strerror}") from error
@@ -136,15 +132,9 @@ def recipe_folder(folder: Path) -> Path:
     raise UserError(f"--s3prl {folder}: not a checkout of s3prl (no s3prl/run_pretrain.py with its pretrain/ there)")
 
 
-def recipe_names() -> Iterator[str]:
-    """Packaged recipes that can be plugged."""
-    root = assets.recipe()
-    return (str(file.parent.relative_to(root)) for file in sorted(root.rglob(YAML[0])))
-
-
 def marked(text: str) -> str:
     """``text`` under a line that says whose it is and what it was."""
-    return f"{_MARK}{_digest(text)}\n{text}"
+    return f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()[:16]}\n{text}"
 
 
 def is_ours(path: Path) -> bool:
@@ -154,11 +144,5 @@ def is_ours(path: Path) -> bool:
 
 def is_untouched(path: Path) -> bool:
     """Whether this file is as plug wrote it."""
-    if not is_ours(path):
-        return False
-    first, _, text = path.read_text(encoding="utf-8").partition("\n")
-    return first.removeprefix(_MARK) == _digest(text)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.replace(os.linesep, "\n").encode()).hexdigest()[:16]
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return text == marked(text.partition("\n")[2])

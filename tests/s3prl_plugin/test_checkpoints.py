@@ -73,3 +73,15 @@ def test_options_beside_a_checkpoint_are_judged_before_s3prl_is_imported(here, o
     monkeypatch.setattr(s3prl_hub, "register", lambda: pytest.fail("s3prl is imported"))
     with pytest.raises(UserError, match=message):
         downstream_runner.run(options.split())
+
+
+def test_a_folder_that_an_override_names_is_the_experiments(here, monkeypatch):
+    monkeypatch.setattr(s3prl_hub, "register", lambda: pytest.fail("s3prl is imported"))
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere/states-1.ckpt").touch()
+    (here / "er.yaml").touch()
+    command = ["-m", "train", "-u", "fbank", "-d", "emotion", "-c", "er.yaml", "-n", "x", "-o", "args.expdir=elsewhere"]
+    with pytest.raises(UserError, match="elsewhere: holds a run already; add -a"):
+        downstream_runner.run(command)
+    with pytest.raises(UserError, match=r"-e elsewhere: no readable checkpoint: elsewhere/states-1.ckpt"):
+        downstream_runner.run([*command, "-a"])

@@ -15,13 +15,13 @@ RUNNERS = [(downstream_runner, DOWNSTREAM), (pretrain_runner, PRETRAIN)]
 
 def test_options_are_taken_apart_as_the_runner_would():
     options = DOWNSTREAM.parse(["-ufbank", "--auto", "-o", "args.device='cpu'", "--see=3", "--new", "x"])
-    assert options.given == {"upstream": "fbank", "auto_resume": True, "override": "args.device='cpu'", "seed": "3"}
+    assert options == {"upstream": "fbank", "auto_resume": True, "override": "args.device='cpu'", "seed": "3"}
     assert options.rest == ["--new", "x"]
     assert options.overrides("device")
     assert not options.overrides("upstream")
-    del options.given["auto_resume"]
-    options.given["seed"] = "-1"  # a value that looks like an option survives
-    assert DOWNSTREAM.parse(options.argv()).given == options.given
+    del options["auto_resume"]
+    options["seed"] = "-1"  # a value that looks like an option survives
+    assert DOWNSTREAM.parse(options.argv()) == options
 
 
 def test_only_the_whole_name_of_an_option_is_overridden():

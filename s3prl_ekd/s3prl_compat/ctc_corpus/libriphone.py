@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from s3prl_ekd.audio.text import Pronunciation, read_lexicon
+from s3prl_ekd.audio.text import read_lexicon
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_compat.ctc_corpus.folder import LibriSpeechFolder
 
@@ -39,7 +39,12 @@ class LibriPhoneDataset(LibriSpeechFolder):
         pronunciations = read_lexicon(files)
 
         def encode(transcript: str) -> list[int]:
-            phones = [phone for word in transcript.split() for phone in _pronounce(word, pronunciations, files)]
+            phones: list[str] = []
+            for word in transcript.split():
+                if word not in pronunciations:
+                    named = f"lexicon {', '.join(files)}"
+                    raise UserError(f"{named}: has no pronunciation of {word!r}; add a line '{word}<tab>PH PH'")
+                phones += pronunciations[word]
             labels = tokenizer.encode(" ".join(phones))
             if tokenizer.unk_idx in labels:
                 unknown = phones[labels.index(tokenizer.unk_idx)]
@@ -47,9 +52,3 @@ class LibriPhoneDataset(LibriSpeechFolder):
             return labels
 
         super().__init__(path, split, encode, bucket_size, ascending)
-
-
-def _pronounce(word: str, pronunciations: Mapping[str, Pronunciation], files: Sequence[str]) -> Pronunciation:
-    if word not in pronunciations:
-        raise UserError(f"lexicon {', '.join(files)}: has no pronunciation of {word!r}; add a line '{word}<tab>PH PH'")
-    return pronunciations[word]

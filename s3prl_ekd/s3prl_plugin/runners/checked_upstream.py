@@ -46,7 +46,13 @@ def checked_upstream() -> Iterator[None]:
             raise
 
     def select_checked(runner: Any) -> Any:
-        _check_selection(runner.args, getattr(runner.upstream.model, "module", runner.upstream.model))
+        name, device = runner.args.upstream_feature_selection, runner.args.device
+        if name != "hidden_states" and runner.args.upstream in NAMES:  # s3prl takes it for a name that it does not find
+            upstream = getattr(runner.upstream.model, "module", runner.upstream.model)
+            with torch.no_grad():
+                features = upstream.eval()([torch.zeros(SAMPLE_RATE, device=device)])
+            if name not in features:
+                raise UserError(f"-s {name}: {runner.args.upstream} has no such features; {nearest(name, features)}")
         return select(runner)
 
     with replaced(Runner, _get_upstream=load_checked, _get_featurizer=select_checked):
@@ -63,14 +69,3 @@ def _not_fetched(args: Any, error: BaseException) -> str:
         f"-u {args.upstream}: {what} could not be fetched ({type(error).__name__}): no network, or the address is"
         f" gone{hint}"
     )
-
-
-def _check_selection(args: Any, upstream: torch.nn.Module) -> None:
-    """s3prl takes ``hidden_states`` for a name that it does not find."""
-    name = args.upstream_feature_selection
-    if name == "hidden_states" or args.upstream not in NAMES:
-        return
-    with torch.no_grad():
-        features = upstream.eval()([torch.zeros(SAMPLE_RATE, device=args.device)])
-    if name not in features:
-        raise UserError(f"-s {name}: {args.upstream} has no such features; {nearest(name, features)}")

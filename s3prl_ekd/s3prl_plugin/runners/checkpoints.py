@@ -18,20 +18,14 @@ _log = logging.getLogger(__name__)
 
 
 def check_unchanged(options: Options, syntax: Syntax, stored: Mapping[str, Any], also: tuple[str, ...] = ()) -> None:
-    """Refuse options beside a checkpoint that differ from its own, which s3prl would follow without a word.
-
-    Args:
-        options: the command line.
-        syntax: of the runner.
-        stored: the checkpoint's options.
-        also: options to look at besides ``syntax.kept``.
+    """Refuse options (``syntax.kept``, and ``also``) that differ from the checkpoint's, which s3prl would follow.
 
     Raises:
         UserError: one differs.
     """
     for name in (*syntax.kept, *also):
         if name in options and name in stored and not options.overrides(name):
-            given, kept = options.given[name], stored[name]
+            given, kept = options[name], stored[name]
             if str(given) != str(kept):
                 option = syntax.spelling(name)
                 value = "" if given is True else f" {given}"
@@ -50,12 +44,30 @@ def changed_args(checkpoint: str | None, changes: Mapping[str, Any]) -> Iterator
 
     def load(path: Any, *args: Any, **kwargs: Any) -> Any:
         states = original(path, *args, **kwargs)
-        if checkpoint is not None and path == checkpoint:
+        if path == checkpoint:
             vars(states["Args"]).update(changes)
         return states
 
     with replaced(torch, load=load):
         yield
+
+
+def resolve_resume(options: Options, folder: Path | None) -> None:
+    """Name the checkpoint that ``-a`` (in the experiment's ``folder``, None: not named) or ``-e`` goes on from.
+
+    Raises:
+        UserError: see :func:`newest_checkpoint`; or options that do not go together.
+    """
+    if options.pop("auto_resume", False):
+        if folder is None:
+            raise UserError("-a needs the experiment: give -n NAME or -p FOLDER")
+        if any(folder.glob("states-*.ckpt")):
+            options["past_exp"] = str(folder)
+            options.pop("init_ckpt", None)  # the run has begun with it
+    if "past_exp" in options:
+        if "init_ckpt" in options:
+            raise UserError("-i beside -e: -e takes the weights from its own checkpoint; leave one of the two out")
+        options["past_exp"] = newest_checkpoint(options["past_exp"], "-e")
 
 
 def newest_checkpoint(where: str, option: str) -> str:
@@ -69,7 +81,7 @@ def newest_checkpoint(where: str, option: str) -> str:
     """
     path = Path(where)
     if path.is_file():
-        _read_step(path)
+        read_states(path)
         return where
     if not path.is_dir():
         raise UserError(f"{option} {where}: no such checkpoint file or folder (working folder: {Path.cwd()})")
@@ -82,7 +94,7 @@ def newest_checkpoint(where: str, option: str) -> str:
     for group in (numbered, [p for p in candidates if _number(p) < 0]):
         for candidate in group:
             try:
-                found.append((_read_step(candidate), candidate))
+                found.append((read_states(candidate)["Step"], candidate))
                 if group is numbered:
                     break
             except UserError as error:
@@ -99,10 +111,6 @@ def _number(path: Path) -> int:
     """The step in a checkpoint's name; -1 where there is none."""
     match = re.fullmatch(r"states-(\d+)\.ckpt", path.name)
     return int(match[1]) if match else -1
-
-
-def _read_step(path: Path) -> int:
-    return int(read_states(path)["Step"])
 
 
 def read_states(path: str | Path) -> dict[str, Any]:

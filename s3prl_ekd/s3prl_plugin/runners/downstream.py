@@ -5,7 +5,6 @@ The options are s3prl's. Before it starts, what it would answer with a traceback
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -43,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
     DOWNSTREAM.check(options)
     if "mode" not in options:
         raise UserError("-m is missing: train or evaluate")
-    _resolve_resume(options)
+    checkpoints.resolve_resume(options, _experiment_folder(options))
     if "past_exp" in options:
         new_folder, changes = None, _check_checkpoint_to_go_on_from(options)
     else:
@@ -74,26 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return as_command(run, DOWNSTREAM.prog, argv)
 
 
-def _is_named(options: Options) -> bool:
-    return "expname" in options or "expdir" in options or options.overrides("expdir")
-
-
-def _experiment_folder(options: Options) -> Path:
-    return Path(options.get("expdir") or f"result/downstream/{options.get('expname')}")
-
-
-def _resolve_resume(options: Options) -> None:
-    """Name the checkpoint that ``-a`` or ``-e`` goes on from."""
-    if options.given.pop("auto_resume", False):
-        if not _is_named(options):
-            raise UserError("-a needs the experiment: give -n NAME or -p FOLDER")
-        if any(_experiment_folder(options).glob("states-*.ckpt")):
-            options.given["past_exp"] = str(_experiment_folder(options))
-            options.given.pop("init_ckpt", None)  # the run has begun with it
-    if "past_exp" in options:
-        if "init_ckpt" in options:
-            raise UserError("-i beside -e: -e takes the weights from its own checkpoint; leave one of the two out")
-        options.given["past_exp"] = checkpoints.newest_checkpoint(options["past_exp"], "-e")
+def _experiment_folder(options: Options) -> Path | None:
+    """The folder that the options name; None if they name neither a folder nor an experiment."""
+    folder = override.arguments(options.get("override")).get("expdir") or options.get("expdir")
+    if not folder and "expname" in options:
+        folder = f"result/downstream/{options['expname']}"
+    return Path(str(folder)) if folder else None
 
 
 # What a run that goes on takes from the command line where that says it: s3prl takes it from the checkpoint. (It takes
@@ -124,9 +109,8 @@ def _check_checkpoint_to_go_on_from(options: Options) -> dict[str, Any]:
         raise UserError(f"-e {path}: a damaged checkpoint (no configuration, upstream or task in it)")
     checkpoints.check_unchanged(options, DOWNSTREAM, stored)
     if "upstream_model_config" in options:
-        options.given["upstream_model_config"] = recipe_files.find(options["upstream_model_config"], "-g")
-    named = options.given.keys() & {"expname", "expdir"}
-    folder = _experiment_folder(options) if named else Path(path).parent
+        options["upstream_model_config"] = recipe_files.find(options["upstream_model_config"], "-g")
+    folder = _experiment_folder(options) or Path(path).parent
     changes: dict[str, Any] = {"expdir": str(folder), "push_to_hf_hub": False}
     changes |= {name: options.get(name) for name in _OF_THIS_CALL if name in options}
     if changes.get("upstream_ckpt", stored.get("upstream_ckpt")) != stored.get("upstream_ckpt"):
@@ -140,12 +124,13 @@ def _check_checkpoint_to_go_on_from(options: Options) -> dict[str, Any]:
     _check_task(args["downstream"], f"-e {path}: -d")
     trust.check_downstream(path, args, config, options)
     if "config" in options:
-        options.given["config"] = recipe_files.find(options["config"], "-c")
+        options["config"] = recipe_files.find(options["config"], "-c")
     return changes
 
 
 def _check_task(task: str, where: str) -> None:
-    tasks = _tasks()
+    folder = upstream_names.s3prl_folder()
+    tasks = [expert.parent.name for expert in folder.glob("downstream/*/expert.py")] if folder else []
     if tasks and task not in tasks:
         raise UserError(f"{where} {task}: s3prl has no such task; {nearest(task, tasks)}")
 
@@ -163,14 +148,14 @@ def _check_new_experiment(options: Options) -> Path:
         )
     for name, option in (("config", "-c"), ("upstream_model_config", "-g")):
         if name in options:
-            options.given[name] = recipe_files.find(options[name], option)
-    if not _is_named(options):
+            options[name] = recipe_files.find(options[name], option)
+    folder = _experiment_folder(options)
+    if folder is None:
         raise UserError("give the experiment a name or a folder: -n NAME (result/downstream/NAME) or -p FOLDER")
     if not options.overrides("upstream") and not options.overrides("upstream_ckpt"):
         if upstream is None:
             raise UserError("-u is missing: name the upstream, such as ekd_student")
         _check_upstream(upstream, options)
-    folder = _experiment_folder(options)
     if options["mode"] == "train":
         checkpoints.check_unused(folder)
     return folder
@@ -187,12 +172,6 @@ def _check_upstream(name: str, options: Options) -> None:
             " (-u ekd_student_mini needs none)"
         )
     upstream_names.check_file(name, options.get("upstream_ckpt"), options=("-u", "-k"))
-
-
-def _tasks() -> list[str]:
-    spec = importlib.util.find_spec("s3prl.downstream")
-    folders = (spec and spec.submodule_search_locations) or ()
-    return [path.parent.name for folder in folders for path in Path(folder).glob("*/expert.py")]
 
 
 def _check_checkpoint(options: Options) -> None:
@@ -219,7 +198,7 @@ def _check_new_configuration(options: Options) -> None:
         downstream_config.check_keys(task, config)
         downstream_config.check_filled_in(task, config)
         if options["mode"] == "train":
-            _check_training(config)
+            check_training(config, package="s3prl.")
     except UserError as error:
         raise UserError(f"-c {file}{' with -o' if 'override' in options else ''}: {error}") from error
     _choose_split(options, task, config)
@@ -235,7 +214,7 @@ def _check_resumed_configuration(options: Options) -> None:
     try:
         downstream_config.check_keys(task, override.applied(changes, {}))
         if changes and options["mode"] == "train":
-            _check_training(config)
+            check_training(config, package="s3prl.")
     except UserError as error:
         raise UserError(f"-o: {error}") from error
     if "config" in options:
@@ -243,15 +222,9 @@ def _check_resumed_configuration(options: Options) -> None:
     _choose_split(options, task, config)
 
 
-def _check_training(config: Mapping[str, Any]) -> None:
-    from s3prl import optimizers, schedulers
-
-    check_training(config, optimizers, schedulers)
-
-
 def _choose_split(options: Options, task: str, config: Mapping[str, Any]) -> None:
     if options["mode"] == "evaluate" and "evaluate_split" not in options and not options.overrides("evaluate_split"):
-        options.given["evaluate_split"] = downstream_config.default_split(task, config)
+        options["evaluate_split"] = downstream_config.default_split(task, config)
 
 
 def _choose_device(options: Options) -> None:
@@ -259,8 +232,8 @@ def _choose_device(options: Options) -> None:
     rank = options.get("local_rank") or os.environ.get("LOCAL_RANK")
     if default_device() == "cuda":
         if rank is not None:
-            options.given["local_rank"] = rank
+            options["local_rank"] = rank
     elif options.get("local_rank") is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("s3prl trains with several processes on GPUs only, and torch sees none: start one process")
     if "device" not in options:
-        options.given["device"] = default_device()
+        options["device"] = default_device()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from s3prl_ekd.errors import UserError, nearest
@@ -17,9 +17,6 @@ from s3prl_ekd.tasks import BY_DOWNSTREAM
 _log = logging.getLogger(__name__)
 
 Settings = Mapping[str, Any]
-
-_NO_DATA = ("lexicon",)
-_MAY_BE_NULL = ("test_fold",)
 
 
 def check_keys(task: str, config: Settings) -> None:
@@ -36,20 +33,19 @@ def check_keys(task: str, config: Settings) -> None:
     if not isinstance(limit, int | float) or not limit > 0:
         raise UserError(f"runner.gradient_clipping: expected a positive number, found {limit!r}")
     if task in BY_DOWNSTREAM:
-        mini, real = (BY_DOWNSTREAM[task].template(recipes) for recipes in ("mini", "real"))
-        _check(config, _merged(mini, real), lists_of(task, config), "")
+        templates = [BY_DOWNSTREAM[task].template(recipes) for recipes in ("mini", "real")]
+        _check(config, templates, lists_of(task, config), "")
 
 
-def _check(config: Settings, known: Settings, names: list[str], where: str) -> None:
+def _check(config: Settings, templates: Sequence[Settings], names: list[str], where: str) -> None:
+    known = {key for template in templates for key in template}
     for key, value in config.items():
         if key in known:
-            if isinstance(value, Mapping) and isinstance(known[key], Mapping):
-                _check(value, known[key], names, f"{where}{key}.")
-        elif key not in names and difflib.get_close_matches(str(key), known, n=1, cutoff=_SLIP):
+            if isinstance(value, Mapping):
+                sections = [template[key] for template in templates if isinstance(template.get(key), Mapping)]
+                _check(value, sections, names, f"{where}{key}.")
+        elif key not in names and difflib.get_close_matches(str(key), known, n=1, cutoff=0.8):
             raise UserError(f"unknown key '{where}{key}'; {nearest(str(key), known)}")
-
-
-_SLIP = 0.8  # of two words this much alike (difflib's ratio), one is taken for the other misspelt
 
 
 def check_filled_in(task: str, config: Settings) -> None:
@@ -70,7 +66,7 @@ def _empty(template: Settings, config: Settings, where: str) -> Iterator[str]:
     for key in (key for key in template if key in config):
         if isinstance(template[key], Mapping) and isinstance(config[key], Mapping):
             yield from _empty(template[key], config[key], f"{where}{key}.")
-        elif template[key] is None and config[key] is None and key not in _MAY_BE_NULL:
+        elif template[key] is None and config[key] is None and key != "test_fold":
             yield f"{where}{key}"
 
 
@@ -80,7 +76,7 @@ def lists_of(task: str, config: Settings) -> list[str]:
     expert = config.get("downstream_expert")
     data = expert.get(section) if isinstance(expert, Mapping) else None
     lists = data.items() if isinstance(data, Mapping) else ()
-    return [name for name, value in lists if isinstance(value, list) and name not in _NO_DATA]
+    return [name for name, value in lists if isinstance(value, list) and name != "lexicon"]
 
 
 def default_split(task: str, config: Settings) -> str:
@@ -97,10 +93,3 @@ def default_split(task: str, config: Settings) -> str:
         raise UserError(f"-t is missing: name what to evaluate; valid: {', '.join(valid)}")
     _log.info("evaluating %s; -t chooses another of %s", tests[0], ", ".join(valid))
     return tests[0]
-
-
-def _merged(one: Any, two: Any) -> Any:
-    """The keys of both, recursively; a value that is no mapping does not matter."""
-    if not (isinstance(one, Mapping) and isinstance(two, Mapping)):
-        return one if isinstance(one, Mapping) else two
-    return {key: _merged(one.get(key), two.get(key)) for key in {**one, **two}}

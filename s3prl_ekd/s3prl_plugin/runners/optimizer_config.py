@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 from collections.abc import Mapping
 from types import ModuleType
@@ -19,13 +20,12 @@ _SET_BY_S3PRL = {"params", "model_params", "total_steps", "kwargs"}
 _HAND_ON = ("TorchOptim", "AdamW_with_schedule", "Lamb_with_schedule")
 
 
-def check_training(config: Settings, optimizers: ModuleType, schedulers: ModuleType) -> None:
+def check_training(config: Settings, package: str) -> None:
     """Check ``optimizer`` and ``scheduler`` by their keys and by one update of a tiny model.
 
     Args:
         config: the whole configuration of a runner.
-        optimizers: s3prl's module of that name, which runs under two names.
-        schedulers: the same.
+        package: under which s3prl's modules run there: ``s3prl.`` or, for ``run_pretrain.py``, nothing.
 
     Raises:
         UserError: a key that s3prl would ignore, a key or value that it stumbles over, an update that is not finite.
@@ -33,6 +33,7 @@ def check_training(config: Settings, optimizers: ModuleType, schedulers: ModuleT
     optimizer = config.get("optimizer")
     if not isinstance(optimizer, Mapping):
         raise UserError("has no section 'optimizer'")
+    optimizers, schedulers = (importlib.import_module(f"{package}{name}") for name in ("optimizers", "schedulers"))
     function = getattr(optimizers, f"get_{optimizer.get('name')}", None)
     if function is not None and optimizer["name"] not in _HAND_ON:
         known = inspect.signature(function).parameters.keys() - _SET_BY_S3PRL | {"name"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from s3prl_ekd.command_line import OneLineParser, unknown_word
@@ -13,8 +13,8 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_plugin.runners import override
 
 TRUST = "trust_checkpoint"
-_OWN = {TRUST: "accept upstreams, teachers and settings that a checkpoint names and that could run code"}
-"""Our own flags, which s3prl does not know -> one line of help."""
+TRUST_FLAG = "--trust-checkpoint"
+"""How the user writes it: the one flag that is not s3prl's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,11 @@ class Syntax:
             parser.add_argument(*short.split(), f"--{name}", dest=name)
         for name, short in self.flags.items():
             parser.add_argument(*short.split(), f"--{name}", dest=name, action="store_true")
-        for name in _OWN:
-            parser.add_argument(_own(name), dest=name, action="store_true")
+        parser.add_argument(TRUST_FLAG, dest=TRUST, action="store_true")
         known, rest = parser.parse_known_args(list(argv))
-        return Options(given=vars(known), rest=rest)
+        options = Options(vars(known))
+        options.rest = rest
+        return options
 
     def check(self, options: Options) -> None:
         """Refuse an unknown option or device before s3prl is imported, and write ``-o`` as s3prl reads it.
@@ -55,10 +56,10 @@ class Syntax:
             UserError: unknown.
         """
         if options.rest:
-            known = [f"--{name}" for name in (*self.values, *self.flags)] + [_own(name) for name in _OWN]
-            raise UserError(unknown_word(options.rest[0], known))
+            known = [f"--{name}" for name in (*self.values, *self.flags)]
+            raise UserError(unknown_word(options.rest[0], [*known, TRUST_FLAG]))
         if "override" in options:
-            options.given["override"] = override.in_python(options["override"])
+            options["override"] = override.in_python(options["override"])
         if "device" in options:
             check_device(options["device"])
 
@@ -72,35 +73,16 @@ class Syntax:
         try:
             show()
         finally:
+            accepts = "accept upstreams, teachers and settings that a checkpoint names and that could run code"
             print(f"\n{self.prog} is s3prl's runner with these options and, besides:")
-            for name, text in _OWN.items():
-                print(f"  {_own(name)}  {text}")
-            print(self.more_help)
+            print(f"  {TRUST_FLAG}  {accepts}\n{self.more_help}")
 
 
-def _own(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+class Options(dict[str, Any]):
+    """The options that were given, long name -> value, or True for a flag; change them and call :meth:`argv`."""
 
-
-@dataclass(kw_only=True)
-class Options:
-    """The options that were given; change ``given`` and call :meth:`argv`."""
-
-    given: dict[str, Any]
-    """Long name -> value, or True for a flag."""
-    rest: list[str] = field(default_factory=list)
+    rest: list[str]
     """Words that belong to no known option."""
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.given
-
-    def __getitem__(self, name: str) -> str:
-        """The value of an option that was given."""
-        return self.given[name]
-
-    def get(self, name: str) -> str | None:
-        """The value of an option, None where it is not given."""
-        return self.given.get(name)
 
     def overrides(self, name: str) -> bool:
         """Whether ``-o`` sets ``args.<name>``, so that the option's own value does not count."""
@@ -109,7 +91,7 @@ class Options:
 
     def argv(self) -> list[str]:
         """s3prl's command line again."""
-        given = {name: value for name, value in self.given.items() if name not in _OWN}
+        given = {name: value for name, value in self.items() if name != TRUST}
         return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()] + self.rest
 
 

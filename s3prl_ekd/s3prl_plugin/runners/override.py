@@ -12,10 +12,6 @@ from typing import Any
 
 from s3prl_ekd.errors import UserError
 
-# What of YAML is not Python: these words, and lists and mappings with them or with bare words inside.
-_YAML_WORDS = ("null", "~", "true", "false")
-_YAML_BRACKETS = ("[", "{")
-
 
 def in_python(text: str) -> str:
     """``text`` with values as YAML writes them turned into Python's, which is what s3prl reads them as.
@@ -28,7 +24,9 @@ def in_python(text: str) -> str:
 def _with_python_value(part: str) -> str:
     key, equals, value = part.partition("=")
     value = value.strip()
-    if _literal(value) is not _NONE or not (value.lower() in _YAML_WORDS or value.startswith(_YAML_BRACKETS)):
+    # What of YAML is not Python: these words, and lists and mappings with them or with bare words inside.
+    is_yaml = value.lower() in {"null", "~", "true", "false"} or value.startswith(("[", "{"))
+    if _literal(value) is not _NONE or not is_yaml:
         return part
     import yaml
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import logging
 import os
 import runpy
@@ -17,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd import assets, recipe_files
+from s3prl_ekd import recipe_files
 from s3prl_ekd.devices import default_device
 from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.s3prl_compat import patches
+from s3prl_ekd.s3prl_compat import patches, upstream_names
 from s3prl_ekd.s3prl_compat.patches import replaced
 from s3prl_ekd.s3prl_plugin.runners import checkpoints, override, trust
 from s3prl_ekd.s3prl_plugin.runners.guard import checked_already
@@ -55,15 +54,14 @@ def run(argv: Sequence[str]) -> None:
         return
     PRETRAIN.check(options)
     _name_experiment(options)
-    _resolve_resume(options)
-    _choose_device(options)
+    checkpoints.resolve_resume(options, Path(options["expdir"]) if "expdir" in options else None)
+    options.setdefault("device", default_device())
     with _top_level_modules() as script:
-        if "past_exp" not in options:
-            _check_new_experiment(options)
-            new_folder, changes = options.get("expdir"), {}
-        elif _goes_on(options):
-            new_folder, changes = None, _settings_of_this_call(options)
+        if "past_exp" in options:
+            new_folder, changes = None, _check_checkpoint_to_go_on_from(options)
         else:
+            new_folder, changes = _check_new_experiment(options), {}
+        if changes is None:
             return
         with (
             checked_already(),
@@ -90,10 +88,9 @@ def _run_script(script: Path, argv: Sequence[str]) -> None:
 @contextlib.contextmanager
 def _top_level_modules() -> Iterator[Path]:
     """s3prl's modules by the names ``run_pretrain.py`` imports, our recipe among its recipes; yields the script."""
-    spec = importlib.util.find_spec("s3prl")
-    if spec is None or not spec.submodule_search_locations:
+    folder = upstream_names.s3prl_folder()
+    if folder is None:
         raise UserError("s3prl is not installed; pip install s3prl")
-    folder = Path(next(iter(spec.submodule_search_locations)))
     sys.path.insert(0, str(folder))  # first, so that a folder 'pretrain' or 'utility' of the user's is not taken
     try:
         pretrain = importlib.import_module("pretrain")
@@ -108,17 +105,16 @@ def _top_level_modules() -> Iterator[Path]:
     stock_listdir = os.listdir
 
     def listdir(path: str = ".") -> list[str]:
-        return _recipe_names(pretrain.__path__) if path == "pretrain/" else stock_listdir(path)
+        if path != "pretrain/":
+            return stock_listdir(path)
+        experts = (file for where in pretrain.__path__ for file in Path(where).glob("*/pretrain_expert.py"))
+        return sorted(file.parent.name for file in experts)
 
     try:
         with replaced(os, listdir=listdir):
             yield folder / "run_pretrain.py"
     finally:
         sys.path.remove(str(folder))
-
-
-def _recipe_names(folders: Sequence[str]) -> list[str]:
-    return sorted(expert.parent.name for folder in folders for expert in Path(folder).glob("*/pretrain_expert.py"))
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -128,41 +124,18 @@ def _name_experiment(options: Options) -> None:
     """``-n`` alone, ``-p`` alone or both: s3prl wants ``-n`` in any case."""
     name, folder = options.get("expname"), options.get("expdir")
     if name is None and folder is not None:
-        options.given["expname"] = Path(folder).name
+        options["expname"] = Path(folder).name
     elif folder is None and name is not None:
-        options.given["expdir"] = f"result/pretrain/{name}"
+        options["expdir"] = f"result/pretrain/{name}"
 
 
-def _resolve_resume(options: Options) -> None:
-    """Name the checkpoint that ``-a`` or ``-e`` goes on from."""
-    if options.given.pop("auto_resume", False):
-        if "expdir" not in options:
-            raise UserError("-a needs the experiment: give -n NAME or -p FOLDER")
-        if any(Path(options["expdir"]).glob("states-*.ckpt")):
-            options.given["past_exp"] = options["expdir"]
-    if "past_exp" in options:
-        options.given["past_exp"] = checkpoints.newest_checkpoint(options["past_exp"], "-e")
+def _check_checkpoint_to_go_on_from(options: Options) -> dict[str, Any] | None:
+    """Check ``-e`` without running anything of it.
 
-
-def _choose_device(options: Options) -> None:
-    if "device" not in options:
-        options.given["device"] = default_device()
-
-
-def _settings_of_this_call(options: Options) -> dict[str, Any]:
-    """What a resumed run shall take from the command line; s3prl takes every option from the checkpoint, -o included.
-
-    The run goes on in the checkpoint's folder, wherever that is now, and on the device that there is now.
+    Returns:
+        What to change in the options that the checkpoint has, from which s3prl takes every option, ``-o`` included. The
+        run goes on in its folder, wherever that is now, and on the device that there is now. None: it is finished.
     """
-    return {
-        "device": options.get("device"),
-        "override": options.get("override"),
-        "expdir": options.get("expdir") or str(Path(options["past_exp"]).parent),
-    }
-
-
-def _goes_on(options: Options) -> bool:
-    """Check a run that shall go on; False if it is finished already."""
     from s3prl_ekd.s3prl_plugin.runners.resume import check_recipe, is_finished, warn_of_changes
 
     checkpoint, changes = options["past_exp"], options.get("override")
@@ -188,15 +161,20 @@ def _goes_on(options: Options) -> bool:
         warn_of_changes(runner, changes, config)
     if is_finished(checkpoint, states, config):
         _log.info("%s: finished, nothing to do; -o config.runner.total_steps=N would train on", checkpoint)
-        return False
-    return True
+        return None
+    return {
+        "device": options.get("device"),
+        "override": changes,
+        "expdir": options.get("expdir") or str(Path(checkpoint).parent),
+    }
 
 
 def _with_override(options: Options) -> str:
     return " with -o" if "override" in options else ""
 
 
-def _check_new_experiment(options: Options) -> None:
+def _check_new_experiment(options: Options) -> str:
+    """Check the options of a new experiment, and find the files that they name; returns its folder."""
     names = os.listdir("pretrain/")
     if "upstream" not in options:
         raise UserError(f"-u is missing: name the recipe, {RECIPE}")
@@ -205,30 +183,32 @@ def _check_new_experiment(options: Options) -> None:
     if "expdir" not in options:
         raise UserError("give the experiment a name or a folder: -n NAME (result/pretrain/NAME) or -p FOLDER")
     checkpoints.check_unused(options["expdir"])
-    if not options.given.keys() & _YAML.keys():
+    if not options.keys() & _YAML.keys():
         _use_default_yaml(options)
     for name in _YAML:
         path = _yaml_file(options, name)
         if path is None:
-            (given,) = options.given.keys() & _YAML.keys()
+            (given,) = options.keys() & _YAML.keys()
             option, file = _YAML[name]
             raise UserError(f"{option} is missing, and beside {options.get(given)} there is no {file}")
-        options.given[name] = path
+        options[name] = path
     config = override.applied(options.get("override"), read_yaml(options["config"]))
     check_config(config, f"-c {options.get('config')}{_with_override(options)}")
+    return options["expdir"]
 
 
 def _use_default_yaml(options: Options) -> None:
     """s3prl's default, the YAML beside the recipe's code; its wheel brings none, and ours are under recipes/."""
     for folder in (Path(path, options["upstream"]) for path in sys.modules["pretrain"].__path__):
         if all((folder / file).is_file() for _, file in _YAML.values()):
-            options.given |= {name: str(folder / file) for name, (_, file) in _YAML.items()}
+            options.update({name: str(folder / file) for name, (_, file) in _YAML.items()})
             return
     if options.get("upstream") != RECIPE:
         raise UserError(f"-g and -c are missing: s3prl's wheel brings no YAML for {options.get('upstream')}")
+    packaged = ", ".join(f"recipes/{name}" for name in recipe_files.for_pretraining())
     raise UserError(
         "-g and -c are missing: give -g NAME/config_model.yaml -c NAME/config_runner.yaml of your own or one of"
-        f" {', '.join(_packaged())}"
+        f" {packaged}"
     )
 
 
@@ -237,17 +217,11 @@ def _yaml_file(options: Options, name: str) -> str | None:
     option, file = _YAML[name]
     if name in options:
         return recipe_files.find(options[name], option)
-    for other in options.given.keys() & _YAML.keys():
+    for other in options.keys() & _YAML.keys():
         beside = Path(recipe_files.find(options[other], _YAML[other][0])).with_name(file)
         if beside.is_file():
             return str(beside)
     return None
-
-
-def _packaged() -> list[str]:
-    """Packaged recipe folders, as ``recipes/NAME``, which the options accept from any working folder."""
-    root = assets.recipe()
-    return sorted(f"recipes/{file.parent.relative_to(root).as_posix()}" for file in root.rglob("config_model.yaml"))
 
 
 # --- what the script itself gets wrong --------------------------------------------------------------------------------

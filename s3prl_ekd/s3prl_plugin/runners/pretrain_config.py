@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -38,11 +37,7 @@ _SECTIONS = ("runner", "optimizer", "scheduler", "pretrain_expert")
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
-    """Check all but ``pretrain_expert``, which belongs to the recipe.
-
-    Args:
-        config: the whole configuration of the runner, ``-o`` applied.
-        where: its name, for messages.
+    """Check a configuration, ``-o`` applied, but for ``pretrain_expert``, which belongs to the recipe.
 
     Raises:
         UserError: a section or key that s3prl would ignore, a value that cannot be.
@@ -54,6 +49,6 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         if not isinstance(config.get("runner"), Mapping):
             raise UserError("has no section 'runner'")
         RunnerConfig.from_mapping(config["runner"], "runner")
-        check_training(config, sys.modules["optimizers"], sys.modules["schedulers"])
+        check_training(config, package="")
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

@@ -19,12 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 def is_finished(checkpoint: str, states: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether all steps are done. s3prl would do the last one again, since it saves ``Step`` one short.
+    """Whether all steps are done, as its configuration (``-o`` applied) has them.
 
-    Args:
-        checkpoint: the file.
-        states: what is in it.
-        config: its configuration, ``-o`` applied.
+    s3prl would do the last one again, since it saves ``Step`` one short.
     """
     epochs = config["runner"].get("n_epochs", -1)
     if epochs > 0:  # how many steps that is, only the data say
@@ -40,9 +37,8 @@ def check_recipe(file: str, states: Mapping[str, Any]) -> None:
     """
     if CHECKPOINT_KEY not in states:
         return
-    changed = differences(
-        DistillConfig.from_saved(states[RECIPE_KEY], "the run's recipe"), DistillConfig.from_yaml(file)
-    )
+    before = DistillConfig.from_saved(states[RECIPE_KEY], "the run's recipe")
+    changed = differences(before, DistillConfig.from_yaml(file))
     if changed:
         raise UserError(
             f"-g {file}: {_said(changed)}; a run keeps its recipe: leave -g and -c out to go on, or begin another (-n,"
@@ -51,13 +47,7 @@ def check_recipe(file: str, states: Mapping[str, Any]) -> None:
 
 
 def warn_of_changes(file: str, changes: str | None, config: Mapping[str, Any]) -> None:
-    """Say what in the runner's YAML is not as the run has it: s3prl goes on with the latter.
-
-    Args:
-        file: the YAML.
-        changes: ``-o``.
-        config: the checkpoint's configuration, ``-o`` applied.
-    """
+    """Say what in the runner's YAML, ``-o`` applied, is not as the run has it: s3prl goes on with the latter."""
     changed = differences(config, override.applied(changes, read_yaml(file)))
     if changed:
         _log.warning("-c %s: %s; the run goes on as it was: use -o config.KEY=VALUE to change it", file, _said(changed))

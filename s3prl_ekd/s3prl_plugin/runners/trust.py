@@ -22,7 +22,7 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
 from s3prl_ekd.s3prl_compat.upstream_names import takes_file
 from s3prl_ekd.s3prl_hub import NAMES
-from s3prl_ekd.s3prl_plugin.runners.options import TRUST, Options
+from s3prl_ekd.s3prl_plugin.runners.options import TRUST, TRUST_FLAG, Options
 from s3prl_ekd.tasks import BY_DOWNSTREAM
 
 # How s3prl 0.4.18 puts a string of a configuration into eval().
@@ -69,22 +69,13 @@ def _unnamed_upstream(args: Settings, options: Options) -> dict[str, str]:
         needed = {"upstream": args["upstream"]} | files
     else:
         needed = files
-    return {name: value for name, value in needed.items() if not _gives(options, name, value)}
-
-
-def _gives(options: Options, name: str, value: Any) -> bool:
-    return options.get(name) == str(value) or options.overrides(name)
+    return {name: v for name, v in needed.items() if options.get(name) != str(v) and not options.overrides(name)}
 
 
 def check_pretraining(file: str, args: Settings, states: Settings, config: Settings, options: Options) -> None:
     """The same for ``run_pretrain``, where ``-g`` names the recipe and ``-c`` the configuration.
 
-    Args:
-        file: the checkpoint.
-        args: the options that the run will have.
-        states: all that is in the checkpoint.
-        config: the checkpoint's configuration.
-        options: the command line.
+    ``states`` is all that is in the checkpoint, for the rest see :func:`check_downstream`.
 
     Raises:
         UserError: see :func:`check_downstream`; or the checkpoint brings no recipe, but the path of one.
@@ -169,6 +160,4 @@ def _shown(value: Any) -> str:
 
 def _refused(file: str, what: str, again: str) -> UserError:
     hint = f"give {again} as well, or " if again else "give "
-    return UserError(
-        f"-e {file}: names {what}, which could run code; if you trust it, {hint}--{TRUST.replace('_', '-')}"
-    )
+    return UserError(f"-e {file}: names {what}, which could run code; if you trust it, {hint}{TRUST_FLAG}")

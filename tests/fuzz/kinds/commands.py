@@ -48,9 +48,9 @@ _LONGEST_LINE = LONGEST_MESSAGE + 100  # with the command's name
 
 
 def prepare(good: Path) -> None:
-    own = [command.module for command in cli.COMMANDS.values()]
+    for command in cli.COMMANDS:
+        cli.module_of(command)
     for module in (
-        *own,
         "s3prl_ekd.training.run",
         "s3prl_ekd.target_cache.filling",
         "s3prl_ekd.cuts.manifests",

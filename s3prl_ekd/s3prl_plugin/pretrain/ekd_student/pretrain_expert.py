@@ -72,8 +72,7 @@ class UpstreamPretrainExpert(nn.Module):
         )
         data = PretrainDataConfig.from_mapping(datarc, "pretrain_expert.datarc")
         self.dataset = PretrainDataset(data, self.config.distortion)  # before the teachers: its mistakes show at once
-        teachers = load_teachers(self.config)
-        teachers = [teacher.to(device) for teacher in teachers]
+        teachers = [teacher.to(device) for teacher in load_teachers(self.config)]
         self.model = Distiller(self.config, teachers)
         self.position = 0
         self._since_update: list[tuple[int, Tensor, tuple[str, ...]]] = []
