@@ -112,8 +112,11 @@ def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
     """Whether ``out`` already holds this corpus."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    manifest = _read_manifest(out)
-    if manifest is None:
+    try:
+        manifest = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        manifest = None
+    if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
         raise UserError(f"{out} holds something else than a mini corpus; give a folder that does not exist yet")
     if force:
         return False
@@ -127,14 +130,6 @@ def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
         raise OtherCorpusError(f"{out} has {files} files instead of {manifest['files']}; add --force to write it again")
     logger.info("%s is this mini corpus already, kept", out)
     return True
-
-
-def _read_manifest(out: Path) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and manifest.get("kind") == _KIND else None
 
 
 def _speak(studio: Studio, root: Path, recording: Recording) -> Spoken:

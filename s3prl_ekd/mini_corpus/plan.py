@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from s3prl_ekd.mini_corpus.config import Count, MiniCorpusConfig
+from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.mini_corpus.recording import Recording
 from s3prl_ekd.mini_corpus.sentences import Pool, draw
 from s3prl_ekd.mini_corpus.voices import EMOTIONS, Speaker, Style, draw_speaker, draw_style
@@ -92,32 +92,28 @@ def _sid(config: MiniCorpusConfig, root: str, pool: Pool) -> Part:
 
 
 def er_parts(config: MiniCorpusConfig) -> list[Part]:
-    """Acted emotions in IEMOCAP's layout: every sentence is said in all four, so that words tell nothing.
-
-    As in s3prl's first fold, Session1 is the test set and the speakers of the others are for training.
-    """
-    return [
-        _er(config.seed, "IEMOCAP", "train", config.er_train, Pool.TRAIN, lambda index: 2 + index // 2 % 4),
-        _er(config.seed, "IEMOCAP", "test", config.er_test, Pool.TEST, lambda index: 1),
-        _er(config.seed, "IEMOCAP-hidden", "test", config.er_test, Pool.HIDDEN, lambda index: 1),
-    ]
-
-
-def _er(seed: int, root: str, split: str, size: Count, pool: Pool, session_of: Callable[[int], int]) -> Part:
-    recordings, notes = [], []
-    for index in range(size.speakers):
-        person = Person(seed, f"{root}-{split}", index)
-        session = session_of(index)
-        name = f"Ses{session:02d}{'F' if person.speaker.female else 'M'}{index + 1:02d}"
-        sentence = ""
-        for number in range(size.utterances):
-            emotion = EMOTIONS[number % len(EMOTIONS)]
-            if emotion == EMOTIONS[0]:
-                sentence = draw(person.rng, pool, short=True)
-            path = f"{root}/Session{session}/sentences/wav/{name}_impro01/{name}_impro01_{number:03d}.wav"
-            recordings.append(person.say(path, sentence, draw_style(person.rng, emotion)))
-            notes.append((emotion, name))
-    return Part(name=f"{root}-{split}", recordings=tuple(recordings), notes=tuple(notes))
+    """Acted emotions in IEMOCAP's layout: every sentence is said in all four, so that words tell nothing."""
+    parts = []
+    for root, split, size, pool in (
+        ("IEMOCAP", "train", config.er_train, Pool.TRAIN),
+        ("IEMOCAP", "test", config.er_test, Pool.TEST),
+        ("IEMOCAP-hidden", "test", config.er_test, Pool.HIDDEN),
+    ):
+        recordings, notes = [], []
+        for index in range(size.speakers):
+            person = Person(config.seed, f"{root}-{split}", index)
+            session = 1 if split == "test" else 2 + index // 2 % 4  # as in s3prl's first fold
+            name = f"Ses{session:02d}{'F' if person.speaker.female else 'M'}{index + 1:02d}"
+            sentence = ""
+            for number in range(size.utterances):
+                emotion = EMOTIONS[number % len(EMOTIONS)]
+                if emotion == EMOTIONS[0]:
+                    sentence = draw(person.rng, pool, short=True)
+                path = f"{root}/Session{session}/sentences/wav/{name}_impro01/{name}_impro01_{number:03d}.wav"
+                recordings.append(person.say(path, sentence, draw_style(person.rng, emotion)))
+                notes.append((emotion, name))
+        parts.append(Part(name=f"{root}-{split}", recordings=tuple(recordings), notes=tuple(notes)))
+    return parts
 
 
 def babble_recordings(config: MiniCorpusConfig) -> list[Recording]:
