@@ -48,12 +48,7 @@ def literal(text: str) -> str:
 
 
 def save(figure: Figure, path: Path, **options: Any) -> None:
-    """Write a picture in the format of its file's suffix.
-
-    Args:
-        figure: the picture.
-        path: ``.png``, ``.svg`` or ``.pdf``, and whatever else matplotlib writes.
-        options: more for matplotlib's ``savefig``.
+    """Write a picture in the format of its file's suffix, with ``options`` of matplotlib's ``savefig``.
 
     Raises:
         UserError: there is no such format, or the file cannot be written.

@@ -48,7 +48,7 @@ def assert_weights(where: str, part: str) -> None:
 
 def test_a_run_goes_on(before):
     """With the same steps: data, dropout and optimizer are where they were."""
-    assert train(RunConfig.from_recipe("distill.yaml"), resume=True) == 0
+    assert train(RunConfig.from_yaml("distill.yaml"), resume=True) == 0
     losses = {int(step): loss for step, loss in json.loads(Path("continued.json").read_text()).items()}
     assert logged("run") == pytest.approx(losses, rel=1e-4)
     assert list(losses) == [4, 5, 6]
@@ -74,7 +74,7 @@ def test_a_student_gives_the_same_features(before):
 
 def test_a_cache_serves_its_recipe(before):
     """Nothing of it is computed again, and a step with it is one with the teachers."""
-    config = RunConfig.from_recipe("distill.yaml", ["targets.cache=cache", "data.max_crop_samples=null"])
+    config = RunConfig.from_yaml("distill.yaml", ["targets.cache=cache", "data.max_crop_samples=null"])
     shards = {path.name: path.read_bytes() for path in before.glob("cache/targets-*")}
     Caching(config, "cache").run()
     assert {path.name: path.read_bytes() for path in before.glob("cache/targets-*")} == shards

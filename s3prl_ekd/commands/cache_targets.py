@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Compute what is missing, or print what that would take."""
     from s3prl_ekd.config.training import RunConfig
 
-    config = RunConfig.from_recipe(recipe_files.find(args.recipe), args.overrides)
+    config = RunConfig.from_yaml(recipe_files.find(args.recipe), args.overrides)
     part = _part(args.part)
     if not args.shard_gb > 0:
         raise UserError(f"--shard-gb: must be positive, found {args.shard_gb}")

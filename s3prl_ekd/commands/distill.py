@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Train a student, or print the recipe."""
     from s3prl_ekd.config.training import RunConfig
 
-    config = RunConfig.from_recipe(recipe_files.find(args.recipe), args.overrides)
+    config = RunConfig.from_yaml(recipe_files.find(args.recipe), args.overrides)
     if args.print_config:
         import yaml
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, Self
 
 from s3prl_ekd.errors import UserError, nearest, shorten
-from s3prl_ekd.files import read_yaml
+from s3prl_ekd.files import parse_yaml, read_yaml
 
 
 class Rule(Protocol):
@@ -99,11 +99,7 @@ class Config:
 
     @classmethod
     def from_mapping(cls, mapping: Any, where: str = "") -> Self:
-        """Build from plain values.
-
-        Args:
-            mapping: the YAML value.
-            where: its place in the file, for messages, such as ``teachers[0]``.
+        """Build from plain values; ``where`` they are in the file, for messages: ``teachers[0]``.
 
         Raises:
             UserError: an unknown key (named, with the nearest valid one), a missing key, a value of a wrong type or
@@ -122,10 +118,12 @@ class Config:
         return cls(**{key: _convert(value, hints[key], _join(where, key)) for key, value in mapping.items()})
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> Self:
-        """Read a YAML file; messages start with its name."""
+    def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+        """Read a YAML file, and change it by :func:`apply_override`; messages start with its name."""
         mapping = read_yaml(path)
         try:
+            for override in overrides:
+                apply_override(mapping, override)
             return cls.from_mapping(mapping)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
@@ -227,13 +225,26 @@ def require(condition: bool, message: str) -> None:
 # ---- changing by dotted names
 
 
+def apply_override(mapping: dict[str, Any], override: str) -> None:
+    """Set ``key.path=value`` in nested YAML values, in place, as :func:`set_value` does; the value is YAML too.
+
+    Raises:
+        UserError: no ``=``, a path through something that has no keys, or a value that is not YAML.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or "" in path.split("."):
+        raise UserError(f"{shorten(override)!r}: expected key.path=value, such as trainer.devices=4")
+    try:
+        value = parse_yaml(text)
+    except UserError as error:
+        raise UserError(f"{shorten(override)!r}: {error}") from error
+    set_value(mapping, path, value)
+
+
 def set_value(settings: dict[str, Any], name: str, value: Any) -> None:
     """Set one of nested plain values, in place; mappings that it is to be in are made.
 
-    Args:
-        settings: as read from a file.
-        name: dotted, such as ``trainer.devices``; entries of a list go by their number (``teachers.0.layers``).
-        value: the new value.
+    Its name is dotted, such as ``trainer.devices``; entries of a list go by their number (``teachers.0.layers``).
 
     Raises:
         UserError: the name leads through something that has no keys, or to no entry of a list.
@@ -284,8 +295,7 @@ def differences(before: Any, now: Any, free: Collection[str] = (), name: str = "
     """All settings that are not the same, in the order of ``before``.
 
     Args:
-        before: a :class:`Config` or nested plain values.
-        now: the same later or elsewhere.
+        before, now: a :class:`Config` or nested plain values.
         free: settings and sections that may differ, by dotted names without numbers: ``trainer.devices``, ``student``,
             ``teachers.weight``.
         name: of the section that the two are.

@@ -13,8 +13,6 @@ from s3prl_ekd.config.base import Config, Count, Name, Range, Seconds, Size, Wor
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import is_remote
 
-_BATCH_SECONDS = 200.0
-
 HOW_TO_READ = frozenset({"num_workers", "prefetch_batches", "timeout_seconds", "shar_cache", "shar_cache_gb"})
 """The settings of data that change neither which batches there are nor what is in them."""
 
@@ -89,13 +87,12 @@ class DataConfig(Config):
         if self.batch_seconds is not None and self.global_batch_seconds is not None:
             raise UserError("data: give batch_seconds (of each device) or global_batch_seconds (of a step), not both")
         if self.batch_seconds is None and self.global_batch_seconds is None:
-            object.__setattr__(self, "batch_seconds", _BATCH_SECONDS)
-        if self.batch_seconds is None or self.max_crop_samples is None:
-            return
-        if self.max_crop_samples > self.batch_samples:
+            object.__setattr__(self, "batch_seconds", 200.0)
+        crop = self.max_crop_samples
+        if self.batch_seconds is not None and crop is not None and crop > self.batch_samples:
             raise UserError(
-                f"data.batch_seconds: {self.batch_seconds} s hold no utterance of max_crop_samples"
-                f" {self.max_crop_samples} ({self.max_crop_samples / SAMPLE_RATE:.1f} s); raise one or lower the other"
+                f"data.batch_seconds: {self.batch_seconds} s hold no utterance of max_crop_samples {crop}"
+                f" ({crop / SAMPLE_RATE:.1f} s); raise one or lower the other"
             )
 
     def divided(self, batches: int) -> DataConfig:

@@ -6,27 +6,14 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from s3prl_ekd.config.base import (
-    Config,
-    Count,
-    Name,
-    OneOf,
-    Range,
-    Seed,
-    Size,
-    differences,
-    say_differences,
-    set_value,
-)
+from s3prl_ekd.config.base import Config, Count, Name, OneOf, Range, Seed, Size, differences, say_differences
 from s3prl_ekd.config.data import HOW_TO_READ, DataConfig
 from s3prl_ekd.config.recipe import DistillConfig
-from s3prl_ekd.errors import UserError, shorten
-from s3prl_ekd.files import parse_yaml, read_yaml
+from s3prl_ekd.errors import UserError
 
 
 class Precision(enum.StrEnum):
@@ -168,7 +155,7 @@ class RunConfig(DistillConfig):
     def step_size(self, processes: int | None = None) -> str:
         """How much audio a step is, in words; ``processes``: how many train together, if that is known."""
         devices, accumulate = self.trainer.devices, self.trainer.accumulate
-        if processes is None and devices is not None and devices > 0:
+        if processes is None and devices is not None:
             processes = devices * self.trainer.num_nodes
         parts = f"{'all devices' if processes is None else f'{processes} device(s)'} x accumulate {accumulate}"
         key, seconds = self.data.given_size
@@ -178,42 +165,6 @@ class RunConfig(DistillConfig):
         if processes is None:
             return f"a step is up to {seconds:g} s of audio (data.{key}) x {parts}"
         return f"a step is up to {seconds * processes * accumulate:g} s of audio: data.{key} {seconds:g} x {parts}"
-
-    @classmethod
-    def from_recipe(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
-        """A recipe file with ``key.path=value`` overrides.
-
-        Raises:
-            UserError: an unknown or missing key, a value of a wrong type, an override that is none.
-        """
-        mapping = read_yaml(path)
-        try:
-            for override in overrides:
-                apply_override(mapping, override)
-            return cls.from_mapping(mapping)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-
-
-def apply_override(mapping: dict[str, Any], override: str) -> None:
-    """Set ``key.path=value`` in nested YAML values, in place.
-
-    Args:
-        mapping: as read from a file.
-        override: the value is YAML (``trainer.devices=4``, ``student.initialize_from=null``); the rest as in
-            :func:`s3prl_ekd.config.base.set_value`.
-
-    Raises:
-        UserError: no ``=``, a path through something that has no keys, or a value that is not YAML.
-    """
-    path, equals, text = override.partition("=")
-    if not equals or "" in path.split("."):
-        raise UserError(f"{shorten(override)!r}: expected key.path=value, such as trainer.devices=4")
-    try:
-        value = parse_yaml(text)
-    except UserError as error:
-        raise UserError(f"{shorten(override)!r}: {error}") from error
-    set_value(mapping, path, value)
 
 
 FREE_ON_RESUME = frozenset(
@@ -229,9 +180,7 @@ number of processes, the size of their batches and the cache's content are compa
 def check_resumable(saved: Mapping[str, Any], config: RunConfig) -> None:
     """That a run of ``config`` can go on exactly where a run of the recipe ``saved`` stopped, perhaps for more steps.
 
-    Args:
-        saved: plain values; settings that there were not yet when it was saved have their defaults.
-        config: the recipe of now.
+    Settings that an older version did not have yet when it saved the recipe have their defaults.
 
     Raises:
         UserError: settings that matter differ (named, with both values), or this version does not know one.

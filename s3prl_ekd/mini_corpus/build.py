@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,8 +65,6 @@ def build(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1, force: bo
         UserError: ``out`` holds something else, or espeak-ng is missing.
     """
     out = Path(out)
-    if jobs < 1:
-        raise UserError(f"jobs must be at least 1, not {jobs}")
     if not _is_kept(out, config, force=force):
         with _writing(out.resolve()) as (espeak, root):
             _write(root, config, espeak, jobs)
@@ -76,10 +74,7 @@ def build(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1, force: bo
 def add_parts(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1) -> None:
     """Add to the mini corpus in ``out`` those of :data:`ADDED` that it does not have yet.
 
-    Args:
-        out: folder of the mini corpus.
-        config: the one that it was built with.
-        jobs: processes that speak; the result does not depend on it.
+    The arguments are those of :func:`build`.
 
     Raises:
         UserError: ``out`` cannot be written, or espeak-ng is missing.
@@ -117,12 +112,15 @@ def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
     """Whether ``out`` already holds this corpus."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    manifest = _read_manifest(out)
-    if manifest is None:
+    try:
+        manifest = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        manifest = None
+    if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
         raise UserError(f"{out} holds something else than a mini corpus; give a folder that does not exist yet")
     if force:
         return False
-    if (manifest.get("format"), manifest.get("settings")) != (FORMAT, config.as_dict()):
+    if (manifest.get("format"), manifest.get("settings")) != (FORMAT, asdict(config)):
         raise OtherCorpusError(
             f"{out} is a mini corpus with other settings; add --force to replace it, or give another folder"
         )
@@ -132,17 +130,6 @@ def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
         raise OtherCorpusError(f"{out} has {files} files instead of {manifest['files']}; add --force to write it again")
     logger.info("%s is this mini corpus already, kept", out)
     return True
-
-
-def _read_manifest(out: Path) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and manifest.get("kind") == _KIND else None
-
-
-# --------------------------------------------------------------------------------------------------- speaking
 
 
 def _speak(studio: Studio, root: Path, recording: Recording) -> Spoken:
@@ -184,16 +171,8 @@ def _write_audio(path: Path, wave: Tensor) -> None:
     soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
 
 
-def _read_audio(path: Path) -> Tensor:
-    samples, _ = soundfile.read(path, dtype="float32")
-    return torch.from_numpy(samples)
-
-
 def _progress(items: Iterable[_Item], total: int, what: str) -> tqdm[_Item]:
     return tqdm(items, total=total, desc=f"mini corpus: {what}", unit="file", delay=1, dynamic_ncols=True)
-
-
-# ------------------------------------------------------------------------------------------------ the parts
 
 
 def _write(root: Path, config: MiniCorpusConfig, espeak: Espeak, jobs: int) -> None:
@@ -218,12 +197,19 @@ def _write(root: Path, config: MiniCorpusConfig, espeak: Espeak, jobs: int) -> N
     for part in sid:
         layouts.write_voxceleb(root, part)
     layouts.write_iemocap(root, *er)
-    counts = {name: _count(part) for name, part in sets.items()}
+    counts: dict[str, dict[str, Any]] = {
+        name: {
+            "speakers": len({one.recording.speaker for one in part}),
+            "utterances": len(part),
+            "seconds": round(sum(one.samples for one in part) / SAMPLE_RATE, 1),
+        }
+        for name, part in sets.items()
+    }
     description = {
         "kind": _KIND,
         "format": FORMAT,
         "seed": config.seed,
-        "settings": config.as_dict(),
+        "settings": asdict(config),
         "espeak_ng": espeak.version(),
         "sample_rate": SAMPLE_RATE,
         "words": len(studio.lexicon),
@@ -236,19 +222,11 @@ def _write(root: Path, config: MiniCorpusConfig, espeak: Espeak, jobs: int) -> N
     logger.info("%.0f minutes of speech in %d files", minutes, description["files"])
 
 
-def _count(part: list[Spoken]) -> dict[str, Any]:
-    return {
-        "speakers": len({one.recording.speaker for one in part}),
-        "utterances": len(part),
-        "seconds": round(sum(one.samples for one in part) / SAMPLE_RATE, 1),
-    }
-
-
 def _distort(
     root: Path, part: list[Spoken], clean: str, noisy: str, distortions: tuple[sounds.Distortion, ...], seed: int
 ) -> Iterator[Spoken]:
     """Write ``part`` once more, distorted."""
-    waves = [_read_audio(root / one.recording.path) for one in part]
+    waves = [torch.from_numpy(soundfile.read(root / one.recording.path, dtype="float32")[0]) for one in part]
     for index, one in enumerate(_progress(part, len(part), noisy)):
         rng = keyed_generator(seed, noisy, index)
         others = [

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from s3prl_ekd.mini_corpus.config import Count, MiniCorpusConfig
+from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.mini_corpus.recording import Recording
 from s3prl_ekd.mini_corpus.sentences import Pool, draw
 from s3prl_ekd.mini_corpus.voices import EMOTIONS, Speaker, Style, draw_speaker, draw_style
@@ -44,27 +44,23 @@ class Part:
 
 def libri_parts(config: MiniCorpusConfig) -> list[Part]:
     """The sets in LibriSpeech's layout that are spoken (the noisy ones are made from two of them)."""
-    # split -> size, pool of sentences, first speaker number
-    table = {
-        "distil-train": (config.distil_train, Pool.TRAIN, 1001),
-        "train-clean": (config.train_clean, Pool.TRAIN, 2001),
-        "dev-clean": (config.dev_clean, Pool.DEV, 3001),
-        "test-clean": (config.test_clean, Pool.TEST, 4001),
-        "hidden-clean": (config.hidden_clean, Pool.HIDDEN, 5001),
-    }
-    return [_libri(config.seed, split, *row) for split, row in table.items()]
-
-
-def _libri(seed: int, split: str, size: Count, pool: Pool, first: int) -> Part:
-    def recordings() -> Iterator[Recording]:
-        for index in range(size.speakers):
-            person = Person(seed, split, index)
-            name, chapter = first + index, 100 * first + index
+    parts = []
+    for split, size, pool, first in (
+        ("distil-train", config.distil_train, Pool.TRAIN, 1001),
+        ("train-clean", config.train_clean, Pool.TRAIN, 2001),
+        ("dev-clean", config.dev_clean, Pool.DEV, 3001),
+        ("test-clean", config.test_clean, Pool.TEST, 4001),
+        ("hidden-clean", config.hidden_clean, Pool.HIDDEN, 5001),
+    ):
+        recordings = []
+        for speaker in range(size.speakers):
+            person = Person(config.seed, split, speaker)
+            name, chapter = first + speaker, 100 * first + speaker
             for number in range(size.utterances):
                 path = f"LibriSpeech/{split}/{name}/{chapter}/{name}-{chapter}-{number:04d}.flac"
-                yield person.say(path, draw(person.rng, pool), draw_style(person.rng))
-
-    return Part(name=split, recordings=tuple(recordings()))
+                recordings.append(person.say(path, draw(person.rng, pool), draw_style(person.rng)))
+        parts.append(Part(name=split, recordings=tuple(recordings)))
+    return parts
 
 
 def sid_parts(config: MiniCorpusConfig) -> list[Part]:
@@ -76,72 +72,54 @@ def _sid(config: MiniCorpusConfig, root: str, pool: Pool) -> Part:
     recordings, notes = [], []
     for index in range(config.sid_speakers):
         person = Person(config.seed, root, index)
+        rng = person.rng
         # As in VoxCeleb1 every speaker lies in one of two folders, which says nothing about the task's split.
         folder = "test" if index >= config.sid_speakers * 4 // 5 else "dev"
         video = 0
         for split, count in ((1, config.sid_train), (2, config.sid_dev), (3, config.sid_test)):
             for first in range(0, count, _VIDEO_UTTERANCES):
                 video += 1
-                session = person.session()
+                tilt, pitch = rng.uniform(-0.5, 0.5), rng.gauss(1.0, 0.08)
+                rate, brightness = rng.gauss(1.0, 0.06), rng.gauss(1.0, 0.15)
                 for number in range(first, min(first + _VIDEO_UTTERANCES, count)):
                     path = f"{root}/{folder}/wav/id{_FIRST_SID + index}/video{video:02d}/{number + 1:05d}.wav"
-                    style, text = session.apply(draw_style(person.rng)), draw(person.rng, pool, short=True)
-                    recordings.append(person.say(path, text, style, session))
+                    own = draw_style(rng)
+                    bright = own.brightness * brightness
+                    style = replace(own, pitch=own.pitch * pitch, rate=own.rate * rate, brightness=bright)
+                    recordings.append(person.say(path, draw(rng, pool, short=True), style, tilt))
                     notes.append(split)
     return Part(name=root, recordings=tuple(recordings), notes=tuple(notes))
 
 
 def er_parts(config: MiniCorpusConfig) -> list[Part]:
-    """Acted emotions in IEMOCAP's layout: every sentence is said in all four, so that words tell nothing.
-
-    As in s3prl's first fold, Session1 is the test set and the speakers of the others are for training.
-    """
-    return [
-        _er(config.seed, "IEMOCAP", "train", config.er_train, Pool.TRAIN, lambda index: 2 + index // 2 % 4),
-        _er(config.seed, "IEMOCAP", "test", config.er_test, Pool.TEST, lambda index: 1),
-        _er(config.seed, "IEMOCAP-hidden", "test", config.er_test, Pool.HIDDEN, lambda index: 1),
-    ]
-
-
-def _er(seed: int, root: str, split: str, size: Count, pool: Pool, session_of: Callable[[int], int]) -> Part:
-    recordings, notes = [], []
-    for index in range(size.speakers):
-        person = Person(seed, f"{root}-{split}", index)
-        session = session_of(index)
-        name = f"Ses{session:02d}{'F' if person.speaker.female else 'M'}{index + 1:02d}"
-        sentence = ""
-        for number in range(size.utterances):
-            emotion = EMOTIONS[number % len(EMOTIONS)]
-            if emotion == EMOTIONS[0]:
-                sentence = draw(person.rng, pool, short=True)
-            path = f"{root}/Session{session}/sentences/wav/{name}_impro01/{name}_impro01_{number:03d}.wav"
-            recordings.append(person.say(path, sentence, draw_style(person.rng, emotion)))
-            notes.append((emotion, name))
-    return Part(name=f"{root}-{split}", recordings=tuple(recordings), notes=tuple(notes))
+    """Acted emotions in IEMOCAP's layout: every sentence is said in all four, so that words tell nothing."""
+    parts = []
+    for root, split, size, pool in (
+        ("IEMOCAP", "train", config.er_train, Pool.TRAIN),
+        ("IEMOCAP", "test", config.er_test, Pool.TEST),
+        ("IEMOCAP-hidden", "test", config.er_test, Pool.HIDDEN),
+    ):
+        recordings, notes = [], []
+        for index in range(size.speakers):
+            person = Person(config.seed, f"{root}-{split}", index)
+            session = 1 if split == "test" else 2 + index // 2 % 4  # as in s3prl's first fold
+            name = f"Ses{session:02d}{'F' if person.speaker.female else 'M'}{index + 1:02d}"
+            sentence = ""
+            for number in range(size.utterances):
+                emotion = EMOTIONS[number % len(EMOTIONS)]
+                if emotion == EMOTIONS[0]:
+                    sentence = draw(person.rng, pool, short=True)
+                path = f"{root}/Session{session}/sentences/wav/{name}_impro01/{name}_impro01_{number:03d}.wav"
+                recordings.append(person.say(path, sentence, draw_style(person.rng, emotion)))
+                notes.append((emotion, name))
+        parts.append(Part(name=f"{root}-{split}", recordings=tuple(recordings), notes=tuple(notes)))
+    return parts
 
 
 def babble_recordings(config: MiniCorpusConfig) -> list[Recording]:
     """Sentences of people heard only as babble in noise/; their paths name no files."""
     people = [Person(config.seed, "babble", index) for index in range(8)]
     return [person.say("", draw(person.rng, Pool.TRAIN), draw_style(person.rng)) for person in people]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Session:
-    """One video: microphone and mood."""
-
-    tilt: float
-    pitch: float
-    rate: float
-    brightness: float
-
-    def apply(self, style: Style) -> Style:
-        return replace(
-            style,
-            pitch=style.pitch * self.pitch,
-            rate=style.rate * self.rate,
-            brightness=style.brightness * self.brightness,
-        )
 
 
 class Person:
@@ -154,21 +132,14 @@ class Person:
         self.tilt = self.rng.uniform(-0.3, 0.3)
         self.said = 0
 
-    def session(self) -> _Session:
-        return _Session(
-            tilt=self.rng.uniform(-0.5, 0.5),
-            pitch=self.rng.gauss(1.0, 0.08),
-            rate=self.rng.gauss(1.0, 0.06),
-            brightness=self.rng.gauss(1.0, 0.15),
-        )
-
-    def say(self, path: str, text: str, style: Style, session: _Session | None = None) -> Recording:
+    def say(self, path: str, text: str, style: Style, tilt: float | None = None) -> Recording:
+        """``tilt``: of the microphone's frequency response, where it is not the speaker's own."""
         self.said += 1
         return Recording(
             path=path,
             text=text,
             speaker=self.speaker,
             style=style,
-            tilt=session.tilt if session else self.tilt,
+            tilt=self.tilt if tilt is None else tilt,
             seed=f"{self.key}:{self.said}",
         )

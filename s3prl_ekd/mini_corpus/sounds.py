@@ -39,15 +39,15 @@ def microphone(wave: Tensor, tilt: float) -> Tensor:
     return torch.cat([wave[:1], wave[1:] + tilt * wave[:-1]])
 
 
-# ---------------------------------------------------------------------------------------------------- noise
-
 Noise = Callable[[int, Generator], Tensor]
 """(number of samples, generator) -> noise (S,) of any level."""
 
 
-def pink(samples: int, rng: Generator) -> Tensor:
-    """Noise whose power falls with frequency."""
-    return _coloured(samples, rng, exponent=1.0)
+def coloured(samples: int, rng: Generator, exponent: float = 1.0) -> Tensor:
+    """Noise whose power falls with frequency to the power of ``exponent``; 1: pink."""
+    spectrum = torch.fft.rfft(torch.randn(samples, generator=rng))
+    frequency = torch.arange(len(spectrum)) * (SAMPLE_RATE / samples)
+    return torch.fft.irfft(spectrum * frequency.clamp_min(20.0) ** (-exponent / 2), samples)
 
 
 def hum(samples: int, rng: Generator) -> Tensor:
@@ -66,7 +66,7 @@ def wind(samples: int, rng: Generator) -> Tensor:
     """Low rumble in gusts of about half a second."""
     strength = torch.rand(1, 1, 2 * samples // SAMPLE_RATE + 2, generator=rng)
     gusts = torch.nn.functional.interpolate(strength, samples, mode="linear").flatten()
-    return _coloured(samples, rng, exponent=1.6) * (0.2 + gusts)
+    return coloured(samples, rng, exponent=1.6) * (0.2 + gusts)
 
 
 def tones(samples: int, rng: Generator) -> Tensor:
@@ -95,16 +95,6 @@ def babble(voices: list[Tensor], samples: int, rng: Generator) -> Tensor:
     return wave
 
 
-def _coloured(samples: int, rng: Generator, *, exponent: float) -> Tensor:
-    """Noise whose power falls with frequency to the power of ``exponent``."""
-    spectrum = torch.fft.rfft(torch.randn(samples, generator=rng))
-    frequency = torch.arange(len(spectrum)) * (SAMPLE_RATE / samples)
-    return torch.fft.irfft(spectrum * frequency.clamp_min(20.0) ** (-exponent / 2), samples)
-
-
-# ----------------------------------------------------------------------------------------- rooms and channels
-
-
 def hall(rng: Generator, seconds: float) -> Tensor:
     """Impulse response (R,) of a hall with that reverberation time: the direct sound, then decaying noise.
 
@@ -127,8 +117,6 @@ def telephone(wave: Tensor) -> Tensor:
     return F.mu_law_decoding(F.mu_law_encoding(wave / level, 256), 256) * level
 
 
-# ------------------------------------------------------------------------------------- what the test sets hear
-
 Distortion = Callable[[Tensor, list[Tensor], Generator], Tensor]
 """(speech (S,), other people's speech, generator) -> distorted speech (S,), aligned with the clean one."""
 
@@ -138,7 +126,7 @@ def _in_babble(wave: Tensor, others: list[Tensor], rng: Generator) -> Tensor:
 
 
 def _in_pink_noise(wave: Tensor, others: list[Tensor], rng: Generator) -> Tensor:
-    return add_noise(_perhaps_in_room(wave, rng), pink(len(wave), rng), uniform(rng, 0, 10))
+    return add_noise(_perhaps_in_room(wave, rng), coloured(len(wave), rng), uniform(rng, 0, 10))
 
 
 def _near_machine(wave: Tensor, others: list[Tensor], rng: Generator) -> Tensor:
@@ -166,7 +154,7 @@ PUBLIC: tuple[Distortion, ...] = (_in_babble, _in_pink_noise, _near_machine)
 HIDDEN: tuple[Distortion, ...] = (_by_telephone, _with_music, _in_hall)
 """hidden-noisy has these in turn."""
 
-NOISES: dict[str, Noise] = {"pink": pink, "hum": hum}
+NOISES: dict[str, Noise] = {"pink": coloured, "hum": hum}
 """Recorded in noise/, besides babble, for training on distorted speech."""
 HIDDEN_NOISES: dict[str, Noise] = {"tones": tones, "wind": wind}
 """Recorded in noise-hidden/."""

@@ -6,6 +6,7 @@ These are what the prediction heads must predict: normalised if the recipe says 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -48,9 +49,6 @@ _MEASURED_BATCHES = 8
 _MEASURED_SECONDS = 30.0
 _HALF_MAX = torch.finfo(torch.float16).max
 _AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
-
-
-# ---- what there is to do
 
 
 def entry_key(entry: Entry) -> int:
@@ -128,19 +126,11 @@ def _require_same_audio(data: DataConfig, repeated: set[int]) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Wanted:
+def _is_wanted(keys: np.ndarray, entry: Entry) -> bool:
     """Whether an entry's cut is one of those with the sorted ``keys``."""
-
-    keys: np.ndarray
-
-    def __call__(self, entry: Entry) -> bool:
-        key = entry_key(entry)
-        at = int(np.searchsorted(self.keys, np.int64(key)))
-        return at < len(self.keys) and int(self.keys[at]) == key
-
-
-# ---- doing it
+    key = entry_key(entry)
+    at = int(np.searchsorted(keys, np.int64(key)))
+    return at < len(keys) and int(keys[at]) == key
 
 
 class Caching:
@@ -293,7 +283,7 @@ class Caching:
                 seed=0,
                 bad_recordings=self.folder / BAD_RECORDINGS if list_bad else None,
                 sources=sources,
-                only=_Wanted(wanted),
+                only=functools.partial(_is_wanted, wanted),
             )
             # The cuts that have targets already were good, and count beside the bad ones, which are all read again.
             stream.bad_recordings.skip(len(work.keys) - len(left.keys))

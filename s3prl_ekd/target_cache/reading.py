@@ -8,7 +8,7 @@ import json
 import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,9 +55,7 @@ class TargetCache:
             raise UserError(f"targets.cache: {folder} is incomplete; {command(self.folder)} goes on where it stopped")
         self.widths: dict[str, int] = stored["widths"]
         self._stored = stored
-        self._open_index()
-
-    def _open_index(self) -> None:
+        self._open: OrderedDict[int, Shard] = OrderedDict()
         index = CheckedFile(self.folder / "index.safetensors")
         names = ("keys", "shards", "rows", "frames", "checksums")
         self._index = dict(zip(names, index.columns(*names), strict=True))
@@ -76,14 +74,9 @@ class TargetCache:
             raise index.damaged("a cut is in no file, or not in its order")
         if len(frames) and frames.min() < 1:
             raise index.damaged("a cut of no frame")
-        self._open: OrderedDict[int, Shard] = OrderedDict()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "widths": self.widths, "_stored": self._stored}  # maps stay in their process
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open_index()
+    def __reduce__(self) -> tuple[type[TargetCache], tuple[Path]]:
+        return TargetCache, (self.folder,)  # a loader's process maps the files itself
 
     def __len__(self) -> int:
         return len(self._index["keys"])

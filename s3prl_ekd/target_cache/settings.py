@@ -29,9 +29,6 @@ FREE = frozenset(
 """The settings of teachers and objective that targets do not depend on; on all others, new ones included, they do.
 The teachers' names are described as a list, and their weights where they weigh an average."""
 
-_WITHOUT_WEIGHTS = ("layerwise-concatenation", "separate-heads")
-"""Aggregations whose targets do not depend on the teachers' weights."""
-
 
 def check_cacheable(config: DistillConfig) -> None:
     """That the targets of a recipe are the same in every epoch and every batch.
@@ -58,7 +55,8 @@ def describe(config: DistillConfig) -> dict[str, Any]:
     description["teachers"] = [teacher.name for teacher in config.teachers]
     for teacher in config.teachers:
         values = _depending("teachers", teacher)
-        if config.objective.aggregation not in _WITHOUT_WEIGHTS:
+        # The targets of these two do not depend on the teachers' weights.
+        if config.objective.aggregation not in ("layerwise-concatenation", "separate-heads"):
             values["weight"] = teacher.weight
         description |= {f"teachers.{teacher.name}.{key}": value for key, value in values.items()}
     return description

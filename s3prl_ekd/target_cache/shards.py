@@ -59,22 +59,15 @@ class Shard(CheckedFile):
         return values[first - start : first - start + rows].clone()
 
     def verify(self) -> None:
-        """Read all of it.
-
-        Raises:
-            SourceError: it is damaged.
-        """
+        """Read all of it, as :meth:`read` does."""
         for first in range(0, self.size, BLOCK):
             self.read(first, min(BLOCK, self.size - first))
 
 
 class ShardWriter:
-    """Collects targets and writes them when there are enough for a shard.
+    """Collects targets and writes a shard once they have ``shard_bytes``.
 
-    Args:
-        folder: of the cache.
-        part: number of the process among those that share the work; shards of different parts have different names.
-        shard_bytes: size at which a shard is complete.
+    Of several processes that fill one cache, each has another ``part``, which is in the names of its shards.
     """
 
     def __init__(self, folder: Path, part: int, shard_bytes: float) -> None:

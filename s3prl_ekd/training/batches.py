@@ -53,12 +53,6 @@ class DataError(UserError):
 class EndlessBatches:
     """Epoch after epoch, from a position on.
 
-    Args:
-        stream: the data.
-        start: the position.
-        signals: what may end the wait for a batch.
-        world_size: number of processes, which make each step together.
-
     Raises:
         DataError: while iterating, when an epoch holds no batch at all, or the stream raises a UserError.
         Interrupted: while iterating, when a signal has come and this process is alone. One of several cannot stop
@@ -126,7 +120,6 @@ def without_consuming_rng(
     Raises:
         Interrupted: ``grace`` seconds after a signal, if the wait for a batch lasts as long.
     """
-
     waiting = functools.partial(signals.waiting, grace) if signals is not None else contextlib.nullcontext
     with preserved(), waiting():
         iterator = iter(batches)

@@ -70,12 +70,6 @@ def step_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.ckpt"))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes had not finished writing."""
-    for path in folder.glob(".step-*.part.ckpt"):
-        path.unlink(missing_ok=True)
-
-
 def newest_readable(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
     """The newest checkpoint that is whole, and its entry :data:`RUN_KEY`; None if the folder holds no checkpoint.
 
@@ -115,11 +109,6 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 class Checkpoints(Checkpoint):
     """Saves at intervals, at the end, for the best dev loss and when the run is asked to stop.
-
-    Args:
-        progress: how far the run is.
-        folder: where they are.
-        config: the recipe; says how often.
 
     Attributes:
         saved: the end of a message: which checkpoint was saved when no batch came any more.
@@ -211,5 +200,4 @@ def _point(link: Path, path: Path) -> None:
     if not path.exists():
         return
     with atomic_path(link) as temporary:
-        temporary.unlink(missing_ok=True)
         temporary.symlink_to(path.name)

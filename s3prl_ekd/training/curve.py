@@ -31,9 +31,6 @@ def plot(run: Path, path: Path) -> None:
     save(draw(read_log(run)), path)
 
 
-# --- what was logged --------------------------------------------------------------------------------------------------
-
-
 def read_log(run: Path) -> Series:
     """What a run has logged. Where a resumed part repeats steps of the part before, its values count.
 
@@ -92,8 +89,6 @@ def _of_pretrain(path: Path) -> Iterator[tuple[str, int, float]]:
                 yield f"train/{match[1]}", event.step, value.simple_value
 
 
-# --- the picture ------------------------------------------------------------------------------------------------------
-
 _COSINE = "train/cosine/"
 _AGGREGATED = {"average": "mean of the teachers", "concatenation": "teachers side by side"}
 _DASHES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
@@ -145,7 +140,11 @@ def _cosines(axes: Axes, series: Series) -> list[Line2D]:
     from matplotlib.lines import Line2D
 
     targets = {name: name.removeprefix(_COSINE).rpartition("/")[::2] for name in series if name.startswith(_COSINE)}
-    labels = {name: _label(name, source, series) for name, (source, _) in targets.items()}
+    # What is aggregated of several teachers has no magnitude in the log; so a teacher of that name keeps its name.
+    labels = {
+        name: source if name.replace("/cosine/", "/magnitude/") in series else _AGGREGATED.get(source, source)
+        for name, (source, _) in targets.items()
+    }
     every = list(dict.fromkeys(labels.values()))
     teachers = [label for label in every if label not in _AGGREGATED.values()]
     colour = dict.fromkeys(_AGGREGATED.values(), "black") | dict(zip(teachers, colours(len(teachers)), strict=True))
@@ -160,13 +159,6 @@ def _cosines(axes: Axes, series: Series) -> list[Line2D]:
         _line(axes, series[name], color=colour[labels[name]], markersize=4, **style[layer])
     entries = [Line2D([], [], color=colour[label], linewidth=3, label=literal(label)) for label in every]
     return entries + [Line2D([], [], color="dimgray", label=f"layer {layer}", **style[layer]) for layer in layers]
-
-
-def _label(name: str, source: str, series: Series) -> str:
-    """A teacher's name is its own; what was aggregated of several is told from a teacher of that name by having no
-    magnitude in the log."""
-    of_teacher = name.replace("/cosine/", "/magnitude/") in series
-    return source if of_teacher else _AGGREGATED.get(source, source)
 
 
 def _line(axes: Axes, points: Sequence[tuple[int, float]], **style: Any) -> None:

@@ -64,14 +64,7 @@ class DistillModule(LightningModule):
     distiller: Distiller
 
     def __init__(self, config: RunConfig, open_inputs: OpenInputs, progress: Progress, signals: StopSignals) -> None:
-        """Nothing is read or built before Lightning has set up its processes.
-
-        Args:
-            config: the recipe.
-            open_inputs: opens the data and builds the Distiller.
-            progress: where it writes how far the run is.
-            signals: knows whether the run is asked to stop.
-        """
+        """Nothing is read or built before Lightning has set up its processes."""
         super().__init__()
         self.config = config
         self.progress = progress
@@ -167,7 +160,8 @@ class DistillModule(LightningModule):
         self.progress.begin_batch(positioned)
         batch = positioned.batch
         if batch.lengths.numel() == 0:
-            return self._zero_loss()
+            # Zero, with a gradient for every parameter: a process without a recording must step with the others.
+            return torch.stack([parameter.sum() for parameter in self.parameters()]).sum() * 0.0
         first = self.trainer.global_step == 0 and self._frames == 0 and batch.cached is None
         if first and self.config.trainer.precision is Precision.FP16:
             self._warn_of_large_targets(batch)
@@ -181,17 +175,13 @@ class DistillModule(LightningModule):
         # is NaN too, and with the sum over processes that of all of them.
         return loss * torch.where(torch.isfinite(sums["loss"]), 1.0, math.nan)
 
-    def _zero_loss(self) -> Tensor:
-        """Zero, with a gradient for every parameter: a process without a recording must step with the others."""
-        return torch.stack([parameter.sum() for parameter in self.parameters()]).sum() * 0.0
-
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """End a step: make the gradient that of the mean over all real frames, clip it, skip it if it is not finite."""
         progress, recordings = self.progress, self.stream.bad_recordings
         frames = self._agreement.sum(self._frames, stop=self._signals.received, recordings=recordings.counts)
         progress.step_done, progress.stop = True, self._agreement.stop
         progress.bad_recordings = recordings.bad
-        progress.error = _first_error(recordings.judge(self._agreement.recordings))
+        progress.error = recordings.judge(self._agreement.recordings)
         # Only a process without a frame has to ask the device whether another one has some, and to wait for it.
         if self._frames == 0 and frames.item() == 0:
             self._skip_empty_step()
@@ -214,7 +204,7 @@ class DistillModule(LightningModule):
         progress = self.progress
         progress.empty_steps += 1
         if progress.empty_steps >= EMPTY_STEPS and progress.error is None:
-            progress.error = UserError(
+            progress.error = (
                 f"not one usable recording in {progress.empty_steps} steps in a row{self.stream.bad_recordings.hint};"
                 " see whether their storage is still there"
             )
@@ -255,10 +245,9 @@ class DistillModule(LightningModule):
             torch.distributed.all_reduce(sums)
         loss_sum, frames, *counts = sums.tolist()
         self.progress.dev_loss = loss_sum / frames if frames else math.nan
-        self.progress.error = _first_error(
-            recordings.judge(Counts(*counts)),
-            None if frames else f"data.dev_cuts: not one usable recording{recordings.hint}",
-        )
+        self.progress.error = recordings.judge(Counts(*counts))
+        if self.progress.error is None and not frames:
+            self.progress.error = f"data.dev_cuts: not one usable recording{recordings.hint}"
 
     # ---- checkpoint
 
@@ -300,8 +289,3 @@ class DistillModule(LightningModule):
         rows = [torch.empty_like(state, device=self.device) for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather(rows, state.to(self.device))
         return torch.stack(rows).cpu()
-
-
-def _first_error(*problems: str | None) -> UserError | None:
-    """The first of the problems that there are, as an error."""
-    return next((UserError(problem) for problem in problems if problem is not None), None)

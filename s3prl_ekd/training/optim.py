@@ -11,8 +11,6 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from s3prl_ekd.config.training import Decay, ScheduleConfig
 
-_NORMS = (nn.LayerNorm, nn.GroupNorm)
-
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: what is decayed, and what is not: biases, norms, and the magnitudes of weight norm."""
@@ -21,7 +19,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             magnitude = isinstance(part, ParametrizationList) and name == "original0"
-            is_free = name == "bias" or isinstance(part, _NORMS) or magnitude
+            is_free = name == "bias" or isinstance(part, nn.LayerNorm | nn.GroupNorm) or magnitude
             (free if is_free else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
@@ -34,13 +32,7 @@ _FALL: dict[Decay, Callable[[float, float], float]] = {
 
 
 def learning_rate_factor(step: int, max_steps: int, config: ScheduleConfig) -> float:
-    """What ``optimizer.lr`` is multiplied by at a step.
-
-    Args:
-        step: counted from 0.
-        max_steps: length of the run.
-        config: the recipe's.
-    """
+    """What ``optimizer.lr`` is multiplied by at a step, counted from 0, of a run of ``max_steps``."""
     warmup = round(config.warmup * max_steps)
     if step < warmup:
         return (step + 1) / warmup

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from lightning.pytorch import Trainer
 
 from s3prl_ekd.audio.batch import Batch
-from s3prl_ekd.errors import UserError
 from s3prl_ekd.training import random_state
 from s3prl_ekd.training.batches import Position, PositionedBatch
 from s3prl_ekd.training.statistics import StepStatistics
@@ -46,7 +45,7 @@ class Progress:
     dev_loss: float = float("nan")
     bad_recordings: int = 0
     stop: bool = False
-    error: UserError | None = None
+    error: str | None = None
     # The step in work: the position after its batches, their number, and the random generators before the first.
     _reached: Position = field(default_factory=Position)
     _batches: int = 0

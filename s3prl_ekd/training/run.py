@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -38,21 +38,12 @@ from s3prl_ekd.target_cache.reading import TargetCache
 from s3prl_ekd.teachers import load_teachers
 from s3prl_ekd.teachers.cached import cached_teachers
 from s3prl_ekd.training.batches import DataError
-from s3prl_ekd.training.checkpoints import (
-    Checkpoints,
-    SyncedCheckpointIO,
-    newest_readable,
-    remove_leftovers,
-    step_files,
-)
+from s3prl_ekd.training.checkpoints import Checkpoints, SyncedCheckpointIO, newest_readable, step_files
 from s3prl_ekd.training.module import DistillModule, Inputs, OpenInputs
 from s3prl_ekd.training.progress import Progress
 from s3prl_ekd.training.run_folder import BAD_RECORDINGS, run_folder
 from s3prl_ekd.training.run_log import RunLog
 from s3prl_ekd.training.stopping import Preempted, StopSignals
-
-if TYPE_CHECKING:
-    from s3prl_ekd.cuts.stream import BatchStream, EpochLoader
 
 logger = logging.getLogger(__name__)
 
@@ -69,17 +60,9 @@ def open_inputs(config: RunConfig, rank: int, world_size: int) -> Inputs:
         UserError: something in recipe, data or teachers is wrong; the cache of targets is incomplete or another
             recipe's.
     """
-    cache = TargetCache(config.targets.cache).require(config) if config.targets.cache is not None else None
-    stream, dev = open_data(config, rank, world_size, cache)
-    return Inputs(stream, dev, build_distiller(config, cache))
-
-
-def open_data(
-    config: RunConfig, rank: int, world_size: int, cache: TargetCache | None
-) -> tuple[BatchStream, EpochLoader | None]:
-    """The training and dev speech of one process; targets come from ``cache``, if there is one."""
     from s3prl_ekd.cuts.stream import BatchStream, Rank
 
+    cache = TargetCache(config.targets.cache).require(config) if config.targets.cache is not None else None
     stream = BatchStream(
         config.data,
         config.distortion,
@@ -88,15 +71,10 @@ def open_data(
         targets_cache=cache,
         bad_recordings=Path(config.output, BAD_RECORDINGS),
     )
-    return stream, stream.dev_loader()
-
-
-def build_distiller(config: RunConfig, cache: TargetCache | None) -> Distiller:
-    """Teachers (or what ``cache`` knows of them), student and heads; the student's random weights depend on the seed
-    alone."""
+    dev = stream.dev_loader()
     teachers = load_teachers(config) if cache is None else cached_teachers(config, cache)
-    seed_everything(config.seed, verbose=False)
-    return Distiller(config.distill, teachers)
+    seed_everything(config.seed, verbose=False)  # the student's random weights depend on the seed alone
+    return Inputs(stream, dev, Distiller(config.distill, teachers))
 
 
 def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = open_inputs) -> int:
@@ -129,7 +107,12 @@ def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = 
                 saved = checkpoints.saved
                 logger.warning("%s%s; go on with --resume (exit status %d)", stop or "stopped", saved, EXIT_PREEMPTED)
                 return EXIT_PREEMPTED
-        _require_learnt(trainer, progress, folder)
+        if trainer.global_step <= progress.statistics.skipped_ever():
+            raise UserError(
+                f"{folder}: no step has learnt anything, loss or gradient were not finite in all"
+                f" {trainer.global_step}; no student is exported. Look at the recordings; lower optimizer.lr, or use"
+                " trainer.precision: bf16"
+            )
         if trainer.is_global_zero:
             save_student(folder / "student", module.distiller.student, module.distiller.heads, config.distill)
     return 0
@@ -156,7 +139,8 @@ def _prepare(folder: Path, config: RunConfig, resume: bool) -> Path | None:
                 " or name another output"
             )
         try:
-            remove_leftovers(checkpoints)
+            for leftover in checkpoints.glob(".step-*.part.ckpt"):  # of killed processes
+                leftover.unlink(missing_ok=True)
             write_yaml(folder / "recipe.yaml", config.to_mapping())
         except OSError as error:
             raise UserError(f"output: {folder} cannot be written ({error.strerror or error})") from error
@@ -178,14 +162,6 @@ def _errors_explained(config: RunConfig, progress: Progress, checkpoints: Checkp
         if error.errno in _DISK_ERRORS:
             raise UserError(f"{config.output}: {error.strerror}; make room and go on with --resume") from error
         raise
-
-
-def _require_learnt(trainer: Trainer, progress: Progress, folder: Path) -> None:
-    if trainer.global_step <= progress.statistics.skipped_ever():
-        raise UserError(
-            f"{folder}: no step has learnt anything, loss or gradient were not finite in all {trainer.global_step}; no"
-            " student is exported. Look at the recordings; lower optimizer.lr, or use trainer.precision: bf16"
-        )
 
 
 def _trainer(config: RunConfig, start: Path | None, callbacks: list[Callback]) -> Trainer:
@@ -268,10 +244,9 @@ def _loggers(config: RunConfig, folder: Path, start: Path | None) -> list[Logger
 
 
 def _out_of_memory(batch: Batch | None, config: RunConfig) -> str:
-    seconds = float(batch.lengths.sum()) / SAMPLE_RATE if batch is not None else 0.0
-    longest = float(batch.lengths.max()) / SAMPLE_RATE if batch is not None and batch.lengths.numel() else 0.0
-    count = len(batch.utterances) if batch is not None else 0
-    what = f"a batch of {seconds:.1f} s of speech ({count} utterances, the longest {longest:.1f} s)"
+    seconds = [samples / SAMPLE_RATE for samples in batch.lengths.tolist()] if batch is not None else []
+    longest = max(seconds, default=0.0)
+    what = f"a batch of {sum(seconds):.1f} s of speech ({len(seconds)} utterances, the longest {longest:.1f} s)"
     accumulate = f"raise trainer.accumulate (now {config.trainer.accumulate})"
     if config.data.global_batch_seconds is None:
         remedy = f"lower data.batch_seconds (now {config.data.batch_seconds:g}) and {accumulate} by the same factor"

@@ -24,7 +24,7 @@ def run_folder(folder: Path, *, trained: Callable[[], bool]) -> Iterator[None]:
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     with contextlib.ExitStack() as stack:
-        stack.callback(_remove_empty, made)
+        stack.callback(_remove, made)
         try:
             stack.enter_context(only_writer(folder))
         except OSError as error:
@@ -34,19 +34,15 @@ def run_folder(folder: Path, *, trained: Callable[[], bool]) -> Iterator[None]:
             yield
         except BaseException:
             if not trained():
-                _remove_all(set(folder.rglob("*")) - before)
+                _remove(sorted(set(folder.rglob("*")) - before, reverse=True))  # contents before their folder
             raise
 
 
-def _remove_all(paths: set[Path]) -> None:
-    for path in sorted(paths, reverse=True):  # contents before their folder
-        if path.is_dir() and not path.is_symlink():
-            _remove_empty([path])
-        elif path.name != BAD_RECORDINGS:
-            path.unlink(missing_ok=True)
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
+def _remove(paths: list[Path]) -> None:
+    """Remove files, except the list of bad recordings, and empty folders."""
+    for path in paths:
         with contextlib.suppress(OSError):
-            folder.rmdir()
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            elif path.name != BAD_RECORDINGS:
+                path.unlink()

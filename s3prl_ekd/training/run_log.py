@@ -27,13 +27,7 @@ _NAMED = 20  # utterances that a message lists at most
 
 
 class RunLog(ProgressBar):
-    """Logs every ``trainer.log_every`` steps, shows a bar on a terminal, ends a run whose loss stays infinite.
-
-    Args:
-        progress: how far the run is.
-        checkpoints: saves the weights before the run ends.
-        config: says how often to log, and how many skipped steps in a row end the run.
-    """
+    """Logs every ``trainer.log_every`` steps, shows a bar on a terminal, ends a run whose loss stays infinite."""
 
     def __init__(self, progress: Progress, checkpoints: Checkpoints, config: TrainerConfig) -> None:
         super().__init__()
@@ -72,7 +66,11 @@ class RunLog(ProgressBar):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         _write(trainer, {"dev/loss": self.progress.dev_loss})
         if trainer.is_global_zero:
-            self._say(f"step {trainer.global_step}: dev loss {self.progress.dev_loss:.4f}")
+            text = f"step {trainer.global_step}: dev loss {self.progress.dev_loss:.4f}"
+            if self._bar is not None and not self._bar.disable:
+                self._bar.write(text, file=sys.stderr)
+            else:
+                logger.info("%s", text)
         self._since, self._last_step = time.monotonic(), trainer.global_step
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -113,12 +111,6 @@ class RunLog(ProgressBar):
         self._bar.set_postfix_str(text)
         if self._bar.disable:
             logger.info("step %d/%d: %s", step, trainer.max_steps, text)
-
-    def _say(self, text: str) -> None:
-        if self._bar is not None and not self._bar.disable:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            logger.info("%s", text)
 
     def _report_skipped(self, trainer: Trainer, summary: Summary) -> None:
         """Warn of skipped steps; each process names the utterances that may be to blame. Too many end the run."""

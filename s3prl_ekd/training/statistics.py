@@ -56,12 +56,7 @@ class StepStatistics:
         self._sums: dict[str, Tensor] = {}
 
     def add_batch(self, metrics: dict[str, Tensor], utterances: tuple[str, ...]) -> None:
-        """Note a batch of the step in work.
-
-        Args:
-            metrics: ``loss`` and others, each summed over the batch's frames; scalars without gradient.
-            utterances: its names.
-        """
+        """Note a batch of the step in work: ``loss`` and other scalars, without gradient, summed over its frames."""
         self._new.append((~torch.isfinite(metrics["loss"]), utterances))
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -90,11 +85,7 @@ class StepStatistics:
         self._new, self._sums = [], {}
 
     def summary(self, bad_recordings: int = 0) -> Summary:
-        """Everything since the last call; all processes must call it together.
-
-        Args:
-            bad_recordings: that this process has skipped so far.
-        """
+        """Everything since the last call; all processes must call it together, each with its own bad recordings."""
         values, batches, details = self.values, self._batches, self._details
         own = torch.stack([values["loss"], torch.full_like(values["loss"], bad_recordings)])
         if self.world_size > 1:
@@ -107,6 +98,10 @@ class StepStatistics:
             values[name] = torch.zeros_like(values[name])
         values["longest"] = values["in_a_row"]
         self._batches, self._details = [], {}
+        suspects: list[str] = []
+        if skipped:
+            by_loss = [name for broken, _, names in batches if broken for name in names]
+            suspects = by_loss or [name for _, omitted, names in batches if omitted for name in names]
         return Summary(
             loss=loss / good if good else float("nan"),
             grad_norm=norm,
@@ -117,7 +112,7 @@ class StepStatistics:
             longest=round(longest),
             bad_recordings=round(bad),
             details=dict(zip(details, rest[len(common) :], strict=True)),
-            suspects=_suspects(batches) if skipped else [],
+            suspects=suspects,
         )
 
     @staticmethod
@@ -148,9 +143,3 @@ class StepStatistics:
         """The inverse of :meth:`state`."""
         for name, value in zip(self.values, state.to(self.values["loss"].device), strict=True):
             self.values[name] = value.clone()
-
-
-def _suspects(batches: list[tuple[Tensor, Tensor, tuple[str, ...]]]) -> list[str]:
-    """See :class:`Summary`."""
-    by_loss = [name for broken, _, names in batches if broken for name in names]
-    return by_loss or [name for _, skipped, names in batches if skipped for name in names]

@@ -20,8 +20,6 @@ from s3prl_ekd.audio.bad_recordings import Counts
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
 GRACE_SECONDS = 10.0
 """How long a batch is still waited for after a signal, where a dev loss or other processes need it."""
 _REPEATED_AFTER = 1.0  # seconds; before that it is the same signal, sent by a scheduler and by torchrun
@@ -88,8 +86,8 @@ class StopSignals(Callback):
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
     def listen(self) -> None:
-        """Replace the handlers of :data:`SIGNALS`."""
-        for number in SIGNALS:
+        """Replace the handlers of the two signals."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
             self._before.setdefault(number, signal.getsignal(number))
             signal.signal(number, self._note)
 
@@ -131,13 +129,7 @@ class Agreement:
         self._arriving: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def sum(self, frames: int, *, stop: bool, recordings: Counts) -> Tensor:
-        """All processes' frames, a float64 scalar on the device.
-
-        Args:
-            frames: of this process in this step.
-            stop: whether it was asked to stop.
-            recordings: its counts so far.
-        """
+        """All processes' frames in this step, a float64 scalar on the device; the arguments are of this process."""
         if self.world_size == 1:
             self.stop, self.recordings = stop, recordings
             return self._fill(frames)

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3prl_ekd.config.base import Config, differences, say_differences, set_value
+from s3prl_ekd.config.base import Config, apply_override, differences, say_differences, set_value
 from s3prl_ekd.config.recipe import DistillConfig
-from s3prl_ekd.config.training import FREE_ON_RESUME, RunConfig, apply_override
+from s3prl_ekd.config.training import FREE_ON_RESUME, RunConfig
 from s3prl_ekd.cuts import stream
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.superb import evaluation

@@ -12,10 +12,10 @@ import torch
 from helpers_models import TINY
 
 import s3prl_ekd
-from s3prl_ekd.config.base import Config
+from s3prl_ekd.config.base import Config, apply_override
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
-from s3prl_ekd.config.training import RunConfig, apply_override
+from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.errors import LONGEST_MESSAGE, UserError
 from s3prl_ekd.files import atomic_path, parse_yaml, read_yaml, write_yaml
 from s3prl_ekd.network.config import EncoderConfig
@@ -193,7 +193,7 @@ def test_what_no_run_can_have_is_refused_in_one_short_line(tmp_path, override, m
     path = tmp_path / "recipe.yaml"
     write_yaml(path, RUN)
     with pytest.raises(UserError) as caught:
-        RunConfig.from_recipe(path, [override])
+        RunConfig.from_yaml(path, [override])
     said = str(caught.value)
     assert message in said
     assert said.isprintable()
@@ -209,7 +209,7 @@ def test_settings_at_the_ends_of_their_ranges_are_accepted(tmp_path):
         "trainer.strategy=ddp_find_unused_parameters_true", "data.num_workers=0", "optimizer.clip_norm=null",
         "student.conv_kernel=[5,2,2,2,2,2,2]",
     ]  # fmt: skip
-    config = RunConfig.from_recipe(path, given)
+    config = RunConfig.from_yaml(path, given)
     assert (config.seed, config.optimizer.lr, config.trainer.devices, config.optimizer.clip_norm) == (
         2**32 - 1,
         0,

@@ -10,10 +10,10 @@ from helpers_settings import FREE, TEACHERS, mappings, names, refusal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3prl_ekd.config.base import Config, differences
+from s3prl_ekd.config.base import Config, apply_override, differences
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
-from s3prl_ekd.config.training import RunConfig, apply_override
+from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.files import parse_yaml
 
 

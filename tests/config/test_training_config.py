@@ -7,8 +7,9 @@ import dataclasses
 import helpers_train as h
 import pytest
 
+from s3prl_ekd.config.base import apply_override
 from s3prl_ekd.config.recipe import DistillConfig
-from s3prl_ekd.config.training import apply_override, check_resumable
+from s3prl_ekd.config.training import check_resumable
 from s3prl_ekd.errors import UserError
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_another_seed_needs_force(corpus):
 
 
 def test_damaged_corpus_is_replaced_only_by_force(tmp_path, monkeypatch):
-    manifest = {"kind": "s3prl-ekd mini corpus", "format": 1, "settings": MiniCorpusConfig.tiny().as_dict(), "files": 9}
+    manifest = {"kind": "s3prl-ekd mini corpus", "format": 1, "settings": asdict(MiniCorpusConfig.tiny()), "files": 9}
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "corpus.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="1 files instead of 9"):

@@ -41,7 +41,7 @@ from s3prl_ekd.target_cache.shards import Shard
 from s3prl_ekd.teachers import base, load_teachers
 from s3prl_ekd.teachers.cached import cached_teachers
 from s3prl_ekd.training.module import DistillModule
-from s3prl_ekd.training.run import open_data, open_inputs, train
+from s3prl_ekd.training.run import open_inputs, train
 
 AGGREGATIONS = ("layerwise-average", "layerwise-concatenation", "separate-heads")
 
@@ -450,9 +450,7 @@ def test_distill_without_teachers_killed_and_resumed(root, cache, tmp_path):
     assert_same_run(output, whole.output)
 
     with pytest.raises(UserError, match=r"targets\.cache was .*, now it is none"):
-        open_data(config(output, targets__cache=None), 0, 1, None)[0].require_identity(
-            h.checkpoint(output)["EKD_Run"]["data"]
-        )
+        stream(config(output, targets__cache=None), None).require_identity(h.checkpoint(output)["EKD_Run"]["data"])
 
 
 # ---- what is refused

@@ -36,4 +36,4 @@ def draw(good: Path, change: Change) -> Callable[[], object]:
         text = rng.choice((str(value), json.dumps(value), rng.choice(FRAGMENTS)))
         overrides.append(rng.choice((f"{path}={text}",) * 9 + (f"{path}{text}",)))
         change.note(overrides[-1])
-    return lambda: RunConfig.from_recipe(good / "recipe.yaml", overrides).to_mapping()
+    return lambda: RunConfig.from_yaml(good / "recipe.yaml", overrides).to_mapping()

@@ -27,7 +27,7 @@ def prepare(good: Path) -> None:
 def draw(good: Path, change: Change) -> Callable[[], object]:
     with open("recipe.yaml", "w", encoding="utf-8", errors="surrogatepass") as file:
         yaml.safe_dump(change.mapping(RECIPE), file, allow_unicode=True)
-    return lambda: _try(RunConfig.from_recipe("recipe.yaml"))
+    return lambda: _try(RunConfig.from_yaml("recipe.yaml"))
 
 
 def _try(config: RunConfig) -> None:
