@@ -22,6 +22,7 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, only_writer, read_yaml, write_yaml
 from s3prl_ekd.mini_corpus.build import OtherCorpusError, build
 from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
+from s3prl_ekd.pictures import save
 from s3prl_ekd.processes import run_command
 from s3prl_ekd.superb import picture
 from s3prl_ekd.superb.evaluation import Evaluation
@@ -167,7 +168,7 @@ def _recipe(out: Path, tiny: bool) -> tuple[dict[str, Any], dict[str, Any]]:
 def _pictures(made: list[Table], out: Path) -> list[Path]:
     """Draw the tables, and the distillation if its log was not deleted since; returns where."""
     run, results, losses = out / "distillation" / "run", out / "results.png", out / "curve.png"
-    picture.plot(made, results)
+    save(picture.draw(made), results)
     if not run.is_dir():
         return [results]
     curve.plot(run, losses)

@@ -24,18 +24,6 @@ UNKNOWN = "settings unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """One test set."""
-
-    task: str
-    """One of :data:`~s3prl_ekd.tasks.TASKS`."""
-    name: str
-    """Task and test set, such as ``PR test-clean``; only the task where the set's name says no more."""
-    chance: float
-    """The best constant answer's score in percent."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cell:
     """The scores of one line on one test set, in percent."""
 
@@ -56,6 +44,20 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Column:
+    """One test set."""
+
+    task: str
+    """One of :data:`~s3prl_ekd.tasks.TASKS`."""
+    name: str
+    """Task and test set, such as ``PR test-clean``; only the task where the set's name says no more."""
+    chance: float
+    """The best constant answer's score in percent."""
+    cells: tuple[Cell | None, ...]
+    """A cell per line; None: there is no result."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Line:
     """Runs that differ in nothing but the seed."""
 
@@ -67,8 +69,6 @@ class Line:
     """Task -> steps of the downstream training."""
     seeds: Mapping[str, str]
     """Task -> seeds of the downstream training, and how many, such as ``1, 2 (n=2)``."""
-    cells: tuple[Cell | None, ...]
-    """A cell per column; None: there is no result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +109,10 @@ class Table:
             values = [getattr(line, name) for line in self.lines]
             if _common(values) is None:
                 columns.append([name, "", *map(_by_task, values)])
-        for number, column in enumerate(self.columns):
+        for column in self.columns:
             task = TASKS[column.task]
             heading = f"{column.name} {task.metric} {'↑' if task.higher_is_better else '↓'}"
-            cells = [line.cells[number] for line in self.lines]
-            scores = ["-" if cell is None else cell.text for cell in cells]
+            scores = ["-" if cell is None else cell.text for cell in column.cells]
             columns.append([heading, f"{column.chance:.1f}", *scores])
         return [[" ".join(cell.split()) for cell in row] for row in zip(*columns, strict=True)]
 
@@ -149,11 +148,6 @@ def tables(rows: Iterable[Row]) -> list[Table]:
 
 
 def _table(corpus: str, split: str, rows: Sequence[Row]) -> Table:
-    order = list(TASKS)
-    columns: dict[tuple[Any, ...], Row] = {}
-    for row in sorted(rows, key=lambda row: (order.index(row.task), row.test_set)):
-        columns.setdefault(_test_set(row), row)
-    names = Counter((row.task, row.test_set) for row in columns.values())
     found = _lines(rows)
     every = [runs for _, tasks in found for runs in tasks.values()]
     differing = _differing(every)
@@ -163,34 +157,31 @@ def _table(corpus: str, split: str, rows: Sequence[Row]) -> Table:
             settings=_settings(tasks, differing),
             steps={task: str(runs.rows[0].steps) for task, runs in tasks.items()},
             seeds={task: runs.seeds for task, runs in tasks.items()},
-            cells=tuple(
-                _cell([row for runs in tasks.values() for row in runs.rows if _test_set(row) == test_set])
-                for test_set in columns
-            ),
         )
         for label, tasks in found
     )
-    return Table(
-        corpus=corpus,
-        split=split,
-        columns=tuple(
-            Column(task=row.task, name=_name(row, alone=names[row.task, row.test_set] == 1), chance=row.chance)
-            for row in columns.values()
-        ),
-        lines=lines,
-        notes=list(_notes(lines, every)),
-    )
+    columns = tuple(_columns(rows, [tasks for _, tasks in found]))
+    return Table(corpus=corpus, split=split, columns=columns, lines=lines, notes=list(_notes(lines, columns, every)))
+
+
+def _columns(rows: Sequence[Row], lines: Sequence[Mapping[str, _Runs]]) -> Iterator[Column]:
+    order = list(TASKS)
+    first: dict[tuple[Any, ...], Row] = {}
+    for row in sorted(rows, key=lambda row: (order.index(row.task), row.test_set)):
+        first.setdefault(_test_set(row), row)
+    names = Counter((row.task, row.test_set) for row in first.values())
+    for test_set, row in first.items():
+        name = row.task.upper() if row.test_set in ("test", "hidden") else f"{row.task.upper()} {row.test_set}"
+        if names[row.task, row.test_set] > 1:  # with other utterances
+            name = f"{name} ({row.utterances} utterances, chance {row.chance:.6g})"
+        judged = [tasks[row.task].rows if row.task in tasks else () for tasks in lines]
+        cells = tuple(_cell([one for one in line if _test_set(one) == test_set]) for line in judged)
+        yield Column(task=row.task, name=name, chance=row.chance, cells=cells)
 
 
 def _test_set(row: Row) -> tuple[Any, ...]:
     """Identifies the utterances that were judged; with other references, chance is another one."""
     return (row.task, row.test_set, row.utterances, f"{row.chance:.6g}")
-
-
-def _name(row: Row, *, alone: bool) -> str:
-    """:attr:`Column.name`, with size and chance unless ``alone``: where the table has other utterances of this name."""
-    name = row.task.upper() if row.test_set in ("test", "hidden") else f"{row.task.upper()} {row.test_set}"
-    return name if alone else f"{name} ({row.utterances} utterances, chance {row.chance:.6g})"
 
 
 def _cell(rows: Sequence[Row]) -> Cell | None:
@@ -207,12 +198,12 @@ def _cell(rows: Sequence[Row]) -> Cell | None:
     )
 
 
-def _notes(lines: Sequence[Line], every: Sequence[_Runs]) -> Iterator[str]:
+def _notes(lines: Sequence[Line], columns: Iterable[Column], every: Sequence[_Runs]) -> Iterator[str]:
     for name in ("steps", "seeds"):
         common = _common([getattr(line, name) for line in lines])
         if common is not None:
             yield f"{name} of the downstream training: {common}"
-    if any(cell and cell.deviation is not None for line in lines for cell in line.cells):
+    if any(cell and cell.deviation is not None for column in columns for cell in column.cells):
         yield "±: standard deviation over n seeds"
     if any(runs.unknown for runs in every):
         yield f"{UNKNOWN}: the summary is of an earlier version, which stored steps and seeds only"
