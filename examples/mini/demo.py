@@ -29,7 +29,7 @@ from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import Job, JobError, run_jobs
 from s3prl_ekd.superb.summary import Row, write_summary
 from s3prl_ekd.superb.tables import Table, tables
-from s3prl_ekd.tasks import DEFAULT
+from s3prl_ekd.tasks import DEFAULT, TASKS
 from s3prl_ekd.tasks.corpora import Split, mini_corpora
 from s3prl_ekd.training import curve
 
@@ -195,7 +195,9 @@ def _conclude(rows: list[Row], out: Path, seconds: float) -> int:
     at_chance = [
         row
         for row in rows
-        if row.label == "ekd_student" and not row.off_chance and not row.test_set.endswith(DISTORTED)
+        if row.label == "ekd_student"
+        and not row.test_set.endswith(DISTORTED)
+        and not TASKS[row.task].off_chance(row.value, row.chance, row.chance_error)
     ]
     for row in at_chance:
         print(

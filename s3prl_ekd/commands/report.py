@@ -10,7 +10,7 @@ from pathlib import Path
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.pictures import save
 from s3prl_ekd.superb.picture import draw
-from s3prl_ekd.superb.summary import Row, read_summary
+from s3prl_ekd.superb.summary import read_summary
 from s3prl_ekd.superb.tables import tables
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table per corpus and split."""
-    rows = [row for path in args.summaries for row in _results(path)]
+    rows = []
+    for path in args.summaries:
+        found = read_summary(path)
+        if not found:
+            raise UserError(f"{path}: a summary without results; leave it out, or let s3prl-ekd superb fill it")
+        rows += found
     corpora = sorted({row.corpus for row in rows})
     if len(corpora) > 1:
         logger.warning("results on the %s corpora: a table each, not to be compared", " and ".join(corpora))
@@ -37,10 +42,3 @@ def run(args: argparse.Namespace) -> int:
         save(draw(made), args.plot)
         print(f"\n{args.plot}", file=sys.stderr)
     return 0
-
-
-def _results(path: Path) -> list[Row]:
-    rows = read_summary(path)
-    if not rows:
-        raise UserError(f"{path}: a summary without results; leave it out, or let s3prl-ekd superb fill it")
-    return rows

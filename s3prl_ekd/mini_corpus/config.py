@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,3 @@ class MiniCorpusConfig:
             er_test=Count(speakers=2, utterances=4),
             noise_seconds=4,
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain dictionaries and numbers."""
-        return asdict(self)

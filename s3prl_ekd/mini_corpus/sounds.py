@@ -45,9 +45,11 @@ Noise = Callable[[int, Generator], Tensor]
 """(number of samples, generator) -> noise (S,) of any level."""
 
 
-def pink(samples: int, rng: Generator) -> Tensor:
-    """Noise whose power falls with frequency."""
-    return _coloured(samples, rng, exponent=1.0)
+def pink(samples: int, rng: Generator, exponent: float = 1.0) -> Tensor:
+    """Noise whose power falls with frequency, or with frequency to another power than one."""
+    spectrum = torch.fft.rfft(torch.randn(samples, generator=rng))
+    frequency = torch.arange(len(spectrum)) * (SAMPLE_RATE / samples)
+    return torch.fft.irfft(spectrum * frequency.clamp_min(20.0) ** (-exponent / 2), samples)
 
 
 def hum(samples: int, rng: Generator) -> Tensor:
@@ -66,7 +68,7 @@ def wind(samples: int, rng: Generator) -> Tensor:
     """Low rumble in gusts of about half a second."""
     strength = torch.rand(1, 1, 2 * samples // SAMPLE_RATE + 2, generator=rng)
     gusts = torch.nn.functional.interpolate(strength, samples, mode="linear").flatten()
-    return _coloured(samples, rng, exponent=1.6) * (0.2 + gusts)
+    return pink(samples, rng, exponent=1.6) * (0.2 + gusts)
 
 
 def tones(samples: int, rng: Generator) -> Tensor:
@@ -93,13 +95,6 @@ def babble(voices: list[Tensor], samples: int, rng: Generator) -> Tensor:
         rolled = voice.roll(integer(rng, len(voice)))
         wave += at_level(rolled.repeat(samples // len(voice) + 1)[:samples], -30)
     return wave
-
-
-def _coloured(samples: int, rng: Generator, *, exponent: float) -> Tensor:
-    """Noise whose power falls with frequency to the power of ``exponent``."""
-    spectrum = torch.fft.rfft(torch.randn(samples, generator=rng))
-    frequency = torch.arange(len(spectrum)) * (SAMPLE_RATE / samples)
-    return torch.fft.irfft(spectrum * frequency.clamp_min(20.0) ** (-exponent / 2), samples)
 
 
 # ----------------------------------------------------------------------------------------- rooms and channels

@@ -73,7 +73,7 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
         UserError: a process ended because of bad input.
         JobError: a process failed otherwise.
     """
-    waiting, ended = list(jobs), set[str]()
+    waiting, ended, steps = list(jobs), set[str](), 0
     running: dict[Job, BaseProcess] = {}
     bar = tqdm(total=sum(job.steps for job in jobs), desc=title, unit="step")
     shown = 0.0
@@ -91,13 +91,14 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
                 if status != 0:
                     raise _failure(job, status)
                 ended.add(job.name)
+                steps += job.steps
                 bar.write(f"{job.name}: done ({job.log})", file=sys.stderr)
             if time.monotonic() - shown > (0.5 if sys.stderr.isatty() else 10.0):
                 shown = time.monotonic()
-                _show(bar, [job.steps for job in jobs if job.name in ended], running)
+                _show(bar, steps, running)
             if running:
                 time.sleep(_POLL_SECONDS)
-        _show(bar, [job.steps for job in jobs], running)
+        _show(bar, steps, running)
 
 
 def steps_done(log: Path) -> int:
@@ -105,9 +106,9 @@ def steps_done(log: Path) -> int:
     return int((_STEP.findall(_tail(log)) or ["0"])[-1])
 
 
-def _show(bar: tqdm[NoReturn], ended: Sequence[int], running: Iterable[Job]) -> None:
+def _show(bar: tqdm[NoReturn], ended: int, running: Iterable[Job]) -> None:
     steps = {job: min(job.steps, steps_done(job.log)) for job in running}
-    bar.n = sum(ended) + sum(steps.values())
+    bar.n = ended + sum(steps.values())
     bar.set_postfix_str(", ".join(f"{job.name} {count}/{job.steps}" for job, count in steps.items()))
 
 

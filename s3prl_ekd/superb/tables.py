@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, zip_longest
 from statistics import fmean, stdev
 from typing import Any
 
@@ -141,10 +142,12 @@ class Table:
 
 def tables(rows: Iterable[Row]) -> list[Table]:
     """One table per corpus and split. A run that is there twice counts once."""
-    rows = distinct(rows)
-    groups = dict.fromkeys((row.corpus, row.split) for row in rows)
-    order = sorted(groups, key=lambda group: (group[0], group[1] != "public", group[1]))
-    return [_table(*group, [row for row in rows if (row.corpus, row.split) == group]) for group in order]
+
+    def order(row: Row) -> tuple[str, bool, str]:
+        return (row.corpus, row.split != "public", row.split)
+
+    groups = groupby(sorted(distinct(rows), key=order), order)
+    return [_table(corpus, split, list(group)) for (corpus, _, split), group in groups]
 
 
 def _table(corpus: str, split: str, rows: Sequence[Row]) -> Table:
@@ -259,21 +262,18 @@ def _lines(rows: Sequence[Row]) -> list[tuple[str, dict[str, _Runs]]]:
     return [(label, runs) for (label, *_), runs in lines.items()]
 
 
-def _runs(rows: Sequence[Row]) -> list[_Runs]:
+def _runs(rows: Sequence[Row]) -> Iterator[_Runs]:
     """Rows of one label and task by their settings. Where a seed has two scores, something unknown differs: then no row
     is put together with another."""
     groups: dict[str, dict[tuple[Any, ...], list[Row]]] = {}
     for row in rows:
         groups.setdefault(canonical(row.identity), {}).setdefault(_test_set(row), []).append(row)
-    found = []
     for columns in groups.values():
         if all(len({row.seed for row in column}) == len(column) for column in columns.values()):
-            found.append(_Runs(rows=tuple(row for column in columns.values() for row in column)))
-            continue
-        for number in range(max(map(len, columns.values()))):
-            one = tuple(column[number] for column in columns.values() if number < len(column))
-            found.append(_Runs(rows=one, number=number + 1))
-    return found
+            yield _Runs(rows=tuple(row for column in columns.values() for row in column))
+        else:
+            for number, one in enumerate(zip_longest(*columns.values()), start=1):
+                yield _Runs(rows=tuple(row for row in one if row), number=number)
 
 
 # --- in what they differ ---------------------------------------------------------------------------------------------
@@ -282,8 +282,7 @@ def _runs(rows: Sequence[Row]) -> list[_Runs]:
 def _differing(every: Sequence[_Runs]) -> set[tuple[str, str]]:
     """:meth:`_Runs.key` of the settings that have several values."""
     values: dict[tuple[str, str], set[str]] = {}
-    known = [runs for runs in every if not runs.unknown]
-    names = dict.fromkeys(name for runs in known for name in runs.settings)
+    names = {name for runs in every if not runs.unknown for name in runs.settings}
     for runs in every:
         own = runs.settings
         for name in own if runs.unknown else names:
