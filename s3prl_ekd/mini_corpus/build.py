@@ -73,12 +73,8 @@ def build(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1, force: bo
 def add_speech_commands(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1) -> None:
     """Add :mod:`~s3prl_ekd.mini_corpus.speech_commands` to the mini corpus in ``out``, unless it is there already.
 
-    It came after :data:`FORMAT` 1: an older corpus gets it too, and stays what it is otherwise.
-
-    Args:
-        out: folder of the mini corpus.
-        config: the one that it was built with.
-        jobs: processes that speak; the result does not depend on it.
+    It came after :data:`FORMAT` 1: an older corpus gets it too, and stays what it is otherwise. The arguments are those
+    that the corpus was built with (:func:`build`).
 
     Raises:
         UserError: ``out`` cannot be written, or espeak-ng is missing.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,15 +40,14 @@ def libri_parts(config: MiniCorpusConfig) -> list[Part]:
 
 
 def _libri(seed: int, split: str, size: Count, pool: Pool, first: int) -> Part:
-    def recordings() -> Iterator[Recording]:
-        for index in range(size.speakers):
-            person = Person(seed, split, index)
-            name, chapter = first + index, 100 * first + index
-            for number in range(size.utterances):
-                path = f"LibriSpeech/{split}/{name}/{chapter}/{name}-{chapter}-{number:04d}.flac"
-                yield person.say(path, draw(person.rng, pool), draw_style(person.rng))
-
-    return Part(name=split, recordings=tuple(recordings()))
+    recordings = []
+    for index in range(size.speakers):
+        person = Person(seed, split, index)
+        name, chapter = first + index, 100 * first + index
+        for number in range(size.utterances):
+            path = f"LibriSpeech/{split}/{name}/{chapter}/{name}-{chapter}-{number:04d}.flac"
+            recordings.append(person.say(path, draw(person.rng, pool), draw_style(person.rng)))
+    return Part(name=split, recordings=tuple(recordings))
 
 
 def sid_parts(config: MiniCorpusConfig) -> list[Part]:

@@ -67,13 +67,11 @@ class Evaluation:
             UserError: data is missing, or an option is unknown.
         """
         require_given(self.tasks, self.corpora, self.splits)
-        return [
-            experiment
-            for task in self.tasks
-            for experiment in TASKS[task].experiments(
-                self.corpora, self.splits, self._template(task), self.out / "prepared"
-            )
-        ]
+        experiments: list[Experiment] = []
+        for task in self.tasks:
+            template, folder = self._template(task), self.out / "prepared"
+            experiments += TASKS[task].experiments(self.corpora, self.splits, template, folder)
+        return experiments
 
     def jobs(self, *, prefix: str = "", after: tuple[str, ...] = ()) -> list[Job]:
         """The processes that are still needed, one per experiment that is not finished; their folders are claimed.
@@ -119,6 +117,8 @@ class Evaluation:
                 seconds = trained["seconds"] + result["seconds"]
                 entry = {**result, **trained, "seconds": seconds, "steps": experiment.steps, "weights": weights}
                 found.setdefault((experiment.task, Split(test.split), test.name), []).append(entry)
+        # The upstream, and the last two parts of where its weights are.
+        label = self.upstream if self.ckpt is None else f"{self.upstream} ({'/'.join(Path(self.ckpt).parts[-2:])})"
         return [
             Row.from_folds(
                 entries,
@@ -128,7 +128,7 @@ class Evaluation:
                 metric=TASKS[task].metric,
                 upstream=self.upstream,
                 ckpt=self.ckpt,
-                label=self.label or self._default_label,
+                label=self.label or label,
                 seed=self.seed,
                 corpus=self.corpora.recipes,
                 weights=entries[0]["weights"],
@@ -141,11 +141,6 @@ class Evaluation:
         """:attr:`Row.settings`; the data are named by their source, not by what is prepared from it in ``out``."""
         common = {name: getattr(self, name) for name in ("fine_tune", "remember_features", "device")}
         return {**common, "data": TASKS[task].data_identity(self.corpora, split), "downstream": self._template(task)}
-
-    @property
-    def _default_label(self) -> str:
-        """The upstream, and the last two parts of where its weights are."""
-        return self.upstream if self.ckpt is None else f"{self.upstream} ({'/'.join(Path(self.ckpt).parts[-2:])})"
 
     def _template(self, task: str) -> Settings:
         config = TASKS[task].template(self.corpora.recipes)
@@ -167,8 +162,9 @@ class Evaluation:
                 run_experiment.check_weights(folder, self.ckpt)
             else:
                 (folder / run_experiment.WEIGHTS).unlink(missing_ok=True)
-            now = {"settings": self._settings, "experiment": asdict(experiment)}
-            write_json(folder / run_experiment.EXPERIMENT, now)
+            write_json(
+                folder / run_experiment.EXPERIMENT, {"settings": self._settings, "experiment": asdict(experiment)}
+            )
 
     @property
     def _settings(self) -> dict[str, Any]:

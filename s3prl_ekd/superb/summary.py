@@ -93,8 +93,8 @@ class Row:
     def identity(self) -> dict[str, Any]:
         """All that the score depends on but the seed, as far as it is known, by dotted names."""
         settings = self.settings or {}
-        data, downstream = settings.get("data", {}), settings.get("downstream", {})
-        return {**self.common, "steps": self.steps, **flat(data, "data."), **flat(downstream)}
+        data = {"data": settings.get("data", {})}
+        return {**self.common, "steps": self.steps, **flat(data), **flat(settings.get("downstream", {}))}
 
     @property
     def result(self) -> tuple[Any, ...]:

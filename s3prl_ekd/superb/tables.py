@@ -18,8 +18,6 @@ from typing import Any
 from s3prl_ekd.superb.summary import Row, canonical, distinct
 from s3prl_ekd.tasks import TASKS
 
-CHANCE = "chance"
-"""Label of a table's first line, the best constant answer's scores."""
 UNKNOWN = "settings unknown"
 """Shown for results from a summary of format 1."""
 
@@ -103,7 +101,7 @@ class Table:
 
     def rows(self) -> list[list[str]]:
         """Heading, chance and lines as text. Settings, steps and seeds have a column if lines differ in them."""
-        columns = [["", CHANCE, *(line.label for line in self.lines)]]
+        columns = [["", "chance", *(line.label for line in self.lines)]]
         if len({line.settings for line in self.lines}) > 1:
             columns.append(["settings", "", *(line.settings for line in self.lines)])
         for name in ("steps", "seeds"):

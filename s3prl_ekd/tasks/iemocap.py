@@ -16,13 +16,14 @@ TEST_LABELS = "meta_data/Session1/test_meta_data.json"
 CLASSES = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
 """SUPERB's four classes and their indices; excited speech counts as happy."""
 _CLASS_OF = {name: name for name in CLASSES} | {"exc": "hap"}
+_LABELS = "dialog/EmoEvaluation/[!.]*.txt"  # without ._Ses01F_impro01.txt and such, which macOS makes and IEMOCAP ships
 # [6.2901 - 8.2357]<tab>Ses01F_impro01_F000<tab>neu<tab>[2.5000, 2.5000, 2.5000]
 _LINE = re.compile(r"\[[^\]]*\]\t(?P<turn>\S+)\t(?P<emotion>\S+)")
 
 
 def sessions(root: Path) -> tuple[str, ...]:
     """The sessions in ``root`` that are laid out as IEMOCAP_full_release."""
-    return tuple(session for session in SESSIONS if _visible(root / session, "dialog/EmoEvaluation/*.txt"))
+    return tuple(session for session in SESSIONS if any((root / session).glob(_LABELS)))
 
 
 def has_labels(root: Path) -> bool:
@@ -38,8 +39,8 @@ def session_labels(root: Path, session: str) -> list[dict[str, str]]:
     """
     from tqdm import tqdm
 
-    audio = {path.stem: path for path in _visible(root / session, "sentences/wav/*/*.wav")}
-    files = _visible(root / session, "dialog/EmoEvaluation/*.txt")
+    audio = {path.stem: path for path in sorted((root / session).glob("sentences/wav/*/[!.]*.wav"))}
+    files = sorted((root / session).glob(_LABELS))
     if not audio or not files:
         raise UserError(
             f"{root / session}: no sentences/wav/*/*.wav or no dialog/EmoEvaluation/*.txt; {root} must be the folder"
@@ -71,8 +72,7 @@ def test_only(root: Path, folder: Path) -> Path:
     """Write a fold that only tests: s3prl opens its training list too, so that one is the test list again.
 
     Args:
-        root: has ``meta_data/Session1/test_meta_data.json``, or is laid out as IEMOCAP_full_release with one session or
-            more, which are all taken.
+        root: see :func:`has_labels`; of IEMOCAP_full_release all sessions are taken, however many are there.
         folder: where ``Session1/{train,test}_meta_data.json`` are written.
 
     Raises:
@@ -99,8 +99,3 @@ def _read_labels(path: Path) -> dict[str, Any]:
     if not isinstance(labels, dict) or labels.get("labels") != CLASSES:
         raise UserError(f"{path}: expected the classes {CLASSES} under 'labels'")
     return labels
-
-
-def _visible(folder: Path, pattern: str) -> list[Path]:
-    """Files without the hidden ones, such as ``._Ses01F_impro01.txt``, which macOS puts beside and IEMOCAP ships."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
