@@ -46,7 +46,7 @@ Noise = Callable[[int, Generator], Tensor]
 
 
 def pink(samples: int, rng: Generator, exponent: float = 1.0) -> Tensor:
-    """Noise whose power falls with frequency, or with frequency to another power than one."""
+    """Noise whose power is one over the frequency, raised to ``exponent``; pink noise unless that is given."""
     spectrum = torch.fft.rfft(torch.randn(samples, generator=rng))
     frequency = torch.arange(len(spectrum)) * (SAMPLE_RATE / samples)
     return torch.fft.irfft(spectrum * frequency.clamp_min(20.0) ** (-exponent / 2), samples)

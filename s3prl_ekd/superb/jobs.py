@@ -32,8 +32,6 @@ _ERROR_LINE = re.compile(r"^s3prl-ekd: error: (?P<message>.+)$", flags=re.MULTIL
 _STEP = re.compile(r"overall:\s+\d+%\|[^|]*\|\s*(\d+)/\d+")
 # A log goes on where an earlier start of the same job has ended; only what follows this line is of the last one.
 _STARTED = re.compile(r"^=== started at .* ===$", flags=re.MULTILINE)
-_TAIL_BYTES = 16384
-_POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +71,7 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
         UserError: a process ended because of bad input.
         JobError: a process failed otherwise.
     """
-    waiting, ended, steps = list(jobs), set[str](), 0
+    waiting, ended = list(jobs), set[str]()
     running: dict[Job, BaseProcess] = {}
     bar = tqdm(total=sum(job.steps for job in jobs), desc=title, unit="step")
     shown = 0.0
@@ -91,14 +89,13 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
                 if status != 0:
                     raise _failure(job, status)
                 ended.add(job.name)
-                steps += job.steps
                 bar.write(f"{job.name}: done ({job.log})", file=sys.stderr)
             if time.monotonic() - shown > (0.5 if sys.stderr.isatty() else 10.0):
                 shown = time.monotonic()
-                _show(bar, steps, running)
+                _show(bar, [job.steps for job in jobs if job.name in ended], running)
             if running:
-                time.sleep(_POLL_SECONDS)
-        _show(bar, steps, running)
+                time.sleep(0.25)
+        _show(bar, [job.steps for job in jobs], running)
 
 
 def steps_done(log: Path) -> int:
@@ -106,9 +103,9 @@ def steps_done(log: Path) -> int:
     return int((_STEP.findall(_tail(log)) or ["0"])[-1])
 
 
-def _show(bar: tqdm[NoReturn], ended: int, running: Iterable[Job]) -> None:
+def _show(bar: tqdm[NoReturn], ended: Sequence[int], running: Iterable[Job]) -> None:
     steps = {job: min(job.steps, steps_done(job.log)) for job in running}
-    bar.n = ended + sum(steps.values())
+    bar.n = sum(ended) + sum(steps.values())
     bar.set_postfix_str(", ".join(f"{job.name} {count}/{job.steps}" for job, count in steps.items()))
 
 
@@ -149,7 +146,7 @@ def _work(job: Job, threads: int, environment: Mapping[str, str]) -> None:
 
 def _tail(log: Path) -> str:
     with contextlib.suppress(OSError), log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        stream.seek(max(0, log.stat().st_size - 16384))  # its end is enough
         text = stream.read().decode("utf-8", errors="replace").replace("\r", "\n")
         return _STARTED.split(text)[-1]
     return ""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 HIGHEST = 125.0
 """Percent; error rates have no end, and a bar of 300 would make the others unreadable."""
-NO_RESULT = "no result"
 _PANELS = 3  # side by side
 _LABEL = 34  # characters in a line of a name
 _LABEL_LINES = 4
@@ -71,7 +70,7 @@ def _panel(axes: Axes, column: Column) -> None:
     end = _end(column)
     for place, (cell, colour) in enumerate(zip(column.cells, itertools.cycle(COLOURS))):
         if cell is None:
-            axes.text(0.015 * end, place, NO_RESULT, va="center", color="dimgray", fontsize="small", style="italic")
+            axes.text(0.015 * end, place, "no result", va="center", color="dimgray", fontsize="small", style="italic")
             continue
         clipped = cell.mean > end
         marked: dict[str, Any] = {"hatch": "///", "edgecolor": "white"} if clipped else {}

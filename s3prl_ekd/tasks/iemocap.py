@@ -12,7 +12,7 @@ from s3prl_ekd.files import write_json
 
 SESSIONS = tuple(f"Session{number}" for number in range(1, 6))
 TEST_LABELS = "meta_data/Session1/test_meta_data.json"
-"""Where the mini corpus has its labels, which are made of nothing else."""
+"""Where the mini corpus has the labels of its test set; it has no dialog/EmoEvaluation."""
 CLASSES = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
 """SUPERB's four classes and their indices; excited speech counts as happy."""
 _CLASS_OF = {name: name for name in CLASSES} | {"exc": "hap"}
