@@ -22,13 +22,14 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, only_writer, read_yaml, write_yaml
 from s3prl_ekd.mini_corpus.build import OtherCorpusError, build
 from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
+from s3prl_ekd.pictures import save
 from s3prl_ekd.processes import run_command
 from s3prl_ekd.superb import picture
 from s3prl_ekd.superb.evaluation import Evaluation
 from s3prl_ekd.superb.jobs import Job, JobError, run_jobs
 from s3prl_ekd.superb.summary import Row, write_summary
 from s3prl_ekd.superb.tables import Table, tables
-from s3prl_ekd.tasks import DEFAULT
+from s3prl_ekd.tasks import DEFAULT, TASKS
 from s3prl_ekd.tasks.corpora import Split, mini_corpora
 from s3prl_ekd.training import curve
 
@@ -167,7 +168,7 @@ def _recipe(out: Path, tiny: bool) -> tuple[dict[str, Any], dict[str, Any]]:
 def _pictures(made: list[Table], out: Path) -> list[Path]:
     """Draw the tables, and the distillation if its log was not deleted since; returns where."""
     run, results, losses = out / "distillation" / "run", out / "results.png", out / "curve.png"
-    picture.plot(made, results)
+    save(picture.draw(made), results)
     if not run.is_dir():
         return [results]
     curve.plot(run, losses)
@@ -194,7 +195,9 @@ def _conclude(rows: list[Row], out: Path, seconds: float) -> int:
     at_chance = [
         row
         for row in rows
-        if row.label == "ekd_student" and not row.off_chance and not row.test_set.endswith(DISTORTED)
+        if row.label == "ekd_student"
+        and not row.test_set.endswith(DISTORTED)
+        and not TASKS[row.task].off_chance(row.value, row.chance, row.chance_error)
     ]
     for row in at_chance:
         print(

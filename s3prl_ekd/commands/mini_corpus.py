@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build the corpus."""
-    from s3prl_ekd.mini_corpus.build import add_parts, build
+    from s3prl_ekd.mini_corpus.build import add_speech_commands, build
     from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
 
     config = MiniCorpusConfig.tiny(args.seed) if args.size == "tiny" else MiniCorpusConfig(seed=args.seed)
     build(args.out, config, jobs=args.jobs, force=args.force)
-    add_parts(args.out, config, jobs=args.jobs)
+    add_speech_commands(args.out, config, jobs=args.jobs)
     return 0

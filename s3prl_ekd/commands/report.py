@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.superb.picture import plot
-from s3prl_ekd.superb.summary import Row, read_summary
+from s3prl_ekd.pictures import save
+from s3prl_ekd.superb.picture import draw
+from s3prl_ekd.superb.summary import read_summary
 from s3prl_ekd.superb.tables import tables
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,6 @@ def run(args: argparse.Namespace) -> int:
     made = tables(rows)
     print("\n\n".join(table.markdown() if args.markdown else table.text() for table in made))
     if args.plot:
-        plot(made, args.plot)
+        save(draw(made), args.plot)
         print(f"\n{args.plot}", file=sys.stderr)
     return 0

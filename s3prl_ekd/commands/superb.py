@@ -11,20 +11,10 @@ from s3prl_ekd import s3prl_hub
 from s3prl_ekd.command_line import SEEDS, whole_number
 from s3prl_ekd.devices import check_device
 from s3prl_ekd.errors import UserError, nearest, shorten
-from s3prl_ekd.files import parse_yaml
+from s3prl_ekd.files import parse_yaml, write_yaml
 from s3prl_ekd.s3prl_compat.upstream_names import check_file
-from s3prl_ekd.superb.evaluation import Evaluation
-from s3prl_ekd.superb.jobs import JobError, run_jobs
-from s3prl_ekd.superb.summary import write_summary
-from s3prl_ekd.superb.tables import tables
 from s3prl_ekd.tasks import DEFAULT, TASKS, inputs
 from s3prl_ekd.tasks.corpora import Corpora, Split, mini_corpora
-
-_SPLITS = {
-    "public": frozenset({Split.PUBLIC}),
-    "hidden": frozenset({Split.HIDDEN}),
-    "both": frozenset(Split),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", required=True, choices=["mini", "real"], help="which corpora")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for everything written")
     parser.add_argument(
-        "--split", choices=list(_SPLITS), default="public", help="which test sets judge (default: %(default)s)"
+        "--split", choices=[*Split, "both"], default="public", help="which test sets judge (default: %(default)s)"
     )
     parser.add_argument(
         "--prepare",
@@ -70,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and evaluate what is not there yet, write ``OUT/summary.json``, print the table; or only prepare that."""
+    from s3prl_ekd.superb.evaluation import Evaluation
+    from s3prl_ekd.superb.jobs import JobError, run_jobs
+    from s3prl_ekd.superb.summary import write_summary
+    from s3prl_ekd.superb.tables import tables
+
     if args.upstream is None and not args.prepare:
         raise UserError("--upstream is missing: an s3prl upstream, such as ekd_student, fbank")
     if args.upstream is not None:
@@ -80,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         label=args.label,
         tasks=_tasks(args.tasks),
         corpora=_corpora(args),
-        splits=_SPLITS[args.split],
+        splits=frozenset(Split) if args.split == "both" else frozenset({Split(args.split)}),
         out=args.out.resolve(),
         seed=args.seed,
         steps=dict(_steps(text) for text in args.steps),
@@ -90,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
         device=args.device and check_device(args.device),
     )
     if args.prepare:
-        for experiment, path in evaluation.prepare():
+        for experiment in evaluation.experiments:
+            path = evaluation.out / "configs" / f"{experiment.name}.yaml"
+            write_yaml(path, experiment.config)
             print(f"{path}  (run_downstream -d {TASKS[experiment.task].downstream} -c ...)")
         return 0
     _check_weights(evaluation.upstream, evaluation.ckpt)

@@ -39,9 +39,6 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Raised whenever the same settings would give another corpus."""
 
-ADDED: tuple[plan.AddedPart, ...] = (speech_commands.PART,)
-"""Parts that came after :data:`FORMAT` 1: an older corpus gets them too, and stays what it is otherwise."""
-
 _MANIFEST = "corpus.json"
 _KIND = "s3prl-ekd mini corpus"
 _BABBLERS = 6
@@ -71,27 +68,27 @@ def build(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1, force: bo
     return out
 
 
-def add_parts(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1) -> None:
-    """Add to the mini corpus in ``out`` those of :data:`ADDED` that it does not have yet.
+def add_speech_commands(out: str | Path, config: MiniCorpusConfig, *, jobs: int = 1) -> None:
+    """Add :mod:`~s3prl_ekd.mini_corpus.speech_commands` to the mini corpus in ``out``, unless it is there already.
 
-    The arguments are those of :func:`build`.
+    It came after :data:`FORMAT` 1: an older corpus gets it too, and stays what it is otherwise. The arguments are those
+    that the corpus was built with (:func:`build`).
 
     Raises:
         UserError: ``out`` cannot be written, or espeak-ng is missing.
     """
-    for part in ADDED:
-        folder = Path(out).resolve() / part.folder
-        if folder.exists():
-            continue
-        recordings = list(part.recordings(config))
-        with _writing(folder) as (espeak, root):
-            root.mkdir()
-            studio = Studio(espeak, make_lexicon(espeak, list(part.words)))
-            spoken = _speak_all(root, recordings, studio, jobs)
-            minutes = sum(one.samples for one in _progress(spoken, len(recordings), part.folder)) / SAMPLE_RATE / 60
-            for path, wave in part.sounds(config):
-                _write_audio(root / path, wave)
-        logger.info("%s: %.0f minutes of speech in %d files", folder, minutes, len(recordings))
+    folder = Path(out).resolve() / speech_commands.FOLDER
+    if folder.exists():
+        return
+    recordings = list(speech_commands.recordings(config))
+    with _writing(folder) as (espeak, root):
+        root.mkdir()
+        studio = Studio(espeak, make_lexicon(espeak, speech_commands.WORDS))
+        spoken = _progress(_speak_all(root, recordings, studio, jobs), len(recordings), speech_commands.FOLDER)
+        minutes = sum(one.samples for one in spoken) / SAMPLE_RATE / 60
+        for path, wave in speech_commands.noises(config):
+            _write_audio(root / path, wave)
+    logger.info("%s: %.0f minutes of speech in %d files", folder, minutes, len(recordings))
 
 
 @contextlib.contextmanager
@@ -124,8 +121,8 @@ def _is_kept(out: Path, config: MiniCorpusConfig, *, force: bool) -> bool:
         raise OtherCorpusError(
             f"{out} is a mini corpus with other settings; add --force to replace it, or give another folder"
         )
-    added = {part.folder for part in ADDED}
-    files = sum(1 for path in out.rglob("*") if path.is_file() and path.relative_to(out).parts[0] not in added)
+    added = out / speech_commands.FOLDER
+    files = sum(1 for path in out.rglob("*") if path.is_file() and not path.is_relative_to(added))
     if files < manifest["files"]:  # more may be there: manifests that its user has made
         raise OtherCorpusError(f"{out} has {files} files instead of {manifest['files']}; add --force to write it again")
     logger.info("%s is this mini corpus already, kept", out)
@@ -185,10 +182,8 @@ def _write(root: Path, config: MiniCorpusConfig, espeak: Espeak, jobs: int) -> N
     by_path = {one.recording.path: one for one in _progress(spoken, len(recordings), "speech")}
     sets = {part.name: [by_path[recording.path] for recording in part.recordings] for part in parts}
     _write_noise(root, config, studio)
-    for part, noisy, distortions in (
-        (libri[-2], "test-noisy", sounds.PUBLIC),
-        (libri[-1], "hidden-noisy", sounds.HIDDEN),
-    ):
+    noisy_sets = (libri[-2], "test-noisy", sounds.PUBLIC), (libri[-1], "hidden-noisy", sounds.HIDDEN)
+    for part, noisy, distortions in noisy_sets:
         sets[noisy] = list(_distort(root, sets[part.name], part.name, noisy, distortions, config.seed))
 
     layouts.write_lexicon(root, studio.lexicon)
@@ -229,9 +224,8 @@ def _distort(
     waves = [torch.from_numpy(soundfile.read(root / one.recording.path, dtype="float32")[0]) for one in part]
     for index, one in enumerate(_progress(part, len(part), noisy)):
         rng = keyed_generator(seed, noisy, index)
-        others = [
-            wave for wave, other in zip(waves, part, strict=True) if other.recording.speaker != one.recording.speaker
-        ]
+        speaker = one.recording.speaker
+        others = [wave for wave, other in zip(waves, part, strict=True) if other.recording.speaker != speaker]
         chosen = torch.randperm(len(others), generator=rng)[:_BABBLERS].tolist()
         wave = distortions[index % len(distortions)](waves[index], [others[i] for i in chosen], rng)
         recording = replace(one.recording, path=one.recording.path.replace(f"/{clean}/", f"/{noisy}/"))

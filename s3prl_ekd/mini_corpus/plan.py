@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-from torch import Tensor
 
 from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.mini_corpus.recording import Recording
@@ -16,20 +13,6 @@ from s3prl_ekd.mini_corpus.voices import EMOTIONS, Speaker, Style, draw_speaker,
 
 _VIDEO_UTTERANCES = 4
 _FIRST_SID = 10001  # s3prl numbers VoxCeleb1's speakers from id10001
-
-
-@dataclass(frozen=True, kw_only=True)
-class AddedPart:
-    """A corpus in a folder of its own, added to a mini corpus without changing anything else in it."""
-
-    folder: str
-    """Its name below the mini corpus."""
-    words: Sequence[str]
-    """All words that are said in it, in lower case."""
-    recordings: Callable[[MiniCorpusConfig], Iterable[Recording]]
-    """What is said; the paths are below ``folder``."""
-    sounds: Callable[[MiniCorpusConfig], Iterable[tuple[str, Tensor]]]
-    """(path below ``folder``, samples) of all else that is to be heard."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,7 @@ class Recording:
     seed: str
 
 
-def make_lexicon(espeak: Espeak, words: list[str]) -> Lexicon:
+def make_lexicon(espeak: Espeak, words: Iterable[str]) -> Lexicon:
     """The pronunciation of each word (lower case) in a sentence."""
     return {word: _UNSTRESSED.get(word) or pronounce(espeak, word) for word in words}
 

@@ -34,13 +34,13 @@ def _voxceleb1_file_lists(dataset: ModuleType) -> None:
     silently gets the first one's files, site-packages must be writable, and runs at one time disturb each other.
     Finding the files takes seconds.
     """
+
+    def build_with_new_cache(original: Any, *args: Any, **kwargs: Any) -> None:
+        with tempfile.TemporaryDirectory(prefix="voxceleb1-") as folder, replaced(dataset, CACHE_PATH=folder):
+            original(*args, **kwargs)
+
     _text_files(dataset)
-    _once(dataset.SpeakerClassifiDataset, "__init__", functools.partial(_build_with_new_cache, dataset))
-
-
-def _build_with_new_cache(module: ModuleType, original: Any, *args: Any, **kwargs: Any) -> None:
-    with tempfile.TemporaryDirectory(prefix="voxceleb1-") as folder, replaced(module, CACHE_PATH=folder):
-        original(*args, **kwargs)
+    _once(dataset.SpeakerClassifiDataset, "__init__", build_with_new_cache)
 
 
 def _ctc_workers(expert: ModuleType) -> None:
@@ -49,11 +49,7 @@ def _ctc_workers(expert: ModuleType) -> None:
     s3prl takes the key out of the configuration when it makes the first loader, so that later ones, and those of a
     resumed run, get 12.
     """
-    _once(expert, "load_dataset", _load_with_copy)
-
-
-def _load_with_copy(original: Any, split: str, tokenizer: Any, corpus: dict[str, Any]) -> Any:
-    return original(split, tokenizer, dict(corpus))
+    _once(expert, "load_dataset", lambda original, split, tokenizer, corpus: original(split, tokenizer, dict(corpus)))
 
 
 def _text_files(dataset: ModuleType) -> None:

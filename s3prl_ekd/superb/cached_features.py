@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from s3prl_ekd.s3prl_compat.patches import replaced
+
 KEY = "hidden_states"
 
 
@@ -26,7 +28,7 @@ class RememberedFeatures(nn.Module):
         max_bytes: what is kept at most; beyond it, features are computed and forgotten.
     """
 
-    def __init__(self, upstream: nn.Module, max_bytes: int) -> None:
+    def __init__(self, upstream: nn.Module, max_bytes: int = 2 << 30) -> None:
         super().__init__()
         self.upstream: Any = upstream  # s3prl gives its upstreams no common type
         self._left = max_bytes
@@ -64,7 +66,7 @@ class RememberedFeatures(nn.Module):
 
 
 @contextlib.contextmanager
-def features_remembered(max_bytes: int = 2 << 30) -> Iterator[None]:
+def features_remembered() -> Iterator[None]:
     """Within the block, the upstreams of s3prl's downstream runner are wrapped in :class:`RememberedFeatures`."""
     from s3prl.downstream.runner import Runner
 
@@ -73,11 +75,8 @@ def features_remembered(max_bytes: int = 2 << 30) -> Iterator[None]:
     def wrapped(runner: Any) -> Any:
         entry = original(runner)
         if not entry.trainable:
-            entry.model = RememberedFeatures(entry.model, max_bytes)
+            entry.model = RememberedFeatures(entry.model)
         return entry
 
-    Runner._get_upstream = wrapped
-    try:
+    with replaced(Runner, _get_upstream=wrapped):
         yield
-    finally:
-        Runner._get_upstream = original

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -11,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.config.base import Difference, differences, say_differences
-from s3prl_ekd.errors import UserError
-from s3prl_ekd.files import only_writer, write_json, write_yaml
+from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.files import only_writer, write_json
 from s3prl_ekd.superb import run_experiment
 from s3prl_ekd.superb.jobs import Job
-from s3prl_ekd.superb.options import set_option, with_steps
 from s3prl_ekd.superb.summary import Row
 from s3prl_ekd.tasks import DEFAULT, TASKS, require_given
 from s3prl_ekd.tasks.corpora import Corpora, Split
-from s3prl_ekd.tasks.task import Experiment, Settings
+from s3prl_ekd.tasks.task import Experiment, Settings, changed
 
 logger = logging.getLogger(__name__)
 
@@ -61,52 +61,34 @@ class Evaluation:
 
     @functools.cached_property
     def experiments(self) -> list[Experiment]:
-        """All experiments, with the files they need written and their folders claimed.
-
-        Raises:
-            UserError: data is missing, an option is unknown, the folder holds other results, or another process is at
-                work there.
-        """
-        for experiment in self.planned:
-            self._claim(experiment)
-        return self.planned
-
-    @functools.cached_property
-    def planned(self) -> list[Experiment]:
         """All experiments, with the lexicon, lists and folds they need written below ``out/prepared``.
 
         Raises:
             UserError: data is missing, or an option is unknown.
         """
         require_given(self.tasks, self.corpora, self.splits)
-        return [
-            experiment
-            for task in self.tasks
-            for experiment in TASKS[task].experiments(
-                self.corpora, self.splits, self._template(task), self.out / "prepared"
-            )
-        ]
-
-    def prepare(self) -> list[tuple[Experiment, Path]]:
-        """Write each experiment's configuration to ``out/configs``, for users who run s3prl's runner themselves."""
-        written = []
-        for experiment in self.planned:
-            path = self.out / "configs" / f"{experiment.name}.yaml"
-            write_yaml(path, experiment.config)
-            written.append((experiment, path))
-        return written
+        experiments: list[Experiment] = []
+        for task in self.tasks:
+            template, folder = self._template(task), self.out / "prepared"
+            experiments += TASKS[task].experiments(self.corpora, self.splits, template, folder)
+        return experiments
 
     def jobs(self, *, prefix: str = "", after: tuple[str, ...] = ()) -> list[Job]:
-        """The processes that are still needed, one per experiment that is not finished.
+        """The processes that are still needed, one per experiment that is not finished; their folders are claimed.
 
         Args:
             prefix: put before the names of the jobs.
             after: names of jobs to wait for.
+
+        Raises:
+            UserError: as :attr:`experiments`; a folder holds other results, or another process is at work there.
         """
+        for experiment in self.experiments:
+            self._claim(experiment)
         jobs = []
         for experiment in sorted(self.experiments, key=lambda one: not TASKS[one.task].longest):
             folder = self.out / experiment.name
-            if not self._missing(experiment):
+            if self._finished(experiment):
                 logger.info("%s: reusing the results in %s (same settings)", experiment.name, folder)
                 continue
             jobs.append(
@@ -129,17 +111,14 @@ class Evaluation:
             if self._differing(experiment):
                 raise UserError(f"{folder} was begun with other settings meanwhile: start again with another --out")
             trained = _read(folder / run_experiment.TRAINED)
+            weights = _read(folder / run_experiment.WEIGHTS)["sha256"]
             for test in experiment.tests:
                 result = _read(self._result(experiment, test.name))
                 seconds = trained["seconds"] + result["seconds"]
-                entry = {
-                    **result,
-                    "steps": experiment.steps,
-                    "seconds": seconds,
-                    "checkpoint": trained["checkpoint"],
-                    "weights": _read(folder / run_experiment.WEIGHTS)["sha256"],
-                }
+                entry = {**result, **trained, "seconds": seconds, "steps": experiment.steps, "weights": weights}
                 found.setdefault((experiment.task, Split(test.split), test.name), []).append(entry)
+        # The upstream, and the last two parts of where its weights are.
+        label = self.upstream if self.ckpt is None else f"{self.upstream} ({'/'.join(Path(self.ckpt).parts[-2:])})"
         return [
             Row.from_folds(
                 entries,
@@ -149,7 +128,7 @@ class Evaluation:
                 metric=TASKS[task].metric,
                 upstream=self.upstream,
                 ckpt=self.ckpt,
-                label=self.label or default_label(self.upstream, self.ckpt),
+                label=self.label or label,
                 seed=self.seed,
                 corpus=self.corpora.recipes,
                 weights=entries[0]["weights"],
@@ -159,7 +138,7 @@ class Evaluation:
         ]
 
     def _all_settings(self, task: str, split: Split) -> dict[str, Any]:
-        """:attr:`Row.settings`. The data are named by their source, not by what is prepared from it in ``out``."""
+        """:attr:`Row.settings`; the data are named by their source, not by what is prepared from it in ``out``."""
         common = {name: getattr(self, name) for name in ("fine_tune", "remember_features", "device")}
         return {**common, "data": TASKS[task].data_identity(self.corpora, split), "downstream": self._template(task)}
 
@@ -175,8 +154,7 @@ class Evaluation:
         folder = self.out / experiment.name
         with only_writer(folder):
             if run_experiment.begun(folder):
-                differing = self._differing(experiment)
-                if differing:
+                if differing := self._differing(experiment):
                     raise UserError(
                         f"{folder} holds results of other settings ({say_differences(differing, '{name}', ', ')}): give"
                         " another --out, or delete that folder"
@@ -184,8 +162,9 @@ class Evaluation:
                 run_experiment.check_weights(folder, self.ckpt)
             else:
                 (folder / run_experiment.WEIGHTS).unlink(missing_ok=True)
-            now = {"settings": self._settings, "experiment": asdict(experiment)}
-            write_json(folder / run_experiment.EXPERIMENT, now)
+            write_json(
+                folder / run_experiment.EXPERIMENT, {"settings": self._settings, "experiment": asdict(experiment)}
+            )
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -203,24 +182,44 @@ class Evaluation:
         there = {**defaults, **before["settings"], **before["experiment"]["config"]}
         return sorted(differences(there, {**self._settings, **experiment.config}))
 
-    def _missing(self, experiment: Experiment) -> list[str]:
-        """Test sets without a result. One whose data lies elsewhere now is judged again."""
-        missing = []
+    def _finished(self, experiment: Experiment) -> bool:
+        """Whether each test set has its result. One whose data lies elsewhere now is to be judged again."""
         for test in experiment.tests:
             path = self._result(experiment, test.name)
             if path.is_file() and _read(path)["changes"] != test.changes:
                 path.unlink()
-            if not path.is_file():
-                missing.append(test.name)
-        return missing
+        return all(self._result(experiment, test.name).is_file() for test in experiment.tests)
 
     def _result(self, experiment: Experiment, test: str) -> Path:
         return self.out / experiment.name / run_experiment.TESTS / test / run_experiment.RESULT
 
 
-def default_label(upstream: str, ckpt: str | None) -> str:
-    """Name for tables: the upstream, and the last two parts of where its weights are."""
-    return upstream if ckpt is None else f"{upstream} ({'/'.join(Path(ckpt).parts[-2:])})"
+def set_option(config: Settings, key: str, value: Any) -> Settings:
+    """``config`` with one existing dotted key set to a value of its kind.
+
+    Raises:
+        UserError: there is no such key, or the value is of another kind.
+    """
+    old: Any = config
+    path = key.split(".")
+    for depth, part in enumerate(path, start=1):
+        valid = old if isinstance(old, dict) else {}
+        if part not in valid:
+            raise UserError(f"--set {key}: no key {'.'.join(path[:depth])!r}; {nearest(part, valid)}")
+        old = valid[part]
+    if isinstance(old, float) and isinstance(value, int | str):
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 (no dot) as a string
+            value = float(value)
+    if old is not None and type(value) is not type(old):
+        raise UserError(f"--set {key}: expected {type(old).__name__}, found {value!r}")
+    return changed(config, {key: value})
+
+
+def with_steps(config: Settings, steps: int) -> Settings:
+    """``config`` with another number of steps; logs, evaluations and checkpoints come at least once."""
+    runner = config["runner"]
+    every = {f"runner.{name}": min(runner[name], steps) for name in ("log_step", "eval_step", "save_step")}
+    return changed(config, {"runner.total_steps": steps, **every})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -32,8 +32,6 @@ _ERROR_LINE = re.compile(r"^s3prl-ekd: error: (?P<message>.+)$", flags=re.MULTIL
 _STEP = re.compile(r"overall:\s+\d+%\|[^|]*\|\s*(\d+)/\d+")
 # A log goes on where an earlier start of the same job has ended; only what follows this line is of the last one.
 _STARTED = re.compile(r"^=== started at .* ===$", flags=re.MULTILINE)
-_TAIL_BYTES = 16384
-_POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +94,7 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
                 shown = time.monotonic()
                 _show(bar, [job.steps for job in jobs if job.name in ended], running)
             if running:
-                time.sleep(_POLL_SECONDS)
+                time.sleep(0.25)
         _show(bar, [job.steps for job in jobs], running)
 
 
@@ -148,7 +146,7 @@ def _work(job: Job, threads: int, environment: Mapping[str, str]) -> None:
 
 def _tail(log: Path) -> str:
     with contextlib.suppress(OSError), log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        stream.seek(max(0, log.stat().st_size - 16384))  # its end is enough
         text = stream.read().decode("utf-8", errors="replace").replace("\r", "\n")
         return _STARTED.split(text)[-1]
     return ""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from s3prl_ekd.pictures import COLOURS, literal, new_figure, save
+from s3prl_ekd.pictures import COLOURS, literal, new_figure
 from s3prl_ekd.superb.tables import Cell, Column, Table
 from s3prl_ekd.tasks import TASKS
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 HIGHEST = 125.0
 """Percent; error rates have no end, and a bar of 300 would make the others unreadable."""
-NO_RESULT = "no result"
 _PANELS = 3  # side by side
 _LABEL = 34  # characters in a line of a name
 _LABEL_LINES = 4
@@ -49,21 +47,12 @@ def draw(tables: Sequence[Table]) -> Figure:
         panels = part.subplots(rows, columns, squeeze=False)
         for number, axes in enumerate(panels.flat):
             if number < len(table.columns):
-                _panel(axes, table.columns[number], [line.cells[number] for line in table.lines])
+                _panel(axes, table.columns[number])
                 axes.set_yticks(range(len(own)), own if number % columns == 0 else [""] * len(own))
             else:
                 axes.set_axis_off()
     _legend(figure, tables)
     return figure
-
-
-def plot(tables: Sequence[Table], path: Path) -> None:
-    """Draw the tables into a file.
-
-    Raises:
-        UserError: matplotlib is not installed, or cannot write such a file.
-    """
-    save(draw(tables), path)
 
 
 def _wrapped(name: str) -> str:
@@ -76,12 +65,12 @@ def _grid(panels: int) -> tuple[int, int]:
     return -(-panels // columns), columns
 
 
-def _panel(axes: Axes, column: Column, cells: Sequence[Cell | None]) -> None:
+def _panel(axes: Axes, column: Column) -> None:
     task = TASKS[column.task]
-    end = _end(column, cells)
-    for place, (cell, colour) in enumerate(zip(cells, itertools.cycle(COLOURS))):
+    end = _end(column)
+    for place, (cell, colour) in enumerate(zip(column.cells, itertools.cycle(COLOURS))):
         if cell is None:
-            axes.text(0.015 * end, place, NO_RESULT, va="center", color="dimgray", fontsize="small", style="italic")
+            axes.text(0.015 * end, place, "no result", va="center", color="dimgray", fontsize="small", style="italic")
             continue
         clipped = cell.mean > end
         marked: dict[str, Any] = {"hatch": "///", "edgecolor": "white"} if clipped else {}
@@ -97,7 +86,7 @@ def _panel(axes: Axes, column: Column, cells: Sequence[Cell | None]) -> None:
     axes.axvline(column.chance, **_CHANCE)
     axes.set_xlim(0, 1.3 * end)  # room for the figures
     axes.set_xticks([tick for tick in (0, 25, 50, 75, 100, 125) if tick <= end])
-    axes.set_ylim(len(cells) - 0.5, -0.5)
+    axes.set_ylim(len(column.cells) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize="small")
     axes.spines[["top", "right"]].set_visible(False)
@@ -106,9 +95,9 @@ def _panel(axes: Axes, column: Column, cells: Sequence[Cell | None]) -> None:
     axes.set_xlabel(f"{task.metric} (%)   {better}", fontsize="small")
 
 
-def _end(column: Column, cells: Iterable[Cell | None]) -> float:
+def _end(column: Column) -> float:
     """Where the panel's axis ends: at 100 %, or at :data:`HIGHEST` if something is above."""
-    return HIGHEST if max([column.chance, *(cell.mean for cell in cells if cell)]) > 100 else 100.0
+    return HIGHEST if max([column.chance, *(cell.mean for cell in column.cells if cell)]) > 100 else 100.0
 
 
 def _interval(cell: Cell) -> str | None:
@@ -121,14 +110,12 @@ def _legend(figure: Figure, tables: Sequence[Table]) -> None:
     from matplotlib.patches import Patch
 
     entries: list[Artist] = [Line2D([], [], label="chance: the best constant answer", **_CHANCE)]
-    columns = [(table.columns[n], [line.cells[n] for line in table.lines]) for table in tables
-               for n in range(len(table.columns))]  # fmt: skip
-    every = [cell for _, cells in columns for cell in cells if cell]
+    every = [(cell, column) for table in tables for column in table.columns for cell in column.cells if cell]
     for kind, (label, style) in _INTERVALS.items():
-        if any(_interval(cell) == kind for cell in every):
+        if any(_interval(cell) == kind for cell, _ in every):
             entries.append(Line2D([], [], label=label, color=style["color"], linewidth=style["elinewidth"],
                                   marker="|" if "capsize" in style else None))  # fmt: skip
-    if any(cell and cell.mean > _end(column, cells) for column, cells in columns for cell in cells):
+    if any(cell.mean > _end(column) for cell, column in every):
         label = f"▶ longer than the {HIGHEST:.0f} % shown"
         entries.append(Patch(facecolor="gray", edgecolor="white", hatch="///", label=label))
     figure.legend(handles=entries, loc="outside lower center", ncols=2, fontsize="small", frameon=False)

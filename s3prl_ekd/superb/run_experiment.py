@@ -14,7 +14,6 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,6 @@ RESULT = "result.json"
 TRAIN = Path("train")
 TESTS = Path("tests")
 _WEIGHTS_SUFFIXES = frozenset({".safetensors", ".bin", ".json"})  # of a student's folder, also as transformers has it
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the experiment in the folder given; the exit status is 2 for bad input, with its one line last on stderr."""
-    argv = sys.argv[1:] if argv is None else argv
-    return run_command("s3prl-ekd", lambda: run(Path(argv[0])))
 
 
 def run(folder: Path) -> None:
@@ -108,9 +101,8 @@ def _train(experiment: Experiment, options: list[str], *, remember: bool) -> dic
     started = time.monotonic()
     TRAIN.mkdir(exist_ok=True)
     write_yaml(TRAIN / "config.yaml", experiment.config)
-    _stock_runner(
-        ["-m", "train", "-p", str(TRAIN), "-c", str(TRAIN / "config.yaml"), "-a", *options], remember=remember
-    )
+    places = ["-p", str(TRAIN), "-c", str(TRAIN / "config.yaml")]
+    _stock_runner(["-m", "train", *places, "-a", *options], remember=remember)
     best = TASKS[experiment.task].best
     if not (TRAIN / best).is_file():
         # s3prl keeps a best checkpoint only if accuracy rises above 0, or WER falls below 100 %.
@@ -134,8 +126,12 @@ def _evaluate(experiment: Experiment, test: TestSet, checkpoint: str, options: l
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(folder / "config.yaml", changed(experiment.config, test.changes))
     places = ["-p", str(folder), "-c", str(folder / "config.yaml"), "-i", str(TRAIN / checkpoint)]
-    with _copy_of_stdout() as output:
-        _stock_runner(["-m", "evaluate", "-t", task.evaluate_split, *places, *options], remember=False)
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output):
+            _stock_runner(["-m", "evaluate", "-t", task.evaluate_split, *places, *options], remember=False)
+    finally:
+        print(output.getvalue(), end="")
     outcome = task.outcome(folder, output.getvalue())
     seconds = round(time.monotonic() - started, 1)
     write_json(folder / RESULT, {**asdict(outcome), "changes": test.changes, "seconds": seconds})
@@ -152,16 +148,5 @@ def _stock_runner(argv: list[str], *, remember: bool) -> None:
         downstream_runner.run(argv)
 
 
-@contextlib.contextmanager
-def _copy_of_stdout() -> Iterator[io.StringIO]:
-    """A copy of what is printed in the block; it is printed when the block ends."""
-    copy = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(copy):
-            yield copy
-    finally:
-        print(copy.getvalue(), end="")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("s3prl-ekd", lambda: run(Path(sys.argv[1]))))

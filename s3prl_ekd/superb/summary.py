@@ -16,8 +16,6 @@ from s3prl_ekd.tasks import TASKS
 
 FORMAT = 2
 """The format written; format 1 had neither ``value_error`` nor ``weights`` nor ``settings``."""
-FORMATS = (1, FORMAT)
-"""The formats read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +83,6 @@ class Row:
         )
 
     @property
-    def off_chance(self) -> bool:
-        """Whether the score is better than the best constant answer's by three standard errors."""
-        return TASKS[self.task].off_chance(self.value, self.chance, self.chance_error)
-
-    @property
-    def place(self) -> tuple[str, str, str, str]:
-        """Which test set the score is for."""
-        return (self.corpus, self.split, self.task, self.test_set)
-
-    @property
     def common(self) -> dict[str, Any]:
         """What an evaluation has for all of its tasks: its settings, and what it judged: known by the content of the
         weights, so that a copy is the same, or else by its name."""
@@ -116,7 +104,7 @@ class Row:
     @property
     def key(self) -> str:
         """All but the scores: a newer row replaces an older one with the same key."""
-        return canonical([self.place, self.label, self.seed, self.identity])
+        return canonical([self.corpus, self.split, self.task, self.test_set, self.label, self.seed, self.identity])
 
 
 def _error_of_mean(errors: Sequence[float]) -> float:
@@ -124,12 +112,11 @@ def _error_of_mean(errors: Sequence[float]) -> float:
     return math.sqrt(sum(error**2 for error in errors)) / len(errors)
 
 
-def flat(value: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A mapping of mappings as one, of dotted keys."""
     found: dict[str, Any] = {}
     for name, item in value.items():
-        key = f"{where}.{name}" if where else str(name)
-        found |= flat(item, key) if isinstance(item, Mapping) else {key: item}
+        found |= flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
     return found
 
 
@@ -147,7 +134,8 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
 
 def _known(row: Row) -> tuple[Any, ...]:
     """What format 1 stores of a run."""
-    return (*row.place, row.label, row.upstream, row.ckpt, row.steps, row.seed, *row.result)
+    place = (row.corpus, row.split, row.task, row.test_set)
+    return (*place, row.label, row.upstream, row.ckpt, row.steps, row.seed, *row.result)
 
 
 def write_summary(path: Path, rows: Iterable[Row]) -> list[Row]:
@@ -177,7 +165,7 @@ def read_summary(path: Path) -> list[Row]:
         form = content.get("format", 1)
         if isinstance(form, int) and form > FORMAT:
             raise UserError(f"{path} is of format {form}, this version reads up to {FORMAT}: install a newer s3prl-ekd")
-        if form not in FORMATS:
+        if form not in (1, FORMAT):
             raise ValueError(f"its format is {form!r}")
         return [_row(item) for item in content["rows"]]
     except OSError as error:

@@ -45,20 +45,13 @@ class Input:
     mini: str | None = None
     """Its place below the folder of the mini corpus; None: the mini corpus does not need it."""
 
-    @property
-    def default(self) -> Any:
-        """Its value where it is not given."""
-        return () if self.many else None if self.metavar else False
-
     def add_to(self, parser: argparse._ActionsContainer) -> None:
         """Let ``parser`` know the option, if there is one."""
-        if not self.option:
-            return
-        if not self.metavar:
-            parser.add_argument(self.option, dest=self.name, action="store_true", help=self.help)
-            return
-        repeated: dict[str, Any] = {"action": "append", "default": []} if self.many else {}
-        parser.add_argument(self.option, dest=self.name, type=Path, metavar=self.metavar, help=self.help, **repeated)
+        how: dict[str, Any] = {"type": Path, "metavar": self.metavar} if self.metavar else {"action": "store_true"}
+        if self.many:
+            how |= {"action": "append", "default": []}
+        if self.option:
+            parser.add_argument(self.option, dest=self.name, help=self.help, **how)
 
 
 HIDDEN = Input(
@@ -86,7 +79,7 @@ class Corpora:
     def get(self, wanted: Input) -> Any:
         """What was given for ``wanted``; None, or its option's default, where nothing was."""
         if self.folder is None or wanted.mini is None:
-            return self.given.get(wanted.name, wanted.default)
+            return self.given.get(wanted.name, () if wanted.many else None if wanted.metavar else False)
         return (self.folder / wanted.mini,) if wanted.many else self.folder / wanted.mini
 
     def has(self, wanted: Input) -> bool:

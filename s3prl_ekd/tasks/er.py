@@ -19,7 +19,9 @@ def _plan(corpora: Corpora, splits: frozenset[Split], template: Settings, folder
     labels = corpora.path(LABELS) if corpora.get(LABELS) else iemocap.write_folds(root, folder / "iemocap")
     tests = [TestSet(name="test", split=Split.PUBLIC)] if Split.PUBLIC in splits else []
     if Split.HIDDEN in splits:
-        hidden = _hidden(corpora)
+        folders = ("IEMOCAP-hidden", "IEMOCAP_full_release", "IEMOCAP")
+        expected = f"IEMOCAP-hidden/{iemocap.TEST_LABELS} or IEMOCAP_full_release/SessionN/dialog/EmoEvaluation/*.txt"
+        hidden = corpora.hidden(folders, iemocap.has_labels, expected)
         hidden_labels = iemocap.test_only(hidden, folder / "iemocap-hidden")
         changes = in_section("datarc", {"root": hidden, "meta_data": hidden_labels, "test_fold": "fold1"})
         tests.append(TestSet(name="hidden", split=Split.HIDDEN, changes=changes))
@@ -28,15 +30,6 @@ def _plan(corpora: Corpora, splits: frozenset[Split], template: Settings, folder
         config = filled_in(template, "datarc", {"root": root, "meta_data": labels, "test_fold": fold})
         name = "er" if len(folds) == 1 else f"er-{fold}"
         yield Experiment(name=name, task="er", config=config, tests=tuple(tests))
-
-
-def _hidden(corpora: Corpora) -> Path:
-    expected = (
-        "IEMOCAP-hidden/meta_data/Session1/test_meta_data.json or"
-        " IEMOCAP_full_release/SessionN/dialog/EmoEvaluation/*.txt"
-    )
-    folders = ("IEMOCAP-hidden", "IEMOCAP_full_release", "IEMOCAP")
-    return corpora.hidden(folders, lambda root: iemocap.has_test_labels(root) or iemocap.sessions(root), expected)
 
 
 TASK = Task(

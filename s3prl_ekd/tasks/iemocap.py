@@ -7,27 +7,28 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import write_json
 
 SESSIONS = tuple(f"Session{number}" for number in range(1, 6))
+TEST_LABELS = "meta_data/Session1/test_meta_data.json"
+"""Where the mini corpus has the labels of its test set; it has no dialog/EmoEvaluation."""
 CLASSES = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
 """SUPERB's four classes and their indices; excited speech counts as happy."""
 _CLASS_OF = {name: name for name in CLASSES} | {"exc": "hap"}
+_LABELS = "dialog/EmoEvaluation/[!.]*.txt"  # without ._Ses01F_impro01.txt and such, which macOS makes and IEMOCAP ships
 # [6.2901 - 8.2357]<tab>Ses01F_impro01_F000<tab>neu<tab>[2.5000, 2.5000, 2.5000]
 _LINE = re.compile(r"\[[^\]]*\]\t(?P<turn>\S+)\t(?P<emotion>\S+)")
 
 
 def sessions(root: Path) -> tuple[str, ...]:
     """The sessions in ``root`` that are laid out as IEMOCAP_full_release."""
-    return tuple(session for session in SESSIONS if _visible(root / session, "dialog/EmoEvaluation/*.txt"))
+    return tuple(session for session in SESSIONS if any((root / session).glob(_LABELS)))
 
 
-def has_test_labels(root: Path) -> bool:
-    """Whether ``root`` has labels as the mini corpus has them, which are made of nothing else."""
-    return _test_labels(root).is_file()
+def has_labels(root: Path) -> bool:
+    """Whether ``root`` is laid out as the mini corpus or as IEMOCAP_full_release."""
+    return (root / TEST_LABELS).is_file() or bool(sessions(root))
 
 
 def session_labels(root: Path, session: str) -> list[dict[str, str]]:
@@ -36,8 +37,10 @@ def session_labels(root: Path, session: str) -> list[dict[str, str]]:
     Raises:
         UserError: ``root`` is not laid out as IEMOCAP_full_release.
     """
-    audio = {path.stem: path for path in _visible(root / session, "sentences/wav/*/*.wav")}
-    files = _visible(root / session, "dialog/EmoEvaluation/*.txt")
+    from tqdm import tqdm
+
+    audio = {path.stem: path for path in sorted((root / session).glob("sentences/wav/*/[!.]*.wav"))}
+    files = sorted((root / session).glob(_LABELS))
     if not audio or not files:
         raise UserError(
             f"{root / session}: no sentences/wav/*/*.wav or no dialog/EmoEvaluation/*.txt; {root} must be the folder"
@@ -69,14 +72,20 @@ def test_only(root: Path, folder: Path) -> Path:
     """Write a fold that only tests: s3prl opens its training list too, so that one is the test list again.
 
     Args:
-        root: has ``meta_data/Session1/test_meta_data.json``, or is laid out as IEMOCAP_full_release with one session or
-            more, which are all taken.
+        root: see :func:`has_labels`; of IEMOCAP_full_release all sessions are taken, however many are there.
         folder: where ``Session1/{train,test}_meta_data.json`` are written.
 
     Raises:
         UserError: the list cannot be read, its classes are others, or ``root`` is laid out as neither.
     """
-    labels = _read_labels(_test_labels(root)) if has_test_labels(root) else _all_labels(root)
+    if (root / TEST_LABELS).is_file():
+        labels = _read_labels(root / TEST_LABELS)
+    else:
+        turns = [turn for session in sessions(root) for turn in session_labels(root, session)]
+        if not turns:
+            classes = ", ".join(_CLASS_OF)
+            raise UserError(f"{root}: no turn of SessionN/dialog/EmoEvaluation/*.txt is labelled {classes}")
+        labels = {"labels": CLASSES, "meta_data": turns}
     for name in ("train", "test"):
         write_json(folder / SESSIONS[0] / f"{name}_meta_data.json", labels)
     return folder
@@ -90,19 +99,3 @@ def _read_labels(path: Path) -> dict[str, Any]:
     if not isinstance(labels, dict) or labels.get("labels") != CLASSES:
         raise UserError(f"{path}: expected the classes {CLASSES} under 'labels'")
     return labels
-
-
-def _all_labels(root: Path) -> dict[str, Any]:
-    turns = [turn for session in sessions(root) for turn in session_labels(root, session)]
-    if not turns:
-        raise UserError(f"{root}: no turn of SessionN/dialog/EmoEvaluation/*.txt is labelled {', '.join(_CLASS_OF)}")
-    return {"labels": CLASSES, "meta_data": turns}
-
-
-def _test_labels(root: Path) -> Path:
-    return root / "meta_data" / SESSIONS[0] / "test_meta_data.json"
-
-
-def _visible(folder: Path, pattern: str) -> list[Path]:
-    """Files without the hidden ones, such as ``._Ses01F_impro01.txt``, which macOS puts beside and IEMOCAP ships."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))

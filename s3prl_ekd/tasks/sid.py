@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_lines
 from s3prl_ekd.tasks.corpora import HIDDEN, Corpora, Input, Split
@@ -33,6 +31,8 @@ def check_split_file(root: Path, path: Path) -> None:
     Raises:
         UserError: the list is unreadable or malformed, misses a set, or names audio that is not in ``root``.
     """
+    from tqdm import tqdm
+
     lines = [(number, line.split()) for number, line in read_lines(path, hint="give VoxCeleb1's iden_split.txt")]
     sets, missing = set(), []
     folders = [part / "wav" for part in sorted(root.iterdir()) if part.is_dir()] if root.is_dir() else []

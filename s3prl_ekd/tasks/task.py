@@ -126,13 +126,7 @@ class Task:
     def experiments(
         self, corpora: Corpora, splits: frozenset[Split], template: Settings, folder: Path
     ) -> list[Experiment]:
-        """The experiments whose tests lie in ``splits``.
-
-        Args:
-            corpora: where the data is, all that is :meth:`needed`.
-            splits: which test sets are asked for.
-            template: the configuration without paths.
-            folder: where lexicons, lengths and labels are written when they must be made.
+        """The experiments whose tests lie in ``splits``; lexicons and lists that must be made go to ``folder``.
 
         Raises:
             UserError: data is missing or malformed.

@@ -23,7 +23,7 @@ from s3prl_ekd.config.recipe import DistortionConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.espeak import Espeak
 from s3prl_ekd.mini_corpus import plan
-from s3prl_ekd.mini_corpus.build import add_parts, build
+from s3prl_ekd.mini_corpus.build import add_speech_commands, build
 from s3prl_ekd.mini_corpus.config import MiniCorpusConfig
 from s3prl_ekd.mini_corpus.recording import Studio, make_lexicon
 from s3prl_ekd.mini_corpus.sentences import Pool, pool, vocabulary
@@ -82,7 +82,7 @@ def lexicon(corpus: Path) -> dict[str, list[str]]:
 
 def test_rebuild_is_bit_identical_whatever_the_number_of_processes(corpus, tmp_path):
     again = build(tmp_path / "again", MiniCorpusConfig.tiny(), jobs=2)
-    add_parts(again, MiniCorpusConfig.tiny(), jobs=2)
+    add_speech_commands(again, MiniCorpusConfig.tiny(), jobs=2)
     names = {path.relative_to(corpus) for path in corpus.rglob("*") if path.is_file()}
     assert names == {path.relative_to(again) for path in again.rglob("*") if path.is_file()}
     assert [name for name in sorted(names) if (corpus / name).read_bytes() != (again / name).read_bytes()] == []
@@ -127,7 +127,7 @@ def test_a_corpus_of_before_a_part_was_added_is_the_same_and_gets_it(tiny_corpus
     asked = (mini_corpora(old), frozenset(Split), TASKS["ks"].template("mini"), tmp_path)
     with pytest.raises(UserError, match=rf"SpeechCommands/.*; make it with: s3prl-ekd mini-corpus {old}"):
         TASKS["ks"].experiments(*asked)
-    add_parts(old, MiniCorpusConfig.tiny())
+    add_speech_commands(old, MiniCorpusConfig.tiny())
     assert (old / "corpus.json").read_bytes() == description
     assert build(old, MiniCorpusConfig.tiny()) == old
     (experiment,) = TASKS["ks"].experiments(*asked)

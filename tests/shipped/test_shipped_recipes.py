@@ -21,7 +21,7 @@ from s3prl_ekd.audio.text import write_lengths
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.files import read_yaml, write_yaml
 from s3prl_ekd.s3prl_plugin.runners import downstream as downstream_runner
-from s3prl_ekd.superb.options import with_steps
+from s3prl_ekd.superb.evaluation import with_steps
 from s3prl_ekd.tasks import TASKS
 from s3prl_ekd.tasks.corpora import Corpora, Split
 

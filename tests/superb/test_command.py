@@ -9,7 +9,6 @@ from helpers_processes import another_at_work
 from helpers_s3prl import python
 
 from s3prl_ekd import cli
-from s3prl_ekd.commands import superb as command
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_plugin import hub
 from s3prl_ekd.superb import run_experiment
@@ -110,7 +109,7 @@ def interrupted(*_, **__):
 
 
 def test_ctrl_c_is_one_line(corpus, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "run_jobs", interrupted)
+    monkeypatch.setattr("s3prl_ekd.superb.jobs.run_jobs", interrupted)
     arguments = ["--upstream", "fbank", "--corpus", "mini", "--data", str(corpus), "--tasks", "er"]
     assert cli.main(["superb", *arguments, "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "s3prl-ekd: interrupted; the same command goes on\n"

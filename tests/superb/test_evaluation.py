@@ -12,7 +12,6 @@ import pytest
 from helpers_models import TINY
 
 from s3prl_ekd import cli
-from s3prl_ekd.commands import superb as command
 from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
@@ -41,7 +40,7 @@ def in_process(monkeypatch) -> list[str]:
             names.append(job.name)
             run_experiment.run(Path(job.arguments[-1]))
 
-    monkeypatch.setattr(command, "run_jobs", run)
+    monkeypatch.setattr("s3prl_ekd.superb.jobs.run_jobs", run)
     return names
 
 

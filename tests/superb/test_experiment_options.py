@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.superb.options import set_option, with_steps
+from s3prl_ekd.superb.evaluation import set_option, with_steps
 from s3prl_ekd.tasks import TASKS
 
 

@@ -202,7 +202,7 @@ def test_a_spread_is_over_distinct_seeds():
 def test_the_same_seed_with_another_score_is_no_seed():
     """Something that is not recorded differs; which of the two a third run belongs to is not known either."""
     (table,) = tables([row(value=58.5), row(value=46.2), row(value=50.0, seed=2)])
-    assert [(line.settings, line.cells[0].text) for line in table.lines] == [
+    assert [(line.settings, cell.text) for line, cell in zip(table.lines, table.columns[0].cells, strict=True)] == [
         ("run 1", "58.5"), ("run 2", "46.2"), ("run 3", "50.0"),
     ]  # fmt: skip
     assert any(note.startswith("run 1, 2, ...: ") for note in table.notes)
@@ -216,7 +216,7 @@ def test_unknown_settings_are_shown_and_stand_apart():
         ["fbank", "settings unknown", "1 (n=1)", "58.5"], ["fbank", "", "2 (n=1)", "46.2"],
     ]  # fmt: skip
     (table,) = tables([old_row(value=58.5), old_row(value=46.2, seed=2)])  # all that is known is equal
-    assert table.lines[0].cells[0].text == "52.4 ± 8.7 (n=2)"
+    assert table.columns[0].cells[0].text == "52.4 ± 8.7 (n=2)"
     assert any(note.startswith("settings unknown: ") for note in table.notes)
     assert len(shown(old_row(), old_row(seed=2, steps=4))) == 2
     assert shown(old_row(), row()) == [["fbank", "60.0"]]  # the same run in an old and a new summary
