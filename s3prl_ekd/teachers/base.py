@@ -152,17 +152,17 @@ class ModelTeacher(Teacher):
         """All hidden states (B, F, D), from index 0, of B waveforms (S_b,); where they differ in length they are padded
         and masked as the model does it."""
 
-    @abstractmethod
     def _drop_layers(self, depth: int) -> dict[str, nn.Module]:
-        """Take out of :attr:`module` what comes after layer ``depth``, if its architecture is known.
+        """Take out of :attr:`module` what comes after layer ``depth``, if its architecture is known; here it is not.
 
         Returns:
             What was taken out, by the names that :meth:`_weights` would have given.
         """
+        return {}
 
-    @abstractmethod
     def _weights(self) -> Mapping[str, Tensor]:
         """The encoder's state dict as it is now, in any format that :func:`s3prl_ekd.weights.names.recognize` knows."""
+        return self.module.state_dict()
 
     def _try(self) -> list[Tensor]:
         """All hidden states of a second of noise."""

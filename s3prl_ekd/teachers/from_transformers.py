@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,6 @@ class TransformersTeacher(ModelTeacher):
         removed = truncate(self.module.encoder, depth, final_norm=getattr(config, "do_stable_layer_norm", False))
         config.num_hidden_layers = len(self.module.encoder.layers)
         return {f"encoder.{name}": module for name, module in removed.items()}
-
-    def _weights(self) -> Mapping[str, Tensor]:
-        return self.module.state_dict()
 
 
 def load_transformers_teacher(config: TeacherConfig) -> TransformersTeacher:
