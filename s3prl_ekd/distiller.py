@@ -5,7 +5,7 @@ Shapes: B utterances of S samples; N real frames of the whole batch, one utteran
 
 from __future__ import annotations
 
-import logging
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,8 +21,6 @@ from s3prl_ekd.student.heads import PredictionHeads, Tap
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.targets import aggregator
 from s3prl_ekd.teachers.base import Teacher
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ def teacher_states(config: DistillConfig, teachers: Sequence[Teacher], batch: Ba
 
     The frames of an utterance may be one more or less from teacher to teacher.
     """
-    distorted = config.distortion.teacher_input is TeacherInput.DISTORTED
-    waveforms = batch.distorted if distorted else batch.clean
+    waveforms = batch.distorted if config.distortion.teacher_input is TeacherInput.DISTORTED else batch.clean
     outputs = []
     for teacher, settings in zip(teachers, config.teachers, strict=True):
         output = teacher.hidden_states(waveforms, batch.lengths)
@@ -124,7 +121,7 @@ class Distiller(nn.Module):
         Raises:
             ValueError: a teacher's frames and the student's differ by more than one.
         """
-        taught = self._cached(batch.cached) if batch.cached else teacher_states(self.config, self.teachers, batch)
+        taught = [self._cached(batch.cached)] if batch.cached else teacher_states(self.config, self.teachers, batch)
         padded = self.config.objective.loss_on_padding
         student = self.student(batch.distorted, batch.lengths, padded=padded, check=False)  # layers (N, D)
         frames = self._common_frames(student.packing, [output.packing for output in taught])  # (B,)
@@ -148,10 +145,10 @@ class Distiller(nn.Module):
         metrics["loss"] = loss.detach()
         return DistillOutput(loss, count, metrics)
 
-    def _cached(self, cached: CachedTargets) -> list[HiddenStates]:
+    def _cached(self, cached: CachedTargets) -> HiddenStates:
         """Cached targets as one output, (N, D') for each target."""
         rows = cached.rows.split([target.size for target in self.targets], dim=-1)
-        return [HiddenStates(rows, Packing(cached.frames, cached.rows.device))]
+        return HiddenStates(rows, Packing(cached.frames, cached.rows.device))
 
     def _common_frames(self, student: Packing, taught: Sequence[Packing]) -> Tensor:
         """Frames (B,) that the student and all others have; where padding counts, it is among them."""
@@ -163,8 +160,8 @@ class Distiller(nn.Module):
 
     def _parts(self, given: Sequence[Sequence[Tensor]]) -> Parts:
         """The layers (N, D) that the teachers gave."""
-        keys = [[(teacher.name, layer) for layer in teacher.layers] for teacher in self.teachers]
-        return {key: rows for of, layers in zip(keys, given, strict=True) for key, rows in zip(of, layers, strict=True)}
+        keys = [(teacher.name, layer) for teacher in self.teachers for layer in teacher.layers]
+        return dict(zip(keys, itertools.chain.from_iterable(given), strict=True))
 
     def _parts_of_targets(self, targets: Sequence[Tensor]) -> Parts:
         """The teachers' layers (N, D) that can be told from targets (N, D')."""

@@ -42,12 +42,7 @@ def cosine(prediction: Tensor, target: Tensor) -> TermSums:
 
 
 class Loss:
-    """The weighted sum of a recipe's loss terms.
-
-    Attributes:
-        terms: name -> function.
-        weights: name -> weight.
-    """
+    """The weighted sum of a recipe's loss terms."""
 
     def __init__(self, objective: ObjectiveConfig) -> None:
         self.terms: Mapping[str, Callable[[Tensor, Tensor], TermSums]] = {
@@ -58,11 +53,9 @@ class Loss:
     def __call__(
         self, prediction: Tensor, target: Tensor, *, details: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compare one head's prediction (N, D) with its target (N, D), in fp32.
+        """Compare one head's prediction (N, D) with its target (N, D), in fp32; real frames only.
 
         Args:
-            prediction: (N, D), real frames only.
-            target: (N, D).
             details: compute terms of weight 0, too.
 
         Returns:

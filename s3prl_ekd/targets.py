@@ -83,14 +83,12 @@ class _Layerwise(Aggregator):
     kind: str
 
     def _plan(self) -> list[Target]:
-        slots = range(len(self.teachers[0].layers))
-        return [Target(self._name(slot), self._size(), 1 / len(slots), self._parts(slot)) for slot in slots]
-
-    def _name(self, slot: int) -> str:
-        return f"{self.kind}/{'+'.join(dict.fromkeys(str(layer) for _, layer in self._parts(slot)))}"
-
-    def _parts(self, slot: int) -> tuple[tuple[str, int], ...]:
-        return tuple((teacher.name, teacher.layers[slot]) for teacher in self.teachers)
+        targets = []
+        for layers in zip(*(teacher.layers for teacher in self.teachers), strict=True):
+            name = f"{self.kind}/{'+'.join(dict.fromkeys(map(str, layers)))}"
+            parts = tuple(zip((teacher.name for teacher in self.teachers), layers, strict=True))
+            targets.append(Target(name, self._size(), 1 / len(self.teachers[0].layers), parts))
+        return targets
 
     @abstractmethod
     def _size(self) -> int:

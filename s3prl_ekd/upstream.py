@@ -74,8 +74,8 @@ class EkdUpstream(nn.Module):
         output = self.student(waveforms, lengths.clamp(min=shortest), check=False)
 
         last = (output.frame_lengths - 1).unsqueeze(1)  # (B, 1)
-        index = torch.arange(frames, device=last.device).minimum(last).to(waveforms.device)  # (B, F)
-        hidden_states = [_take_frames(state, index) for state in output.hidden_states]
+        index = torch.arange(frames, device=last.device).minimum(last).to(waveforms.device).unsqueeze(2)  # (B, F, 1)
+        hidden_states = [state.gather(1, index.expand(-1, -1, state.shape[2])) for state in output.hidden_states]
         features: dict[str, list[Tensor] | Tensor] = {
             "hidden_states": hidden_states,
             "last_hidden_state": hidden_states[-1],
@@ -83,11 +83,6 @@ class EkdUpstream(nn.Module):
         if self.heads is not None:
             features["all_hidden_states"] = hidden_states + self.heads(hidden_states)
         return features
-
-
-def _take_frames(state: Tensor, index: Tensor) -> Tensor:
-    """state (B, F', D) at frames index (B, F)."""
-    return state.gather(1, index.unsqueeze(2).expand(-1, -1, state.shape[2]))
 
 
 def ekd_student(

@@ -10,16 +10,7 @@ from typing import Annotated
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES
 from s3prl_ekd.audio.distortions import DistortionConfig as DistortionConfig
 from s3prl_ekd.audio.distortions import TeacherInput as TeacherInput
-from s3prl_ekd.config.base import (
-    Config,
-    Depth,
-    Dropout,
-    Name,
-    Range,
-    Size,
-    Weight,
-    require,
-)
+from s3prl_ekd.config.base import Config, Depth, Dropout, Name, Range, Size, Weight, require
 from s3prl_ekd.config.parts import Parts, keys_with_parts
 from s3prl_ekd.errors import nearest
 
@@ -86,10 +77,8 @@ class StudentConfig(Config):
         require(len(lengths) == 1, "student: conv_dim, conv_kernel and conv_stride need the same number of entries")
         require(len(self.conv_dim) <= 32, f"student.conv_dim: {len(self.conv_dim)} convolutions, 32 are the most")
         stride = math.prod(self.conv_stride)
-        require(
-            stride == FRAME_SHIFT,
-            f"student.conv_stride: the product is {stride}, but a frame is {FRAME_SHIFT} samples",
-        )
+        message = f"student.conv_stride: the product is {stride}, but a frame is {FRAME_SHIFT} samples"
+        require(stride == FRAME_SHIFT, message)
         field, least = self.receptive_field, MIN_SAMPLES - FRAME_SHIFT
         require(
             least <= field <= MIN_SAMPLES,

@@ -87,8 +87,7 @@ class SelfAttention(nn.Module):
         """rows (N, D) to (N, D).
 
         Args:
-            rows: frames.
-            packing: how they make up utterances.
+            packing: how the rows make up utterances.
             mask: (B, 1, 1, F), True where a frame may be attended to; None: everywhere.
             bias: relative position bias (heads, F, F); None in HuBERT.
         """
@@ -272,8 +271,6 @@ class _ScaleGradient(torch.autograd.Function):
 
 class SpeechEncoder(nn.Module):
     """A front end, a projection and a transformer, one after the other, under the names that transformers gives them.
-
-    In eval mode an utterance's frames do not depend on its batch mates.
 
     Attributes:
         plain: compute conv stack and position convolution by torch's convolutions over the padded batch; the

@@ -47,6 +47,7 @@ class Packing:
         frames: (B,) real frames of each utterance, on the CPU.
         size: F, the most frames that any has.
         rows: N, the sum.
+        dense: whether there is no padding at all.
     """
 
     def __init__(self, frames: Tensor, device: torch.device, size: int | None = None) -> None:
@@ -54,16 +55,12 @@ class Packing:
         self.frames = frames
         self.size = int(frames.max()) if size is None else size
         self.rows = int(frames.sum())
+        self.dense = self.rows == len(frames) * self.size
         self._device = device
         self._index: Tensor | None = None
-        if self.rows < len(frames) * self.size:
+        if not self.dense:
             index = positions(frames, torch.arange(len(frames)) * self.size)
             self._index = index.to(device, non_blocking=True)
-
-    @property
-    def dense(self) -> bool:
-        """Whether there is no padding at all."""
-        return self._index is None
 
     def pack(self, padded: Tensor) -> Tensor:
         """(B, F, ...) to (N, ...)."""
@@ -119,12 +116,8 @@ class HiddenStates:
 class Padded:
     """The batch as it is, with Packing's interface: a "row" is (B, F, ...) and the padding is computed.
 
-    No shape depends on a length's value, as in a recorded graph none may.
-
-    Attributes:
-        frames: (B,) real frames of each utterance, on the batch's device.
-        size: F, padding included.
-        dense: whether there is no padding at all.
+    No shape depends on a length's value, as in a recorded graph none may. ``frames`` are on the batch's device, and
+    ``size`` includes padding.
     """
 
     def __init__(self, padded: Tensor, frames: Tensor | None) -> None:
@@ -139,13 +132,11 @@ class Padded:
         return padded.contiguous()
 
     def unpack(self, rows: Tensor) -> Tensor:
-        """(B, F, ...), zero past each utterance's frames."""
         if self.dense:
             return rows
         return rows.masked_fill(~self._mask.view(*rows.shape[:2], *[1] * (rows.dim() - 2)), 0.0)
 
     def mask(self) -> Tensor:
-        """(B, F), True at real frames."""
         return self._mask
 
 

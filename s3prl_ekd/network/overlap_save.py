@@ -37,7 +37,7 @@ def grouped_conv(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, groups:
         (B, F, D').
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, weight, scale, bias = (_at_least_single(tensor) for tensor in (x, weight, scale, bias))
+        x, weight, scale, bias = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, weight, scale, bias))
         batch, frames, kernel = x.shape[0], x.shape[1], weight.shape[2]
         size = 1 << (2 * kernel - 1).bit_length()  # of a block: a power of two, at least half of it new frames
         hop = size - kernel + 1
@@ -51,10 +51,6 @@ def grouped_conv(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, groups:
         outputs = [_circular(signal, taps * scale, hop) for signal, taps in parts]
         y = torch.cat(outputs, dim=2)  # (B * blocks, hop, groups, D' / groups)
         return y.view(batch, blocks * hop, -1).add_(bias)[:, :frames]
-
-
-def _at_least_single(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _circular(blocks: Tensor, weight: Tensor, hop: int) -> Tensor:

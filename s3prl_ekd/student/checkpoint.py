@@ -17,9 +17,8 @@ from s3prl_ekd.weights.kinds import CHECKPOINT_KEY, kind_of
 from s3prl_ekd.weights.names import from_distiller
 from s3prl_ekd.weights.pickles import load_pickle_safely
 
-RECIPE_KEY = (
-    "Upstream_Config"  # the recipe in the same checkpoint, as plain values; s3prl's runner gives it back on resume
-)
+RECIPE_KEY = "Upstream_Config"
+"""Where a checkpoint has its recipe, as plain values; s3prl's runner gives it back on resume."""
 
 
 class Contents(NamedTuple):

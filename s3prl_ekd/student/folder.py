@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,9 @@ def save_student(
         (temporary / "model.safetensors").write_bytes(save(weights, {"format": "pt"}))
         if heads is not None:
             weights = _portable(heads.state_dict(), dtype, folder)
-            (temporary / "heads.safetensors").write_bytes(save(weights, _tap_metadata(heads.taps)))
+            layers, targets = [tap.layer for tap in heads.taps], [tap.target for tap in heads.taps]
+            metadata = {"format": "pt", "student_layers": json.dumps(layers), "targets": json.dumps(targets)}
+            (temporary / "heads.safetensors").write_bytes(save(weights, metadata))
         if recipe is not None:
             write_yaml(temporary / "recipe.yaml", recipe.to_mapping())
         (temporary / "README.md").write_text(_model_card(student, recipe), encoding="utf-8")
@@ -164,14 +166,12 @@ def _preprocessor(config: StudentConfig) -> dict[str, Any]:
 
 
 def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
-    if not (folder / "config.json").exists() and (
-        any(folder.glob("states-*.ckpt")) or (folder / "checkpoints").is_dir()
-    ):
-        raise UserError(
-            f"{folder}: a run's folder, not a student's; name one of its checkpoints, or make a student of the last"
-            f" one: s3prl-ekd export-checkpoint {folder} STUDENT"
-        )
     if not (folder / "config.json").exists():
+        if any(folder.glob("states-*.ckpt")) or (folder / "checkpoints").is_dir():
+            raise UserError(
+                f"{folder}: a run's folder, not a student's; name one of its checkpoints, or make a student of the last"
+                f" one: s3prl-ekd export-checkpoint {folder} STUDENT"
+            )
         raise UserError(f"{folder}: no student folder, it has no config.json; name the folder that has it")
     raw = read_json(folder / "config.json")
     name, kind = kind_of_folder(raw)
@@ -207,14 +207,8 @@ def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
     return _assemble(Contents(config, state, heads, taps), folder)
 
 
-def _tap_metadata(taps: Sequence[Tap]) -> dict[str, str]:
-    """What ``heads.safetensors`` says of its heads, in order: from which layers they predict what."""
-    layers, targets = [tap.layer for tap in taps], [tap.target for tap in taps]
-    return {"format": "pt", "student_layers": json.dumps(layers), "targets": json.dumps(targets)}
-
-
 def _stored_taps(path: Path, heads: int, config: StudentConfig) -> tuple[Tap, ...]:
-    """What :func:`_tap_metadata` wrote of so many heads; folders of version 0.1.0 have no layers and maybe no names."""
+    """From which layers so many heads predict what; folders of version 0.1.0 have no layers and maybe no names."""
     metadata = read_metadata(path)
     try:
         layers, targets = (json.loads(metadata.get(key, "[]")) for key in ("student_layers", "targets"))
@@ -238,10 +232,8 @@ def _student_weights(
     """The student's weights under transformers' names, and which modules of a fine-tuned model are left out."""
     inner, left_over = base_model(weights, f"{kind.architecture['model_type']}.")
     inner.pop("masked_spec_embed", None)  # only for masking in training, which a student never does
-    try:
-        return to_transformers_keys(
-            inner, recognize(inner, kind.tables)
-        ), left_over  # older folders name the weight norm otherwise
+    try:  # several tables, since older folders name the weight norm otherwise
+        return to_transformers_keys(inner, recognize(inner, kind.tables)), left_over
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
 

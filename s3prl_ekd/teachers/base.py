@@ -87,7 +87,7 @@ class Teacher(ABC):
 
     def forget_layers(self, first: int) -> None:
         """Let go of layers from index ``first`` on that are not computed, and only a student could start from."""
-        self._dropped = {name: tensor for name, tensor in self._dropped.items() if (layer_of(name) or 0) < first}
+        self._dropped = {name: tensor for name, tensor in self._dropped.items() if _layer_of(name) < first}
 
     def describe(self) -> str:
         """One line for the log."""
@@ -96,10 +96,6 @@ class Teacher(ABC):
         normalized = ", input normalised" if self._normalize else ""
         size = f"width {self.hidden_size}, {self._parameters:,} parameters"
         return f"{self.name}: {self.source}, {layers}{computed}, {size}{normalized}"
-
-    def frame_lengths(self, lengths: Tensor) -> Tensor:
-        """Samples to frames of an utterance alone, any integer shape."""
-        return torch.div(lengths - MIN_SAMPLES, FRAME_SHIFT, rounding_mode="floor") + 1
 
 
 class ModelTeacher(Teacher):
@@ -133,7 +129,11 @@ class ModelTeacher(Teacher):
         check_finite(self.module.state_dict(), f"teacher {self.name!r}: {self.source}")
         states = self._try()
         self.num_hidden_layers = len(states) - 1
-        self._check_layers()
+        if max(self.layers) > self.num_hidden_layers:
+            raise UserError(
+                f"teacher {self.name!r}: layer {max(self.layers)} of {self.num_hidden_layers}; {self.source} has hidden"
+                f" states 0 to {self.num_hidden_layers}, name those to predict under 'layers'"
+            )
         sizes = {layer: states[layer].shape[-1] for layer in self.layers}
         if len(set(sizes.values())) > 1:
             raise UserError(f"teacher {self.name!r}: its layers differ in width {sizes}; make a teacher of each width")
@@ -152,17 +152,17 @@ class ModelTeacher(Teacher):
         """All hidden states (B, F, D), from index 0, of B waveforms (S_b,); where they differ in length they are padded
         and masked as the model does it."""
 
-    @abstractmethod
     def _drop_layers(self, depth: int) -> dict[str, nn.Module]:
-        """Take out of :attr:`module` what comes after layer ``depth``, if its architecture is known.
+        """Take out of :attr:`module` what comes after layer ``depth``, if its architecture is known; here it is not.
 
         Returns:
             What was taken out, by the names that :meth:`_weights` would have given.
         """
+        return {}
 
-    @abstractmethod
     def _weights(self) -> Mapping[str, Tensor]:
         """The encoder's state dict as it is now, in any format that :func:`s3prl_ekd.weights.names.recognize` knows."""
+        return self.module.state_dict()
 
     def _try(self) -> list[Tensor]:
         """All hidden states of a second of noise."""
@@ -186,13 +186,6 @@ class ModelTeacher(Teacher):
                 f" {wanted} ({FRAME_SHIFT} samples a frame)"
             )
         return states
-
-    def _check_layers(self) -> None:
-        if max(self.layers) > self.num_hidden_layers:
-            raise UserError(
-                f"teacher {self.name!r}: layer {max(self.layers)} of {self.num_hidden_layers}; {self.source} has hidden"
-                f" states 0 to {self.num_hidden_layers}, name those to predict under 'layers'"
-            )
 
     def hidden_states(self, waveforms: Tensor, lengths: Tensor) -> HiddenStates:
         samples = lengths.tolist()
@@ -245,9 +238,9 @@ class ModelTeacher(Teacher):
         return {key: value.float().cpu() for key, value in state.items() if key.startswith(_INITIALIZES)}
 
 
-def layer_of(name: str) -> int | None:
-    """The index of the transformer layer that a weight belongs to, by its name; None: to none."""
-    return int(name.split(".")[2]) if name.startswith("encoder.layers.") else None
+def _layer_of(name: str) -> int:
+    """The index of the transformer layer that a weight belongs to, by its name; 0 for what is in no layer."""
+    return int(name.split(".")[2]) if name.startswith("encoder.layers.") else 0
 
 
 def truncate(encoder: Any, depth: int, *, final_norm: bool) -> dict[str, nn.Module]:

@@ -36,19 +36,9 @@ class CachedTeacher(Teacher):
         self._student_layers = student_layers
 
     def hidden_states(self, waveforms: Tensor, lengths: Tensor) -> HiddenStates:
-        """Refused.
-
-        Raises:
-            RuntimeError: always.
-        """
         raise RuntimeError(f"teacher {self.name!r} does not run: a batch must have cached targets")
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """The weights that the student starts from.
-
-        Raises:
-            UserError: the cache keeps those of another teacher, or fewer layers.
-        """
         return self._cache.start(self.name, self._student_layers)
 
 

@@ -10,7 +10,6 @@ import pickle
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from s3prl_ekd import FRAME_SHIFT
 from s3prl_ekd.config.recipe import TeacherConfig
 from s3prl_ekd.errors import UserError, one_line
+from s3prl_ekd.s3prl_compat import patches
 from s3prl_ekd.s3prl_compat.upstream_names import takes_file, with_file
 from s3prl_ekd.teachers.base import WAVEFORM_EPSILON, ModelTeacher, truncate
 from s3prl_ekd.teachers.from_transformers import check_hub, check_hub_id
@@ -54,14 +54,12 @@ class S3prlTeacher(ModelTeacher):
     module: Any  # an expert, each with attributes of its own
 
     def __init__(self, config: TeacherConfig) -> None:
-        """Load it.
-
-        Raises:
-            UserError: no such upstream, it cannot be had, or it is no speech encoder of 320 samples a frame.
-        """
         expert = _load(config)
         model: Any = getattr(expert, "model", None)
-        self._encoder = model.encoder if _full_name(model) in _KNOWN and _is_transformer(model.encoder) else None
+        self._encoder = None
+        # A model's other encoder is a conformer, which runs its layers otherwise.
+        if torch.typename(model) in _KNOWN and type(model.encoder).__name__ == "TransformerEncoder":
+            self._encoder = model.encoder
         normalize = _set_normalization(expert, config)
         super().__init__(
             config,
@@ -90,26 +88,12 @@ class S3prlTeacher(ModelTeacher):
         return {key: value for key, value in weights.items() if not key.startswith("output_layer.")}
 
 
-def _full_name(module: object) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def _is_transformer(encoder: nn.Module) -> bool:
-    return type(encoder).__name__ == "TransformerEncoder"  # a conformer runs its layers otherwise
-
-
-def _hub() -> ModuleType:
-    from s3prl_ekd.s3prl_compat import patches
-
+def _load(config: TeacherConfig) -> nn.Module:
     patches.apply()
     with patches.quiet():
-        import s3prl.hub
+        from s3prl import hub
 
-    return s3prl.hub
-
-
-def _load(config: TeacherConfig) -> nn.Module:
-    hub, name = _hub(), config.origin
+    name = config.origin
     who = f"teacher {config.name!r}: s3prl's {name}"
     if name not in hub.options():
         close = difflib.get_close_matches(name, hub.options(), n=3, cutoff=0.4)
@@ -135,10 +119,9 @@ def _load(config: TeacherConfig) -> nn.Module:
     if not isinstance(expert, nn.Module):
         raise UserError(f"{who} is not an upstream model")
     rates: Any = getattr(expert, "get_downsample_rates", None)
-    if rates is not None:
-        rate = rates("hidden_states")
-        if rate != FRAME_SHIFT:
-            raise UserError(f"{who} has {rate} samples a frame; a teacher needs {FRAME_SHIFT}")
+    rate = FRAME_SHIFT if rates is None else rates("hidden_states")
+    if rate != FRAME_SHIFT:
+        raise UserError(f"{who} has {rate} samples a frame; a teacher needs {FRAME_SHIFT}")
     return expert
 
 
@@ -233,11 +216,8 @@ def unsafe_loads_named(who: str) -> Iterator[list[object]]:
             logger.warning("%s unpickles %s, which can run code in it: use only files that you trust", who, file)
         return load(file, *args, **kwargs)
 
-    torch.load = named_load  # type: ignore[assignment]  # stands in for it within this block
-    try:
+    with patches.replaced(torch, load=named_load):
         yield files
-    finally:
-        torch.load = load
 
 
 def _normalization_switches(expert: nn.Module) -> Iterator[tuple[object, str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,7 @@ class TransformersTeacher(ModelTeacher):
     module: Any  # of any of their architectures
 
     def __init__(self, config: TeacherConfig, where: str | Path, source: str) -> None:
-        """Load it.
-
-        Args:
-            config: the recipe's entry.
-            where: a folder, else a hub id.
-            source: how the recipe names it, for messages.
-
-        Raises:
-            UserError: it cannot be had, or is not a speech encoder of 320 samples a frame.
-        """
+        """Load it from ``where``: a folder, else a hub id. Messages name it as ``source``."""
         model, do_normalize = _load(where, f"teacher {config.name!r}: {source}")
         normalize = do_normalize if config.normalize_waveform is None else config.normalize_waveform
         super().__init__(
@@ -64,16 +55,9 @@ class TransformersTeacher(ModelTeacher):
         config = self.module.config
         if config.model_type not in _KNOWN:
             return {}
-        final_norm = getattr(config, "do_stable_layer_norm", False)
-        removed = truncate(self.module.encoder, depth, final_norm=final_norm)
+        removed = truncate(self.module.encoder, depth, final_norm=getattr(config, "do_stable_layer_norm", False))
         config.num_hidden_layers = len(self.module.encoder.layers)
         return {f"encoder.{name}": module for name, module in removed.items()}
-
-    def _weights(self) -> Mapping[str, Tensor]:
-        return self.module.state_dict()
-
-    def frame_lengths(self, lengths: Tensor) -> Tensor:
-        return self.module._get_feat_extract_output_lengths(lengths)
 
 
 def load_transformers_teacher(config: TeacherConfig) -> TransformersTeacher:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.errors import one_line
 from s3prl_ekd.network.config import EncoderConfig
@@ -67,12 +68,9 @@ class FastTeacher(Teacher):
         They cut the batch's samples into as many equal chunks as there are frames, which are a little longer than a
         frame's 320 samples; a frame is padding if all of its chunk is.
         """
-        frames = int(self.frame_lengths(torch.tensor(samples)))
+        frames = int(self.module.frame_lengths(torch.tensor(samples)))
         chunk = samples // frames
         return torch.div(lengths + chunk - 1, chunk, rounding_mode="floor").clamp(max=frames)
-
-    def frame_lengths(self, lengths: Tensor) -> Tensor:
-        return self.module.frame_lengths(lengths)
 
     def encoder_state(self) -> dict[str, Tensor]:
         return {name: tensor.cpu() for name, tensor in (self.module.state_dict() | self._dropped).items()}
@@ -116,13 +114,9 @@ def _by_own_encoder(teacher: ModelTeacher) -> FastTeacher | None:
 def _difference(fast: Teacher, teacher: Teacher, samples: tuple[int, ...]) -> float:
     """The largest between the two on noise, relative to the hidden states' largest value; NaN if there is one."""
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.tensor(samples)
-    noise = torch.zeros(len(samples), max(samples))
-    for row, count in zip(noise, samples, strict=True):
-        row[:count] = 0.1 * torch.randn(count, generator=generator)
-    ours, theirs = (one.hidden_states(noise, lengths).rows for one in (fast, teacher))
-    pairs = zip(ours, theirs, strict=True)
-    return float(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]).max())
+    noise = pad_sequence([0.1 * torch.randn(count, generator=generator) for count in samples], batch_first=True)
+    pairs = zip(*(one.hidden_states(noise, torch.tensor(samples)).rows for one in (fast, teacher)), strict=True)
+    return float(torch.stack([(ours - theirs).abs().max() / theirs.abs().max() for ours, theirs in pairs]).max())
 
 
 def layout(module: nn.Module, num_hidden_layers: int) -> EncoderConfig | None:
@@ -164,12 +158,11 @@ def _fairseq_layout(model: Any) -> dict[str, Any] | None:
     encoder: Any = getattr(model, "encoder", None)
     if not hasattr(encoder, "pos_conv") or not hasattr(encoder, "layer_norm_first"):
         return None
-    convs = [
-        next(m for m in layer.modules() if isinstance(m, nn.Conv1d)) for layer in model.feature_extractor.conv_layers
-    ]
+    conv_layers = model.feature_extractor.conv_layers
+    convs = [next(m for m in layer.modules() if isinstance(m, nn.Conv1d)) for layer in conv_layers]
+    norms = [any(isinstance(m, nn.LayerNorm) for m in layer.modules()) for layer in conv_layers]
     position, first = encoder.pos_conv[0], encoder.layers[0]
     buckets = first.self_attn.num_buckets if hasattr(first.self_attn, "relative_attention_bias") else 0
-    norms = [any(isinstance(m, nn.LayerNorm) for m in layer.modules()) for layer in model.feature_extractor.conv_layers]
     return {
         "conv_dim": tuple(conv.out_channels for conv in convs),
         "conv_kernel": tuple(conv.kernel_size[0] for conv in convs),

@@ -140,7 +140,7 @@ def test_a_teacher_that_treats_padding_otherwise_is_admitted_only_where_nothing_
 
     config = entry(shelf, "s3prl", "hubert", False)
     monkeypatch.setattr(
-        own_encoder.FastTeacher, "_frames_of_chunks", lambda self, lengths, samples: self.frame_lengths(lengths)
+        own_encoder.FastTeacher, "_frames_of_chunks", lambda self, lengths, samples: self.module.frame_lengths(lengths)
     )
     assert isinstance(load_teacher(config), FastTeacher)
     assert not isinstance(load_teacher(config, padded=True), FastTeacher)
