@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table per corpus and split."""
-    rows: list[Row] = []
+    rows = []
     for path in args.summaries:
         found = read_summary(path)
         if not found:
