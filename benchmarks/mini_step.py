@@ -25,7 +25,10 @@ def main() -> int:
         torch.manual_seed(0)
         teachers = [teacher.to(device) for teacher in load_teachers(config)]
         distillers[name] = Distiller(config, teachers).to(device).train()
-        distillers[name].student.plain = name == "plain"
+        if name == "plain":
+            for module in distillers[name].student.modules():
+                if isinstance(module, torch.nn.Conv1d):  # one with a hook is called, not read by the matrix products
+                    module.register_forward_hook(lambda module, inputs, output: None)
     waves = common.speech([1.5] * 8)
     batch = collate(waves, [wave.roll(1) for wave in waves], [str(number) for number in range(8)]).to(device)
 

@@ -163,9 +163,7 @@ def _next(iterator: Iterator[Any], workers: Set[BaseProcess], limit: float) -> A
     start, said = time.monotonic(), False
     while True:
         try:
-            if not workers:
-                return next(iterator)
-            with _ends_are_named(workers):
+            with _ends_are_named(workers) if workers else contextlib.nullcontext():
                 return next(iterator)
         except _NotYet:
             waited = time.monotonic() - start

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 from s3prl_ekd.audio.manifests import Entry
@@ -17,14 +18,12 @@ from s3prl_ekd.audio.manifests import Entry
 _MORE = 1000  # entries read at once when the buffer holds no full batch
 
 
+@dataclass(slots=True)
 class Bucket:
     """Entries of like duration."""
 
-    __slots__ = ("entries", "samples")
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.samples = 0
+    entries: list[Entry] = field(default_factory=list)
+    samples: int = 0
 
     def put(self, entry: Entry) -> None:
         """Add one."""

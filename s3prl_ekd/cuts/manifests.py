@@ -101,21 +101,21 @@ def write_manifest(path: str | Path, recordings: Iterable[Described]) -> Written
     problems = path.with_name(path.name.removesuffix(".jsonl.gz") + ".bad_recordings.tsv")
     problems.unlink(missing_ok=True)
     bad = BadRecordings(problems)
-    with atomic_path(path) as temporary:
-        with (
-            open(temporary, "wb") as file,
-            gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
-            io.TextIOWrapper(packed, encoding="utf-8") as lines,
-        ):
-            for recording in recordings:
-                if isinstance(recording, Recording):
-                    cut = recording.to_cut()
-                    lines.write(json.dumps(cut.to_dict(), ensure_ascii=False) + "\n")
-                    cuts, seconds = cuts + 1, seconds + cut.duration
-                    bad.note(1, [])
-                else:
-                    problem = f"; the last one: {recording[1]}"
-                    bad.note(1, [(recording[0], str(recording[1]))])
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8") as lines,
+    ):
+        for recording in recordings:
+            if isinstance(recording, Recording):
+                cut = recording.to_cut()
+                lines.write(json.dumps(cut.to_dict(), ensure_ascii=False) + "\n")
+                cuts, seconds = cuts + 1, seconds + cut.duration
+                bad.note(1, [])
+            else:
+                problem = f"; the last one: {recording[1]}"
+                bad.note(1, [(recording[0], str(recording[1]))])
         if cuts == 0:
             raise UserError(f"{path}: not one usable recording, nothing written{bad.hint}{problem}")
     return Written(path, cuts, seconds / 3600, bad.bad)

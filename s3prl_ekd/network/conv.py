@@ -95,15 +95,15 @@ class ConvStack(FrontEnd):
     def frame_lengths(self, lengths: Tensor) -> Tensor:
         return conv_frames(lengths, self.kernels, self.strides)
 
-    def forward(self, waveforms: Tensor, lengths: Tensor | None, *, plain: bool = False) -> tuple[Tensor, Layout]:
-        """See :class:`FrontEnd`; by the modules also where the matrix products do not apply, and where a gradient on
-        the waveforms is wanted."""
+    def forward(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Layout]:
+        """See :class:`FrontEnd`; by the modules where the matrix products do not apply, as where a gradient on the
+        waveforms is wanted."""
         if in_graph():
             x = self._convolve(waveforms, lengths)
             return x, Padded(x, None if lengths is None else self.frame_lengths(lengths))
         assert lengths is not None  # only a graph has none
         packing = Packing(self.frame_lengths(lengths), waveforms.device)
-        if not (plain or waveforms.requires_grad) and self._by_products(waveforms):
+        if not waveforms.requires_grad and self._by_products(waveforms):
             return conv_rows(self.conv_layers, waveforms, lengths, packing), packing
         dense = bool((lengths == waveforms.shape[1]).all())
         return packing.pack(self._convolve(waveforms, None if dense else lengths)[:, : packing.size]), packing

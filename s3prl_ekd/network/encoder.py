@@ -38,10 +38,10 @@ class PositionConv(nn.Module):
         self.width = width
         self.surplus = 1 - width % 2  # an even kernel yields one frame too many
 
-    def forward(self, rows: Tensor, packing: Layout, *, plain: bool = False) -> Tensor:
+    def forward(self, rows: Tensor, packing: Layout) -> Tensor:
         """rows (N, D) to (N, D); past an utterance's end it sees zeros."""
         x = packing.unpack(rows)
-        if not (plain or in_graph()) and overlap_save.applicable(x, self.width) and self._weight_normed():
+        if not in_graph() and overlap_save.applicable(x, self.width) and self._weight_normed():
             normalized = self.conv.parametrizations.weight
             gain, direction = normalized.original0, normalized.original1  # (1, 1, K), (D, D / groups, K)
             scale = gain.flatten() / torch.linalg.vector_norm(direction, dim=(0, 1))
@@ -190,9 +190,7 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(
-        self, rows: Tensor, packing: Layout, depth: int, real: Tensor | None = None, *, plain: bool = False
-    ) -> list[Tensor]:
+    def forward(self, rows: Tensor, packing: Layout, depth: int, real: Tensor | None = None) -> list[Tensor]:
         """The input of the first layer and the outputs of the first ``depth`` layers, (N, D) each.
 
         The last layer's of a pre-norm model is given after the final LayerNorm, as s3prl has it.
@@ -202,9 +200,8 @@ class Transformer(nn.Module):
             packing: how they make up utterances.
             depth: layers to compute.
             real: (B, F), False at rows that are padding all the same: they are not attended to.
-            plain: the position convolution by torch's conv1d.
         """
-        x = rows + self.pos_conv_embed(rows, packing, plain=plain)
+        x = rows + self.pos_conv_embed(rows, packing)
         if not self.config.do_stable_layer_norm:
             x = self.layer_norm(x)
         x = F.dropout(x, self.config.hidden_dropout, self.training)
@@ -270,14 +267,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 class SpeechEncoder(nn.Module):
-    """A front end, a projection and a transformer, one after the other, under the names that transformers gives them.
-
-    Attributes:
-        plain: compute conv stack and position convolution by torch's convolutions over the padded batch; the
-            reference of the tests.
-    """
-
-    plain = False
+    """A front end, a projection and a transformer under the names that transformers gives them."""
 
     def __init__(self, front_end: FrontEnd, projection: FeatureProjection, encoder: Transformer) -> None:
         super().__init__()
@@ -335,7 +325,7 @@ class SpeechEncoder(nn.Module):
                 raise ValueError(f"an utterance of {int(lengths.min())} samples; {self.min_samples} are needed")
             if padded and bool((lengths < waveforms.shape[1]).any()):
                 attended, lengths = lengths, whole_lengths(waveforms)
-        rows, packing = self.feature_extractor(waveforms, lengths, plain=self.plain)
+        rows, packing = self.feature_extractor(waveforms, lengths)
         real = None
         if attended is not None:
             frames = self.frame_lengths(attended) if attended_frames is None else attended_frames
@@ -346,7 +336,7 @@ class SpeechEncoder(nn.Module):
         if real is not None:
             projected = projected * packing.pack(real).unsqueeze(-1)
         depth = self.encoder.config.num_hidden_layers if depth is None else depth
-        states = self.encoder(projected, packing, depth, real, plain=self.plain)
+        states = self.encoder(projected, packing, depth, real)
         return EncoderOutput(projected, states, packing)
 
 

@@ -27,13 +27,12 @@ class FrontEnd(nn.Module):
         """Samples to frames, any integer shape."""
         raise NotImplementedError
 
-    def forward(self, waveforms: Tensor, lengths: Tensor | None, *, plain: bool = False) -> tuple[Tensor, Layout]:
+    def forward(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Layout]:
         """Waveforms (B, S) to the features of their real frames, (N, C), with N's packing.
 
         Args:
             waveforms: zero-padded.
             lengths: (B,) samples, on the CPU. In a recorded graph, where the features are (B, F, C), on the waveforms'
                 device, and None if all are S long.
-            plain: compute the padded batch by torch's own operations, as the reference of the tests.
         """
         raise NotImplementedError

@@ -44,7 +44,7 @@ class Spectrum(FrontEnd):
     def frame_lengths(self, lengths: Tensor) -> Tensor:
         return conv_frames(lengths, [400], [320])
 
-    def forward(self, waveforms: Tensor, lengths: Tensor | None, *, plain: bool = False) -> tuple[Tensor, Packing]:
+    def forward(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Packing]:
         packing = Packing(self.frame_lengths(lengths), waveforms.device)
         spectra = torch.fft.rfft(waveforms.unfold(1, 400, 320) * self.window).abs()  # (B, F, 201)
         return packing.pack(spectra[:, : packing.size]), packing
