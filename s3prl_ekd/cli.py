@@ -54,7 +54,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "superb": Command(
-        "train and evaluate an upstream on PR, SID, ER and ASR with s3prl's runner",
+        "train and evaluate an upstream on SUPERB's tasks (PR, SID, ER, ASR, KS) with s3prl's runner",
         (
             "superb --upstream ekd_student --ckpt demo/student --corpus mini --data mini-corpus --out results/student",
             "superb --upstream fbank --corpus real --tasks sid --voxceleb1 /data/VoxCeleb1"

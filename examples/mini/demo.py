@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd import assets
+from s3prl_ekd.command_line import SEEDS, whole_number
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, only_writer, read_yaml, write_yaml
 from s3prl_ekd.mini_corpus.build import OtherCorpusError, build
@@ -46,11 +47,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--hidden", action="store_true", help="judge on the hidden test sets too")
     parser.add_argument(
-        "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time (default: %(default)s)"
+        "--jobs",
+        type=whole_number(1),
+        default=min(2, os.cpu_count() or 1),
+        help="processes at a time (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads of each (default: %(default)s)")
+    parser.add_argument("--threads", type=whole_number(1), default=1, help="threads of each (default: %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=1337, help="of distillation and downstream training (default: %(default)s)"
+        "--seed",
+        type=whole_number(*SEEDS),
+        default=1337,
+        help="of distillation and downstream training (default: %(default)s)",
     )
     parser.add_argument(
         "--tiny", action="store_true", help=argparse.SUPPRESS

@@ -56,9 +56,14 @@ def generated_impulse_response(generator: torch.Generator) -> torch.Tensor:
     from lhotse.augmentation.utils import FastRandomRIRGenerator
 
     room, source, images = (integer(generator, 2**31) for _ in range(3))
-    with torch.random.fork_rng(devices=[]):  # it draws the image sources from torch's global generator
-        torch.manual_seed(images)
-        response = FastRandomRIRGenerator(sr=SAMPLE_RATE, room_seed=room, source_seed=source)(nsource=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # it writes to places that can be the same; with several threads any of them may be last
+    try:
+        with torch.random.fork_rng(devices=[]):  # it draws the image sources from torch's global generator
+            torch.manual_seed(images)
+            response = FastRandomRIRGenerator(sr=SAMPLE_RATE, room_seed=room, source_seed=source)(nsource=1)
+    finally:
+        torch.set_num_threads(threads)
     return torch.from_numpy(response[0])
 
 

@@ -180,6 +180,22 @@ def test_recorded_response_keeps_alignment_length_and_power(responses):
     torch.testing.assert_close(wet[peaks] / wet[1000], torch.tensor([1.0, -0.8, -0.2]), atol=1e-3, rtol=0)
 
 
+def test_generated_responses_do_not_depend_on_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        several = [generated_impulse_response(keyed_generator(7)) for _ in range(6)]
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+    torch.set_num_threads(1)
+    try:
+        one = generated_impulse_response(keyed_generator(7))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(response, one) for response in several)
+
+
 def test_generated_responses_keep_alignment():
     """The strongest sample can be a reflection, a frame late; the direct sound decides."""
     late = 0
