@@ -350,7 +350,7 @@ def test_packaged_recipes_hold_the_published_settings():
         model = DistillConfig.from_yaml(assets.recipe(f"{name}/config_model.yaml"))
         runner = yaml.safe_load(assets.recipe(f"{name}/config_runner.yaml").read_text())
         data = PretrainDataConfig.from_mapping(runner["pretrain_expert"]["datarc"])
-        assert model.objective.aggregation is aggregation
+        assert model.objective.aggregation == aggregation
         assert len(model.teachers) == (1 if name == "ls960_distilhubert" else 3)
         assert runner["scheduler"]["num_warmup_steps"] == round(0.07 * runner["runner"]["total_steps"])
         assert (runner["optimizer"]["betas"], runner["runner"]["gradient_clipping"]) == ([0.9, 0.98], 5.0)
