@@ -22,6 +22,8 @@ RECENT = 1000
 JUDGED_FROM = 200
 """Fewer recordings are too few to judge a share by."""
 
+BAD_RECORDINGS = "bad_recordings.tsv"
+"""Its name in the folder of a run or of a cache."""
 _HEADER = "utterance\tproblem\n"
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
+from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.audio.batch import Batch
 from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.manifests import Entry
@@ -39,7 +40,7 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.target_cache.files import command
 from s3prl_ekd.target_cache.initial_weights import read_start, write_start
 from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same, write_description
-from s3prl_ekd.target_cache.shards import BAD_RECORDINGS, ShardWriter, shards, write_index
+from s3prl_ekd.target_cache.shards import ShardWriter, shards, write_index
 from s3prl_ekd.targets import Aggregator, aggregator
 from s3prl_ekd.teachers import Teacher, load_teacher, load_teachers
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
-from s3prl_ekd.audio.bad_recordings import SourceError, listed
+from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS, SourceError, listed
 from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.cuts.read import Cut, cut_key
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.target_cache.files import CheckedFile, command
 from s3prl_ekd.target_cache.initial_weights import read_start
 from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same
-from s3prl_ekd.target_cache.shards import BAD_RECORDINGS, Shard
+from s3prl_ekd.target_cache.shards import Shard
 from s3prl_ekd.targets import aggregator
 
 _OPEN_SHARDS = 256  # mapped by one process at a time

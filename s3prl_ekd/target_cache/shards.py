@@ -11,13 +11,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.target_cache.files import CheckedFile, save_checked
 
 BLOCK = 64
 """Rows that share a checksum."""
-BAD_RECORDINGS = "bad_recordings.tsv"
-"""The list of cuts that have no targets."""
 
 
 class Shard(CheckedFile):

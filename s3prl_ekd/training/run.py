@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from s3prl_ekd import SAMPLE_RATE
+from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.audio.batch import Batch
 from s3prl_ekd.config.training import Precision, RunConfig, check_resumable
 from s3prl_ekd.devices import default_device
@@ -41,7 +42,7 @@ from s3prl_ekd.training.batches import DataError
 from s3prl_ekd.training.checkpoints import Checkpoints, SyncedCheckpointIO, newest_readable, step_files
 from s3prl_ekd.training.module import DistillModule, Inputs, OpenInputs
 from s3prl_ekd.training.progress import Progress
-from s3prl_ekd.training.run_folder import BAD_RECORDINGS, run_folder
+from s3prl_ekd.training.run_folder import run_folder
 from s3prl_ekd.training.run_log import RunLog
 from s3prl_ekd.training.stopping import Preempted, StopSignals
 

@@ -6,11 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer
-
-BAD_RECORDINGS = "bad_recordings.tsv"
-"""The list of recordings that could not be used; it stays even where a failed start is cleaned up."""
 
 
 @contextlib.contextmanager
@@ -44,5 +42,5 @@ def _remove(paths: list[Path]) -> None:
         with contextlib.suppress(OSError):
             if path.is_dir() and not path.is_symlink():
                 path.rmdir()
-            elif path.name != BAD_RECORDINGS:
+            elif path.name != BAD_RECORDINGS:  # it says why the start failed
                 path.unlink()
