@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3prl_ekd.config.parts import load_part
-from s3prl_ekd.config.recipe import ObjectiveConfig
+from s3prl_ekd.config.recipe import LOSS_TERMS, ObjectiveConfig
 
 
 class TermSums(NamedTuple):
@@ -46,9 +45,9 @@ class Loss:
 
     def __init__(self, objective: ObjectiveConfig) -> None:
         self.terms: Mapping[str, Callable[[Tensor, Tensor], TermSums]] = {
-            name: load_part(address) for name, (address, _) in objective.terms.items()
+            name: LOSS_TERMS.load(name) for name in objective.terms
         }
-        self.weights = {name: weight for name, (_, weight) in objective.terms.items()}
+        self.weights = {name: term.weight for name, term in objective.terms.items()}
 
     def __call__(
         self, prediction: Tensor, target: Tensor, *, details: bool = False

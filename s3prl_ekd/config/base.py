@@ -95,7 +95,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for key, hint in _hints(type(self)).items():
-            _convert(getattr(self, key), hint, key)
+            _convert(getattr(self, _FIELDS.get(key, key)), hint, key)
 
     @classmethod
     def from_mapping(cls, mapping: Any, where: str = "") -> Self:
@@ -113,9 +113,10 @@ class Config:
                 raise UserError(f"unknown key {_show(_join(where, key))}; {nearest(str(key), hints)}")
         for item in dataclasses.fields(cls):
             required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-            if required and item.name not in mapping:
-                raise UserError(f"missing key {_join(where, item.name)!r}")
-        return cls(**{key: _convert(value, hints[key], _join(where, key)) for key, value in mapping.items()})
+            if required and _key(item.name) not in mapping:
+                raise UserError(f"missing key {_join(where, _key(item.name))!r}")
+        values = {key: _convert(value, hints[key], _join(where, key)) for key, value in mapping.items()}
+        return cls(**{_FIELDS.get(key, key): value for key, value in values.items()})
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
@@ -142,12 +143,21 @@ class Config:
 
     def to_mapping(self) -> dict[str, Any]:
         """The same as plain dicts, lists, strings and numbers: ``from_mapping(c.to_mapping()) == c``."""
-        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+        return {_key(item.name): _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
 
 
-_hints: Callable[[type], dict[str, Any]] = functools.cache(
-    functools.partial(typing.get_type_hints, include_extras=True)
-)
+_FIELDS = {"from": "from_"}
+"""Keys that no field can be called, since they are words of Python, and what their fields are called."""
+
+
+def _key(field: str) -> str:
+    return field.removesuffix("_")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The type of each key."""
+    return {_key(name): hint for name, hint in typing.get_type_hints(cls, include_extras=True).items()}
 
 
 def _join(where: str, key: Any) -> str:
@@ -189,7 +199,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(value, next(a for a in arguments if a is not type(None)), where)
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        return _convert(value, next((kind for kind in kinds if _fits(value, kind)), kinds[0]), where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}: expected a list, found {_kind(value)}")
@@ -214,6 +225,17 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise UserError(f"{where}: {_show(value)} holds a character that no file name and no text can have")
         return value
     raise UserError(f"{where}: expected {hint.__name__}, found {_kind(value)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether ``value`` is of the sort that ``hint`` describes, for a choice between several."""
+    if typing.get_origin(hint) is Annotated:
+        return _fits(value, typing.get_args(hint)[0])
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list | tuple)
+    if issubclass(hint, Config):
+        return isinstance(value, Mapping | Config)
+    return isinstance(value, hint)
 
 
 def require(condition: bool, message: str) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES
 from s3prl_ekd.audio.distortions import DistortionConfig as DistortionConfig
 from s3prl_ekd.audio.distortions import TeacherInput as TeacherInput
-from s3prl_ekd.config.base import Config, Depth, Dropout, Name, Range, Size, Weight, require
+from s3prl_ekd.config.base import Config, Count, Depth, Dropout, Name, OneOf, Probability, Range, Size, Weight, require
 from s3prl_ekd.config.parts import Parts, keys_with_parts
 from s3prl_ekd.errors import nearest
 
 TermWeight = Annotated[float, Range(at_least=0, at_most=1e6)]
+Amount = Annotated[int, Range(at_least=0, at_most=16_384)]
+Layer = Annotated[int, Range(at_least=0, at_most=1000)]
+Slot = int | tuple[int, ...]
+"""What one slot of a teacher's ``layers`` names: a layer, or a group of layers, whose mean it is."""
 
 MAX_PARAMETERS = 10**9
 """Of a student: four gigabytes of weights, sixteen with gradients and AdamW's state."""
@@ -25,9 +30,27 @@ AGGREGATORS = Parts(
         "layerwise-average": "s3prl_ekd.targets:LayerwiseAverage",
         "layerwise-concatenation": "s3prl_ekd.targets:LayerwiseConcatenation",
         "separate-heads": "s3prl_ekd.targets:SeparateHeads",
+        "teacher-differences": "s3prl_ekd.targets:TeacherDifferences",
     }
 )
 """How several teachers' hidden states become targets: subclasses of :class:`s3prl_ekd.targets.Aggregator`."""
+
+LOSS_TERMS = Parts(
+    {
+        "l1": "s3prl_ekd.loss:l1",
+        "l2": "s3prl_ekd.loss:l2",
+        "cosine": "s3prl_ekd.loss:cosine",
+        "kl": "s3prl_ekd.loss:kl",
+        "gram": "s3prl_ekd.loss:gram",
+        "correlation": "s3prl_ekd.loss:correlation",
+    }
+)
+"""How far a prediction is from its target: functions of :mod:`s3prl_ekd.loss`."""
+
+PREDICTION_HEADS = Parts(
+    {"mlp": "s3prl_ekd.student.heads:PredictionHead", "linear": "s3prl_ekd.student.heads:LinearHead"}
+)
+"""The networks that predict a target from a student's hidden state."""
 
 STUDENT_KINDS = Parts({"hubert": "s3prl_ekd.student.kinds:HUBERT"})
 """What students are put together from: instances of :class:`s3prl_ekd.student.kinds.StudentKind`."""
@@ -49,10 +72,12 @@ class StudentConfig(Config):
     """Width D of the transformer."""
     num_hidden_layers: Depth = 2
     """Number of transformer layers (post-norm)."""
-    num_attention_heads: Size = 12
-    """Attention heads of each layer."""
-    intermediate_size: Size = 3072
-    """Inner width of the feed-forward blocks."""
+    num_attention_heads: Size | tuple[Amount, ...] = 12
+    """Attention heads of each layer: one number, or one for each layer."""
+    intermediate_size: Size | tuple[Amount, ...] = 3072
+    """Inner width of the feed-forward blocks: one number, or one for each layer."""
+    head_dim: Size | None = None
+    """Width of an attention head; null: ``hidden_size / num_attention_heads``, which must be one number then."""
     num_conv_pos_embeddings: Size = 128
     """Kernel width of the position convolution."""
     num_conv_pos_embedding_groups: Size = 16
@@ -67,9 +92,31 @@ class StudentConfig(Config):
     """Factor on the gradient that reaches the conv stack (DistilHuBERT: 0.1)."""
     normalize_waveform: bool = False
     """Whether each utterance is brought to zero mean and unit variance before the conv stack."""
+    conv_bias: bool = False
+    """Whether the convolutions have a bias (HuBERT Large: yes)."""
+    conv_layer_norm: bool = False
+    """LayerNorm after every convolution (Large) instead of GroupNorm after the first (Base)."""
+    feat_proj_layer_norm: bool = False
+    """LayerNorm before the feature projection, as HuBERT and WavLM have it and DistilHuBERT does not."""
+    do_stable_layer_norm: bool = False
+    """Pre-norm layers and a LayerNorm at the end (Large) instead of post-norm layers (Base)."""
+    layer_norm_eps: Annotated[float, Range(more_than=0, at_most=1)] = 1e-5
+    """Added to variances in the transformer's LayerNorms."""
+    num_buckets: Annotated[int, Range(at_least=0, at_most=65_536)] = 0
+    """Buckets of the gated relative position bias of kind ``wavlm`` (320); ``hubert`` has none."""
+    max_bucket_distance: Annotated[int, Range(at_least=0, at_most=10**9)] = 800
+    """Distance in frames from which on all fall into the last bucket."""
+    remaining_heads: tuple[tuple[Amount, ...], ...] | None = None
+    """Of a pruned ``wavlm``: which heads of its origin each layer has kept, since the gate of head h reads slice h of
+    the layer's input; null: all."""
     initialize_from: str | None = None
     """Name of the teacher whose conv stack, feature projection, position convolution and first layers are copied; null:
     random weights."""
+    copy: str | None = None
+    """Name of the teacher that the student is a copy of, in sizes, variants and weights (DPHuBERT, arXiv 2305.17651);
+    null: the sizes above."""
+    copy_layers: tuple[Amount, ...] | None = None
+    """Which of its transformer layers, from 0 on; null: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,6 +164,47 @@ class StudentConfig(Config):
         return convolutions + group_norm + projection + position + 2 * size + self.num_hidden_layers * layer
 
 
+def slot_name(slot: Slot) -> str:
+    """``4``, ``1-4`` for a group of neighbours, ``1,3,5`` for another."""
+    if isinstance(slot, int):
+        return str(slot)
+    neighbours = len(slot) > 1 and list(slot) == list(range(slot[0], slot[0] + len(slot)))
+    return f"{slot[0]}-{slot[-1]}" if neighbours else ",".join(map(str, slot))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerClusters(Config):
+    """Groups of layers that are alike, found on the run's own data before it begins (the idea is SKILL's, arXiv
+    2402.16830, which does not say by which measure)."""
+
+    clusters: Size
+    """How many groups."""
+    similarity: Annotated[str, OneOf("cka", "cosine")] = "cka"
+    """How alike two layers are: linear CKA (arXiv 1905.00414), or the mean cosine of their frames."""
+    linkage: Annotated[str, OneOf("average", "complete", "single", "ward")] = "average"
+    """How clusters are joined, scipy's word."""
+    utterances: Count = 64
+    """Utterances that the layers are compared on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitsConfig(Config):
+    """Units of a teacher for the loss term ``kl``: k-means clusters of a layer (HuBERT, arXiv 2106.07447, section
+    II-A)."""
+
+    count: Annotated[int, Range(at_least=2, at_most=10_000)] = 100
+    """How many clusters."""
+    layer: Layer
+    """The hidden state that is clustered."""
+    temperature: Annotated[float, Range(more_than=0, at_most=1e6)] = 1.0
+    """A frame's logits are minus its squared distances to the centres, in units of their mean over frames and centres,
+    divided by this."""
+    weight: Weight = 1.0
+    """Share in the loss, beside the teacher's other targets."""
+    utterances: Count = 64
+    """Utterances that the clusters are found on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Config):
     """One teacher: a name, exactly one source (``s3prl``, ``transformers`` or ``mini``), and what to take from it.
@@ -136,8 +224,13 @@ class TeacherConfig(Config):
     """A tiny teacher that comes with this package: ``hubert``, ``robust_hubert`` or ``wavlm``."""
     ckpt: str | None = None
     """Checkpoint for s3prl's ``_local`` and ``_custom`` upstreams."""
-    layers: tuple[Annotated[int, Range(at_least=0, at_most=1000)], ...] = (4, 8, 12)
-    """Hidden states to predict: 0 is the input of the first transformer layer, i the output of layer i."""
+    layers: tuple[Layer | tuple[Layer, ...], ...] | LayerClusters = (4, 8, 12)
+    """Hidden states to predict: 0 is the input of the first transformer layer, i the output of layer i. A list in the
+    list is a group of layers, whose mean is predicted; ``{clusters: 4}`` finds groups."""
+    units: UnitsConfig | None = None
+    """Cluster units to predict, too; null: none."""
+    principal_components: Size | None = None
+    """Predict so many principal components of each slot, found on the run's own data; null: the whole."""
     weight: Weight = 1.0
     """Relative weight in the average (layerwise-average) or of the heads' losses (separate-heads)."""
     layer_norm_targets: bool = False
@@ -160,8 +253,47 @@ class TeacherConfig(Config):
         require(
             self.ckpt is None or self.s3prl is not None, f"teacher {self.name!r}: ckpt is only for an s3prl upstream"
         )
+        if isinstance(self.layers, LayerClusters):
+            return
         require(len(self.layers) > 0, f"teacher {self.name!r}: layers is empty, name at least one")
         require(len(set(self.layers)) == len(self.layers), f"teacher {self.name!r}: a layer is named twice")
+        for group in (slot for slot in self.layers if isinstance(slot, tuple)):
+            require(len(group) > 0, f"teacher {self.name!r}: a group of layers is empty")
+            require(
+                len(set(group)) == len(group),
+                f"teacher {self.name!r}: the group {list(group)} names a layer twice",
+            )
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The layers and groups to predict.
+
+        Raises:
+            UserError: the groups have not been found yet.
+        """
+        require(
+            not isinstance(self.layers, LayerClusters),
+            f"teacher {self.name!r}: its groups of layers have not been found yet; s3prl-ekd cluster-layers writes them"
+            " into a recipe, and s3prl-ekd distill finds them itself",
+        )
+        assert not isinstance(self.layers, LayerClusters)
+        return self.layers
+
+    @property
+    def slot_count(self) -> int:
+        """How many slots there are, or will be."""
+        return self.layers.clusters if isinstance(self.layers, LayerClusters) else len(self.layers)
+
+    @property
+    def computed_layers(self) -> tuple[int, ...]:
+        """The hidden states that are needed for the slots and the units, each once."""
+        return tuple(dict.fromkeys(self._layers_needed()))
+
+    def _layers_needed(self) -> Iterator[int]:
+        for slot in self.slots:
+            yield from (slot,) if isinstance(slot, int) else slot
+        if self.units is not None:
+            yield self.units.layer
 
     @property
     def source(self) -> str:
@@ -175,26 +307,84 @@ class TeacherConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig(Config):
-    """The distillation loss: L1 + cosine_weight x -log sigmoid(cosine), averaged over frames, then over heads.
+class HeadsConfig(Config):
+    """The prediction heads, one for each target."""
 
-    A loss term is a key ``NAME_weight`` that stands for a function of :mod:`s3prl_ekd.loss`.
+    kind: Annotated[str, PREDICTION_HEADS] = "mlp"
+    """``mlp``: Linear, GELU, Linear (DistilHuBERT); ``linear``: one Linear (DPHuBERT)."""
+    from_: Annotated[str, OneOf("last", "same")] | tuple[Layer, ...] = "last"
+    """From which hidden state of the student each slot is predicted: the ``last``; the ``same`` as the teachers' (a
+    group's last layer); or one number for each slot. They count as a teacher's: 0 is the input of the first layer."""
+    initialize: Annotated[str, OneOf("default", "identity")] = "default"
+    """``identity``: a ``linear`` head starts as the identity (DPHuBERT), for targets as wide as the student."""
+    share: tuple[tuple[Layer, ...], ...] = ()
+    """Slots that have one head together, by their numbers from 0 on (DPHuBERT: ``[[0], [1, 2, 3]]``); empty: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.initialize != "identity" or self.kind == "linear",
+            "heads.initialize: identity needs heads.kind: linear",
+        )
+        shared = [slot for group in self.share for slot in group]
+        require(len(set(shared)) == len(shared), "heads.share: a slot is named twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTermConfig(Config):
+    """One term of the loss."""
+
+    kind: Annotated[str, LOSS_TERMS]
+    """``l1``, ``l2``, ``cosine``, ``kl``, ``gram`` or ``correlation``."""
+    weight: TermWeight = 1.0
+    """Its factor."""
+    form: Annotated[str, OneOf("raw", "log-sigmoid")] = "log-sigmoid"
+    """Of ``cosine``: 1 - cosine (DPHuBERT's, up to a constant), or -log sigmoid(cosine) (DistilHuBERT's)."""
+    temperature: Annotated[float, Range(more_than=0, at_most=1e6)] = 1.0
+    """Of ``kl``: T in T^2 KL(softmax(target / T), softmax(prediction / T))."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearntWeightsConfig(Config):
+    """Weights of the teachers that are trained with the student: a softmax over teachers for each slot."""
+
+    floor: Probability = 0.1
+    """The least weight of a teacher; without one the easiest teacher would get everything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Config):
+    """The distillation loss: a weighted list of terms, averaged over frames, then over heads.
+
+    Without a list: L1 + cosine_weight x -log sigmoid(cosine), DistilHuBERT's (arXiv 2110.01900, equation 1).
     """
 
     aggregation: Annotated[str, AGGREGATORS] = "separate-heads"
-    """``layerwise-average``, ``layerwise-concatenation`` or ``separate-heads``."""
-    cosine_weight: TermWeight = field(default=1.0, metadata={"part": "s3prl_ekd.loss:cosine"})
-    """Lambda of the cosine term (DistilHuBERT: 1)."""
+    """``layerwise-average``, ``layerwise-concatenation``, ``separate-heads`` or ``teacher-differences``."""
+    cosine_weight: TermWeight = 1.0
+    """Lambda of the cosine term where ``losses`` is not given (DistilHuBERT: 1)."""
+    losses: tuple[LossTermConfig, ...] = ()
+    """The terms of the loss; empty: L1 and cosine_weight x cosine."""
+    learnt_weights: LearntWeightsConfig | None = None
+    """Teachers' weights that are trained; null: those of the recipe."""
     loss_on_padding: bool = False
     """True reproduces s3prl's distiller on padded batches: padding counts in the loss, in the conv stack's statistics
     and in what the teachers hear. Masked to real frames by default."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kinds = [term.kind for term in self.losses]
+        require(len(set(kinds)) == len(kinds), f"objective.losses: a kind is named twice, found {', '.join(kinds)}")
+        require(
+            not kinds or self.cosine_weight == 1.0,
+            "objective: cosine_weight is for the loss without a list; give cosine its weight under losses",
+        )
+
     @property
-    def terms(self) -> dict[str, tuple[str, float]]:
-        """The address and the weight of each loss term, by its name; the L1 distance always has the weight 1."""
-        keys = keys_with_parts(type(self))
-        weighted = {key.removesuffix("_weight"): (address, getattr(self, key)) for key, address in keys.items()}
-        return {"l1": ("s3prl_ekd.loss:l1", 1.0), **weighted}
+    def terms(self) -> dict[str, LossTermConfig]:
+        """The loss terms by their names."""
+        default = (LossTermConfig(kind="l1"), LossTermConfig(kind="cosine", weight=self.cosine_weight))
+        return {term.kind: term for term in self.losses or default}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +395,8 @@ class DistillConfig(Config):
     """The student's architecture."""
     teachers: tuple[TeacherConfig, ...]
     """The ensemble."""
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    """How targets are predicted."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """Aggregation and loss."""
     distortion: DistortionConfig = field(default_factory=DistortionConfig)
@@ -215,12 +407,14 @@ class DistillConfig(Config):
         names = [teacher.name for teacher in self.teachers]
         require(len(names) > 0, "teachers: name at least one teacher")
         require(len(set(names)) == len(names), f"teachers: names must be unique, found {', '.join(names)}")
-        start = self.student.initialize_from
-        require(
-            start is None or start in names,
-            f"student.initialize_from: no teacher is named {start!r}; {nearest(str(start), names)}",
-        )
-        depths = {len(teacher.layers) for teacher in self.teachers}
+        for key in ("initialize_from", "copy"):
+            start = getattr(self.student, key)
+            require(
+                start is None or start in names,
+                f"student.{key}: no teacher is named {start!r}; {nearest(str(start), names)}",
+            )
+        self._check_units()
+        depths = {teacher.slot_count for teacher in self.teachers}
         aggregation = self.objective.aggregation
         require(
             aggregation == "separate-heads" or len(depths) == 1,
@@ -232,4 +426,17 @@ class DistillConfig(Config):
             aggregation != "layerwise-concatenation" or len(weights) == 1,
             "teachers: layerwise-concatenation has no weights; leave weight out, or use layerwise-average or"
             " separate-heads",
+        )
+
+    def _check_units(self) -> None:
+        units = [teacher.name for teacher in self.teachers if teacher.units is not None]
+        kl = "kl" in self.objective.terms
+        require(
+            not kl or bool(units),
+            "objective.losses: kl compares units, and no teacher has them; give one units: {count: 100, layer: 9}",
+        )
+        require(
+            kl or not units,
+            f"teacher {units[0] if units else ''!r}: units are learnt by the loss term kl; name it under"
+            " objective.losses, or leave units out",
         )

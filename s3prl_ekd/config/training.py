@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
-from s3prl_ekd.config.base import Config, Count, Name, OneOf, Range, Seed, Size, differences, say_differences
+from s3prl_ekd.config.base import Config, Count, Name, OneOf, Range, Seed, Size, differences, require, say_differences
 from s3prl_ekd.config.data import HOW_TO_READ, DataConfig
+from s3prl_ekd.config.pruning import PruningConfig, StageConfig
 from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.errors import UserError
 
@@ -134,10 +135,28 @@ class RunConfig(DistillConfig):
     """The learning rate over time."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Steps, devices, precision, logs, checkpoints."""
+    pruning: PruningConfig | None = None
+    """Gates on the student's units, trained in the first stage; null: none."""
+    stages: tuple[StageConfig, ...] = ()
+    """Parts of the run that follow each other, instead of ``trainer.max_steps``; empty: one, as it is."""
     seed: Seed = 0
     """Determines the student's random weights, dropout, the order of the data and the crops."""
     output: Name
     """Folder of the run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [stage.name for stage in self.stages]
+        require(len(set(names)) == len(names), f"stages: names must be unique, found {', '.join(names)}")
+        require(
+            self.pruning is None or len(names) > 1,
+            "pruning: the student shrinks between two stages; name them under stages, such as prune and recover",
+        )
+        require(
+            self.targets.cache is None or "gram" not in self.objective.terms,
+            "objective.losses: gram compares frames with each other, and cached targets are rounded and put together"
+            " beforehand; leave it out, or let the teachers run in training (targets.cache: null)",
+        )
 
     @property
     def distill(self) -> DistillConfig:

@@ -48,7 +48,11 @@ _NO_AUGMENTATION: dict[str, Any] = {
     "feat_proj_dropout": 0.0,
     "final_dropout": 0.0,
 }
-_NOT_IN_CONFIG_JSON = {"kind", "initialize_from", "normalize_waveform"}  # the last is the preprocessor's
+_NOT_IN_CONFIG_JSON = {  # normalize_waveform is the preprocessor's
+    "kind", "initialize_from", "normalize_waveform", "copy", "copy_layers", "head_dim", "conv_bias", "conv_layer_norm",
+    "feat_proj_layer_norm", "do_stable_layer_norm", "layer_norm_eps", "num_buckets", "max_bucket_distance",
+    "remaining_heads",
+}  # fmt: skip
 
 
 def load_student(where: str | Path) -> Student:

@@ -34,10 +34,10 @@ class StudentKind:
     tables: tuple[KeyTable, ...] = TABLES
 
     def parts(self, config: StudentConfig) -> tuple[FrontEnd, FeatureProjection, Transformer]:
-        """Front end, projection and encoder with new weights: no LayerNorm before the projection, post-norm layers."""
+        """Front end, projection and encoder with new weights."""
         names = {item.name for item in dataclasses.fields(EncoderConfig)}
         shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
-        sizes = EncoderConfig(**shared, feat_proj_layer_norm=False)
+        sizes = EncoderConfig(**shared)
         front_end = self.front_end(sizes)
         return front_end, FeatureProjection(front_end.channels, sizes), self.encoder(sizes)
 

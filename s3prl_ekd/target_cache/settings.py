@@ -9,8 +9,7 @@ from typing import Any
 
 from s3prl_ekd.audio.distortions import TeacherInput
 from s3prl_ekd.config.base import Config, differences, say_differences, set_value
-from s3prl_ekd.config.parts import keys_with_parts
-from s3prl_ekd.config.recipe import DistillConfig, ObjectiveConfig
+from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import write_json
 from s3prl_ekd.target_cache.files import command
@@ -19,7 +18,8 @@ FORMAT = 1
 
 FREE = frozenset(
     {
-        *(f"objective.{key}" for key in keys_with_parts(ObjectiveConfig)),  # weights of loss terms
+        "objective.cosine_weight",
+        "objective.losses",
         "objective.loss_on_padding",  # True is refused
         "teachers.name",
         "teachers.own_forward",
