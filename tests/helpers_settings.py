@@ -37,7 +37,7 @@ def values(hint, name: str = "") -> st.SearchStrategy:
             return names()
         return values(kind).map(sorted)  # a range of two numbers
     if origin in (typing.Union, types.UnionType):
-        return st.none() | values(next(a for a in arguments if a is not type(None)))
+        return st.one_of(st.none() if kind is type(None) else values(kind) for kind in arguments)
     if origin is tuple:
         if arguments[-1] is not ...:
             return st.tuples(*map(values, arguments)).map(list)
@@ -112,7 +112,7 @@ TEACHER = st.fixed_dictionaries({"name": names(), "mini": st.just("hubert"), "la
 TEACHERS = st.lists(TEACHER, min_size=1, max_size=3, unique_by=lambda teacher: teacher["name"])
 NO_FOLDER = st.fixed_dictionaries({}, optional={"folder": names()})
 FREE = {
-    "objective": (ObjectiveConfig, mappings(ObjectiveConfig)),
+    "objective": (ObjectiveConfig, mappings(ObjectiveConfig, losses=st.just([]), learnt_weights=st.none())),
     "distortion": (DistortionConfig, mappings(DistortionConfig, noise=NO_FOLDER)),
     "optimizer": (OptimizerConfig, mappings(OptimizerConfig)),
     "schedule": (ScheduleConfig, mappings(ScheduleConfig)),
