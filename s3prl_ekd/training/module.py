@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from s3prl_ekd.training.batches import DevBatches, EndlessBatches, Position, Pos
 from s3prl_ekd.training.checkpoints import RUN_KEY
 from s3prl_ekd.training.optim import learning_rate_factor, parameter_groups
 from s3prl_ekd.training.progress import Progress
+from s3prl_ekd.training.stages import Stage
 from s3prl_ekd.training.statistics import StepStatistics
 from s3prl_ekd.training.stopping import Agreement, StopSignals
 from s3prl_ekd.weights.kinds import CHECKPOINT_KEY
@@ -63,10 +64,11 @@ class DistillModule(LightningModule):
 
     distiller: Distiller
 
-    def __init__(self, config: RunConfig, open_inputs: OpenInputs, progress: Progress, signals: StopSignals) -> None:
+    def __init__(self, stage: Stage, open_inputs: OpenInputs, progress: Progress, signals: StopSignals) -> None:
         """Nothing is read or built before Lightning has set up its processes."""
         super().__init__()
-        self.config = config
+        self.stage = stage
+        self.config = stage.config
         self.progress = progress
         self._open_inputs = open_inputs
         self._signals = signals
@@ -77,7 +79,7 @@ class DistillModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
-        config = self.config.of_processes(trainer.world_size)
+        config = self.stage.resolved().of_processes(trainer.world_size)
         assert config.data.batch_seconds is not None, "of_processes() gives it"
         # The loss of a batch is its sum over frames divided by this. How many frames all batches of a step have in all
         # processes is only known at the step's end; the gradient is corrected then.
@@ -130,6 +132,12 @@ class DistillModule(LightningModule):
             self.progress.uncount_batches(self.trainer, steps=1)
         else:
             super().lr_scheduler_step(scheduler, metric)
+
+    def on_fit_start(self) -> None:
+        """After the stage's own checkpoint, if it has one, is loaded."""
+        before = self.stage.before
+        if before is not None and self._saved_ranks is None:
+            self._go_on_after(before.hand_over(self.distiller)[RUN_KEY])
 
     def on_train_start(self) -> None:
         if self._saved_ranks is None:
@@ -254,7 +262,7 @@ class DistillModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states = random_state.capture() | {"meter": self.progress.statistics.state()}
         checkpoint[RUN_KEY] = {
-            "recipe": self.config.to_mapping(),
+            "recipe": self.stage.run.to_mapping(),
             "epoch": self.progress.position.epoch,
             "consumed": self.progress.position.consumed,
             "processes": self.trainer.world_size,
@@ -263,13 +271,24 @@ class DistillModule(LightningModule):
         }
         # As in a checkpoint of s3prl's runner, so that one function reads a student from both. The tensors are those of
         # `state_dict`, and stored once.
-        checkpoint[RECIPE_KEY] = self.config.distill.to_mapping()
+        checkpoint[RECIPE_KEY] = self.stage.distilled(self.distiller.student).to_mapping()
         checkpoint[CHECKPOINT_KEY] = {
-            name.removeprefix("distiller."): tensor for name, tensor in checkpoint["state_dict"].items()
+            name.removeprefix("distiller."): tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if name.startswith(("distiller.student.", "distiller.heads."))
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         run = checkpoint[RUN_KEY]
+        self._go_on_after(run)
+        self.progress.statistics.load_state(run["ranks"]["meter"][self.global_rank])
+
+    def _go_on_after(self, run: Mapping[str, Any]) -> None:
+        """Go on in the data, and with the random numbers, where a checkpoint was written.
+
+        Raises:
+            UserError: it was by another number of processes, or with other data.
+        """
         if run["processes"] != self.trainer.world_size:
             raise UserError(
                 f"cannot resume with {self.trainer.world_size} processes: the checkpoint was written by"
@@ -278,9 +297,7 @@ class DistillModule(LightningModule):
             )
         self.stream.require_identity(run["data"])
         self.progress.start_at(Position(run["epoch"], run["consumed"]))
-        own = {name: states[self.global_rank] for name, states in run["ranks"].items()}
-        self.progress.statistics.load_state(own.pop("meter"))
-        self._saved_ranks = own
+        self._saved_ranks = {name: states[self.global_rank] for name, states in run["ranks"].items()}
 
     def _gather(self, state: Tensor) -> Tensor:
         """One row per process, on the CPU."""
