@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from s3prl_ekd.config.base import Config, Count, OneOf, Probability, Range, require
-
-UNITS = ("conv", "heads", "intermediate", "positions")
-"""What can be pruned: channels of the convolutions, attention heads, inner units of the feed-forward blocks, and taps
-of the position convolution."""
+from s3prl_ekd.cost import UNITS
 
 
 class _FolderName:
