@@ -165,6 +165,16 @@ COSTS: Mapping[str, Callable[[Architecture, Counts], Number]] = {
 """What is counted."""
 
 
+def in_words(sizes: Architecture, counts: Counts) -> str:
+    """Both costs: ``23.5 M parameters, 7.8 G multiply-adds a second``."""
+    return f"{_short(parameters(sizes, counts))} parameters, {_short(multiply_adds(sizes, counts))} multiply-adds a second"
+
+
+def _short(number: float) -> str:
+    factor, letter = next((pair for pair in ((1e9, "G"), (1e6, "M")) if number >= pair[0]), (1e3, "k"))
+    return f"{number / factor:.4g} {letter}"
+
+
 def allowance(
     budget: Mapping[str, float], sizes: Architecture, counts: Counts, units: Sequence[str]
 ) -> tuple[str, float]:

@@ -26,6 +26,7 @@ from s3prl_ekd.training.batches import DevBatches, EndlessBatches, Position, Pos
 from s3prl_ekd.training.checkpoints import RUN_KEY
 from s3prl_ekd.training.optim import learning_rate_factor, parameter_groups
 from s3prl_ekd.training.progress import Progress
+from s3prl_ekd.training.pruning import add_penalty_gradient, new_gates, shares_left
 from s3prl_ekd.training.stages import Stage
 from s3prl_ekd.training.statistics import StepStatistics
 from s3prl_ekd.training.stopping import Agreement, StopSignals
@@ -92,6 +93,8 @@ class DistillModule(LightningModule):
         self._data_identity = self.stream.identity()
         for teacher in self.distiller.teachers:
             teacher.to(self.device)
+        if self.config.pruning is not None:
+            self.distiller.gates = new_gates(self.config.pruning, self.distiller.student, self.config.seed)
         self._agreement = Agreement(self.device, trainer.world_size)
         self.progress.statistics = StepStatistics(self.device, trainer.world_size)
         if self.config.trainer.compile:
@@ -112,18 +115,24 @@ class DistillModule(LightningModule):
         return self.dev if self.dev is not None else []
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        config, trainer = self.config.optimizer, self.config.trainer
+        config, trainer, gates = self.config.optimizer, self.config.trainer, self.distiller.gates
+        groups = parameter_groups(self.distiller, config.weight_decay, leave_out=gates)
+        factors: list[Callable[[int], float]] = [
+            lambda step: learning_rate_factor(step, trainer.max_steps, self.config.schedule)
+        ] * len(groups)
+        if gates is not None:
+            assert self.config.pruning is not None, "it is what makes gates"
+            of_gates = gates.parameter_groups(self.config.pruning.learning_rate)
+            groups, factors = groups + of_gates, factors + [lambda step: 1.0] * len(of_gates)
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.distiller, config.weight_decay),
+            groups,
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
             # With fp16 the gradient must be unscaled before it is clipped, which Lightning cannot do for a fused one.
             fused=trainer.precision is not Precision.FP16,
         )
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, trainer.max_steps, self.config.schedule)
-        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -173,15 +182,22 @@ class DistillModule(LightningModule):
         first = self.trainer.global_step == 0 and self._frames == 0 and batch.cached is None
         if first and self.config.trainer.precision is Precision.FP16:
             self._warn_of_large_targets(batch)
-        details = (self.trainer.global_step + 1) % self.config.trainer.log_every == 0
-        output = self.distiller(batch, details=details)
+        output = self.distiller(batch, details=self._is_logged)
         self._frames += output.frames
         sums = {name: value * output.frames for name, value in output.metrics.items()}
         self.progress.statistics.add_batch(sums, batch.utterances)
         loss = output.loss * (output.frames / self._nominal_frames)
+        if self.distiller.gates is not None:
+            # A gradient of zero for the multipliers, which no batch depends on: DDP waits for one of every parameter.
+            loss = loss + 0.0 * self.distiller.gates.budget.lambdas.sum()
         # A loss that is not finite can have a finite gradient (an L1 distance to infinity has). Made NaN, its gradient
         # is NaN too, and with the sum over processes that of all of them.
         return loss * torch.where(torch.isfinite(sums["loss"]), 1.0, math.nan)
+
+    @property
+    def _is_logged(self) -> bool:
+        """Whether the step in work has a line in the log."""
+        return (self.trainer.global_step + 1) % self.config.trainer.log_every == 0
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """End a step: make the gradient that of the mean over all real frames, clip it, skip it if it is not finite."""
@@ -200,7 +216,15 @@ class DistillModule(LightningModule):
         correction = self._nominal_frames * batches / frames.clamp(min=1)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, correction.float())
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.optimizer.clip_norm or math.inf)
+        gates = self.distiller.gates
+        # Without the gates: what the budget asks of them, which may be far more than the batches do, must not make the
+        # step of the weights smaller. Their own is what Adam makes of it, however long their gradient is.
+        of_gates = set() if gates is None else set(gates.parameters())
+        weights = [parameter for parameter in self.parameters() if parameter not in of_gates]
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.config.optimizer.clip_norm or math.inf)
+        if gates is not None:
+            progress.pruning = add_penalty_gradient(gates, self.trainer.global_step)
+            progress.pruning |= shares_left(gates) if self._is_logged else {}
         skipped = ~torch.isfinite(norm)
         if optimizer.defaults["fused"]:
             # As a GradScaler tells a fused optimizer which step to skip; torch's types do not know the attribute.

@@ -42,6 +42,7 @@ from s3prl_ekd.training.batches import DataError
 from s3prl_ekd.training.checkpoints import Checkpoints, SyncedCheckpointIO, newest_readable, step_files
 from s3prl_ekd.training.module import DistillModule, Inputs, OpenInputs
 from s3prl_ekd.training.progress import Progress
+from s3prl_ekd.training.pruning import smaller_student
 from s3prl_ekd.training.run_folder import run_folder
 from s3prl_ekd.training.run_log import RunLog
 from s3prl_ekd.training.stages import Stage, checkpoints_of_other_stages, stages_of
@@ -146,7 +147,8 @@ def _train_stage(
         )
     if trainer.is_global_zero:
         distiller = module.distiller
-        save_student(stage.student, distiller.student, distiller.heads, stage.distilled(distiller.student))
+        student = smaller_student(distiller.student, distiller.gates) if distiller.gates else distiller.student
+        save_student(stage.student, student, distiller.heads, stage.distilled(student))
     return True
 
 

@@ -8,15 +8,11 @@ import signal
 
 import helpers_train as h
 import pytest
-import torch
 from helpers_train import assert_same_run
 
 import s3prl_ekd.training.run
 from s3prl_ekd.config.training import RunConfig
-from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.folder import load_student_and_heads
-from s3prl_ekd.training.checkpoints import step_files
-from s3prl_ekd.training.run import EXIT_PREEMPTED
 
 STAGES = [{"name": "first", "max_steps": 6}, {"name": "second", "max_steps": 7, "lr": 1e-3, "warmup": 0.5}]
 
