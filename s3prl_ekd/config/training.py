@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Annotated, Any
 
+from s3prl_ekd import cost
 from s3prl_ekd.config.base import Config, Count, Name, OneOf, Range, Seed, Size, differences, require, say_differences
 from s3prl_ekd.config.data import HOW_TO_READ, DataConfig
 from s3prl_ekd.config.pruning import PruningConfig, StageConfig
@@ -150,11 +151,27 @@ class RunConfig(DistillConfig):
         super().__post_init__()
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"stages: names must be unique, found {', '.join(names)}")
+        if self.pruning is not None:
+            self._check_pruning(self.pruning)
         require(
             self.targets.cache is None or "gram" not in self.objective.terms,
             "objective.losses: gram compares frames with each other, and cached targets are rounded and put together"
             " beforehand; leave it out, or let the teachers run in training (targets.cache: null)",
         )
+
+    def _check_pruning(self, pruning: PruningConfig) -> None:
+        steps = self.stages[0].max_steps if self.stages else self.trainer.max_steps
+        require(
+            pruning.warmup_steps < steps,
+            f"pruning.warmup_steps: {pruning.warmup_steps} steps until the budget is asked for, in a stage of {steps};"
+            " give fewer, a third of them say",
+        )
+        if self.student.copy is None:  # a copy's sizes are not known here
+            cost.allowance(pruning.budget.given, *self._student_size, pruning.units)
+
+    @property
+    def _student_size(self) -> tuple[cost.Architecture, cost.Counts]:
+        return cost.Architecture.of(self.student), cost.Counts.of(self.student)
 
     @property
     def distill(self) -> DistillConfig:
@@ -196,6 +213,23 @@ class RunConfig(DistillConfig):
             return f"a step is up to {seconds:g} s of audio (data.{key}) x {parts}"
         return f"a step is up to {seconds * processes * accumulate:g} s of audio: data.{key} {seconds:g} x {parts}"
 
+    def student_size(self) -> str:
+        """How large the student is, and what it is pruned to, in words."""
+        copied, pruning = self.student.copy, self.pruning
+        if copied is not None:
+            size = f"the student has the sizes of {copied!r}, which are known when that is loaded"
+        else:
+            size = f"the student has {cost.in_words(*self._student_size)}"
+        if pruning is None:
+            return size
+        ((name, value),) = pruning.budget.given.items()
+        if name != "sparsity":
+            return f"{size}; pruned to {cost.amount_in_words(name, value)}"
+        if copied is not None:
+            return f"{size}; pruned by {value:.4g} of its parameters"
+        kind, amount = cost.allowance(pruning.budget.given, *self._student_size, pruning.units)
+        return f"{size}; pruned to {cost.amount_in_words(kind, amount)}"
+
 
 FREE_ON_RESUME = frozenset(
     {"output", "targets.cache"}
@@ -220,7 +254,7 @@ def check_resumable(saved: Mapping[str, Any], config: RunConfig) -> None:
     if changed:
         raise UserError(
             f"cannot resume: the checkpoint's recipe differs ({say_differences(changed)}); give the recipe it was"
-            " started with (recipe.yaml in the run's folder; trainer.max_steps, with stages that of the last one, may be"
+            " started with (recipe.yaml in the run's folder; trainer.max_steps, or that of the last stage, may be"
             " raised), or another output for a new run"
         )
 

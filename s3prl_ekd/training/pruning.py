@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,15 +61,6 @@ def shares_left(gates: Gates) -> dict[str, Tensor]:
     }
 
 
-def expected_and_target(logged: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """What a log says of a cost and where it is to go: the cost's name in words and both entries; None: nothing."""
-    for kind in cost.COSTS:
-        expected, target = f"pruning/expected_{kind}", f"pruning/target_{kind}"
-        if expected in logged:
-            return kind.replace("_", "-"), logged[expected], logged[target]
-    return None
-
-
 def smaller_student(student: Student, gates: Gates) -> Student:
     """The student without what its gates drop, and a line in the log about it."""
     gates.eval()
@@ -90,8 +79,8 @@ def smaller_student(student: Student, gates: Gates) -> Student:
     for what, amount in (("the gates expect", expected), ("the student has", cost.COSTS[kind](gates.sizes, after))):
         if abs(amount / budget - 1) > _MISSED:
             logger.warning(
-                "pruning.budget: %s %.5g %s where %.5g were asked for; train the stage for more steps, or with a higher"
+                "pruning.budget: %s %s where %s were asked for; train the stage for more steps, or with a higher"
                 " pruning.learning_rate",
-                what, amount, kind.replace("_", "-"), budget,
+                what, cost.amount_in_words(kind, amount), cost.amount_in_words(kind, budget),
             )  # fmt: skip
     return smaller

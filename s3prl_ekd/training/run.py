@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
+import importlib
 import importlib.util
 import logging
 import os
@@ -108,6 +110,8 @@ def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = 
                 if not _train_stage(stage, start, open_inputs, its_progress, signals):
                     return EXIT_PREEMPTED
                 start = None
+                if stage is not stages[-1]:
+                    _clear(config)
     return 0
 
 
@@ -150,6 +154,15 @@ def _train_stage(
         student = smaller_student(distiller.student, distiller.gates) if distiller.gates else distiller.student
         save_student(stage.student, student, distiller.heads, stage.distilled(student))
     return True
+
+
+def _clear(config: RunConfig) -> None:
+    """Let go of a stage's loaders, networks and device memory, and close its Weights & Biases run."""
+    gc.collect()  # Trainer and module refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if config.trainer.wandb_project is not None and importlib.util.find_spec("wandb") is not None:
+        importlib.import_module("wandb").finish()
 
 
 def _is_first_process() -> bool:

@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
 from s3prl_ekd.config.training import TrainerConfig
+from s3prl_ekd.cost import amount_in_words
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.training.checkpoints import Checkpoints
+from s3prl_ekd.training.curve import expected_and_target
 from s3prl_ekd.training.progress import Progress
-from s3prl_ekd.training.pruning import expected_and_target
 from s3prl_ekd.training.statistics import Summary
 
 logger = logging.getLogger(__name__)
@@ -112,8 +113,8 @@ class RunLog(ProgressBar):
         left = timedelta(seconds=round((trainer.max_steps - step) * seconds_per_step))
         text = f"loss {summary.loss:.4f}, {speed:.0f} h of audio/h, {left} left"
         if pruned := expected_and_target(metrics):
-            what, expected, target = pruned
-            text += f", {expected:.4g} {what} expected (target {target:.4g})"
+            kind, expected, target = pruned
+            text += f", {amount_in_words(kind, expected)} (target {amount_in_words(kind, target)})"
         self._bar.set_postfix_str(text)
         if self._bar.disable:
             logger.info("step %d/%d: %s", step, trainer.max_steps, text)

@@ -12,7 +12,10 @@ from helpers_train import assert_same_run
 
 import s3prl_ekd.training.run
 from s3prl_ekd.config.training import RunConfig
+from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.folder import load_student_and_heads
+from s3prl_ekd.training.checkpoints import step_files
+from s3prl_ekd.training.run import EXIT_PREEMPTED
 
 STAGES = [{"name": "first", "max_steps": 6}, {"name": "second", "max_steps": 7, "lr": 1e-3, "warmup": 0.5}]
 
@@ -107,3 +110,51 @@ def test_killed_in_every_stage(whole, tmp_path):
         assert h.signal_after(process, fed, batches, signal.SIGKILL) == -signal.SIGKILL
     assert h.finish(h.start(recipe(output, checkpoint_every=2), resume=True)) == 0
     assert_same_stages(output, whole)
+
+
+def signal_at_the_switch():
+    """A scheduler asks the process to stop while it saves the student of a stage."""
+    save = s3prl_ekd.training.run.save_student
+
+    def stop(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return save(*args, **kwargs)
+
+    s3prl_ekd.training.run.save_student = stop
+
+
+def test_preempted_at_the_switch(whole, tmp_path):
+    config = recipe(tmp_path / "run", checkpoint_every=2)
+    assert h.finish(h.start(config, before=signal_at_the_switch)) == EXIT_PREEMPTED
+    assert (tmp_path / "run" / "first" / "student").exists()
+    assert h.finish(h.start(config, resume=True)) == 0
+    assert_same_stages(tmp_path / "run", whole)
+
+
+def test_two_processes(tmp_path):
+    """Preempted in the second stage; then killed by one of them at the switch."""
+    stages, fed = [{"name": "first", "max_steps": 3}, {"name": "second", "max_steps": 4}], tmp_path / "fed"
+    runs = {name: recipe(tmp_path / name, stages, devices=2, dev_every=100) for name in ("whole", "stopped", "killed")}
+    assert [h.finish(one) for one in h.start_all(runs["whole"])] == [0, 0]
+    one, other = h.start_all(runs["stopped"], fed=str(fed))
+    assert h.signal_after(other, fed, 10, signal.SIGTERM) == EXIT_PREEMPTED
+    assert h.finish(one) == EXIT_PREEMPTED
+    assert step_files(tmp_path / "stopped" / "second" / "checkpoints")
+    processes = h.start_all(runs["killed"], before=functools.partial(die_at_the_switch, after=False))
+    assert h.finish(processes[0]) == -signal.SIGKILL
+    processes[1].kill()
+    processes[1].join()
+    for name in ("stopped", "killed"):
+        assert [h.finish(one) for one in h.start_all(runs[name], resume=True)] == [0, 0]
+        assert_same_stages(tmp_path / name, tmp_path / "whole")
+
+
+def test_another_recipe_is_refused(whole):
+    with pytest.raises(UserError, match=r"second: holds a run already \(step-00000007.ckpt\); add --resume"):
+        h.run(recipe(whole))
+    for changed in (h.recipe(whole), recipe(whole, STAGES[:1]), recipe(whole, [STAGES[0], {**STAGES[1], "lr": 1e-4}])):
+        with pytest.raises(UserError, match="cannot resume: the checkpoint's recipe differs .stages"):
+            h.run(changed, resume=True)
+    with pytest.raises(UserError, match="holds a run already"):
+        h.run(h.recipe(whole))
+    assert RunConfig.from_yaml(whole / "recipe.yaml") == recipe(whole, checkpoint_every=2)
