@@ -164,6 +164,9 @@ COSTS: Mapping[str, Callable[[Architecture, Counts], Number]] = {
 }
 """What is counted."""
 
+IN_WORDS: Mapping[str, str] = {"parameters": "parameters", "multiply_adds": "multiply-adds a second"}
+"""The units of :data:`COSTS`."""
+
 
 def allowance(
     budget: Mapping[str, float], sizes: Architecture, counts: Counts, units: Sequence[str]
@@ -196,6 +199,17 @@ def allowance(
     if amount >= full:
         raise UserError(f"pruning.budget.{name}: {value:g} leaves nothing to prune, the student has {full:.6g} {kind}")
     return kind, amount
+
+
+def in_words(sizes: Architecture, counts: Counts) -> str:
+    """All costs: ``23.5 M parameters, 7.8 G multiply-adds a second``."""
+    return ", ".join(amount_in_words(kind, count(sizes, counts)) for kind, count in COSTS.items())
+
+
+def amount_in_words(kind: str, amount: float) -> str:
+    """So much of one cost, a key of :data:`COSTS`: ``23.5 M parameters``."""
+    factor, letter = next((pair for pair in ((1e9, "G"), (1e6, "M")) if amount >= pair[0]), (1e3, "k"))
+    return f"{amount / factor:.4g} {letter} {IN_WORDS[kind]}"
 
 
 def _convolutions(sizes: Architecture, counts: Counts) -> Iterable[tuple[Number, Number, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from s3prl_ekd.targets import aggregator
 from s3prl_ekd.weights.kinds import CHECKPOINT_KEY, kind_of
 from s3prl_ekd.weights.names import from_distiller
 from s3prl_ekd.weights.pickles import load_pickle_safely
+
+logger = logging.getLogger(__name__)
 
 RECIPE_KEY = "Upstream_Config"
 """Where a checkpoint has its recipe, as plain values; s3prl's runner gives it back on resume."""
@@ -87,6 +90,8 @@ def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Te
 
 def _read_ours(states: Mapping[str, Any]) -> Contents:
     recipe = DistillConfig.from_mapping(states[RECIPE_KEY])
+    if any(name.startswith("distiller.gates.") for name in states.get("state_dict", ())):
+        logger.warning("a checkpoint in the middle of pruning: its student is the whole one, without gates")
     return Contents(recipe.student, *_split(states[CHECKPOINT_KEY]), *taps_of(recipe), recipe.heads.kind)
 
 
