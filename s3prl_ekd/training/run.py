@@ -29,6 +29,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.calibration.find import calibrated
 from s3prl_ekd.config.training import Precision, RunConfig, check_resumable
 from s3prl_ekd.devices import default_device
 from s3prl_ekd.distiller import Distiller
@@ -95,10 +96,12 @@ def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = 
         KeyboardInterrupt: from Ctrl-C.
     """
     folder, signals, progress = Path(config.output), StopSignals(), Progress(config.trainer.accumulate)
-    module = DistillModule(config, open_inputs, progress, signals)
-    checkpoints = Checkpoints(progress, folder / "checkpoints", config)
-    callbacks = [signals, RunLog(progress, checkpoints, config.trainer), checkpoints]
     with run_folder(folder, trained=lambda: progress.trained) if _is_first_process() else contextlib.nullcontext():
+        _require_new(folder, resume)
+        config = calibrated(config, resume=resume, first=_is_first_process())
+        module = DistillModule(config, open_inputs, progress, signals)
+        checkpoints = Checkpoints(progress, folder / "checkpoints", config)
+        callbacks = [signals, RunLog(progress, checkpoints, config.trainer), checkpoints]
         start = _prepare(folder, config, resume)
         with signals.listening(), _errors_explained(config, progress, checkpoints):
             trainer = _trainer(config, start, callbacks)
@@ -124,6 +127,15 @@ def _is_first_process() -> bool:
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # an attribute that Lightning gives its function
 
 
+def _require_new(folder: Path, resume: bool) -> None:
+    """Refuse to start a run where there is one."""
+    steps = step_files(folder / "checkpoints") if _is_first_process() and not resume else []
+    if steps:
+        raise UserError(
+            f"{folder}: holds a run already ({steps[-1].name}); add --resume to go on with it, or name another output"
+        )
+
+
 def _prepare(folder: Path, config: RunConfig, resume: bool) -> Path | None:
     """Write the recipe into the run's folder, and find the checkpoint to start from, if any."""
     checkpoints = folder / "checkpoints"
@@ -134,11 +146,6 @@ def _prepare(folder: Path, config: RunConfig, resume: bool) -> Path | None:
     elif resume:
         logger.info("%s: no checkpoint to resume from, starting anew", checkpoints)
     if _is_first_process():
-        if not resume and step_files(checkpoints):
-            raise UserError(
-                f"{folder}: holds a run already ({step_files(checkpoints)[-1].name}); add --resume to go on with it,"
-                " or name another output"
-            )
         try:
             for leftover in checkpoints.glob(".step-*.part.ckpt"):  # of killed processes
                 leftover.unlink(missing_ok=True)
