@@ -37,7 +37,7 @@ def values(hint, name: str = "") -> st.SearchStrategy:
             return names()
         return values(kind).map(sorted)  # a range of two numbers
     if origin in (typing.Union, types.UnionType):
-        return st.none() | values(next(a for a in arguments if a is not type(None)))
+        return st.one_of(st.none() if kind is type(None) else values(kind) for kind in arguments)
     if origin is tuple:
         if arguments[-1] is not ...:
             return st.tuples(*map(values, arguments)).map(list)
@@ -86,7 +86,7 @@ def students() -> st.SearchStrategy[dict]:
         "num_conv_pos_embeddings": st.integers(1, 20),
         "intermediate_size": st.integers(1, 64),
         "num_hidden_layers": st.integers(1, 3),
-        "initialize_from": st.none(),
+        **dict.fromkeys(("initialize_from", "copy", "copy_layers", "head_dim", "remaining_heads"), st.none()),
     }
     return mappings(StudentConfig, **fixed).map(lambda found: {**TINY, **found})
 
@@ -95,7 +95,7 @@ TEACHER = st.fixed_dictionaries({"name": names(), "mini": st.just("hubert"), "la
 TEACHERS = st.lists(TEACHER, min_size=1, max_size=3, unique_by=lambda teacher: teacher["name"])
 NO_FOLDER = st.fixed_dictionaries({}, optional={"folder": names()})
 FREE = {
-    "objective": (ObjectiveConfig, mappings(ObjectiveConfig)),
+    "objective": (ObjectiveConfig, mappings(ObjectiveConfig, losses=st.just([]), learnt_weights=st.none())),
     "distortion": (DistortionConfig, mappings(DistortionConfig, noise=NO_FOLDER)),
     "optimizer": (OptimizerConfig, mappings(OptimizerConfig)),
     "schedule": (ScheduleConfig, mappings(ScheduleConfig)),

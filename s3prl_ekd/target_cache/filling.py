@@ -309,7 +309,7 @@ class Caching:
             ):
                 outputs = teacher_states(self.config, self.teachers, batch.to(self.device))
                 frames = common_frames([output.packing for output in outputs])
-                combined = self._aggregator().combine([output.first(frames) for output in outputs])
+                combined = self._aggregator()([output.first(frames) for output in outputs])
                 return torch.cat([value.float() for value in combined], dim=-1), frames.tolist()
         except torch.OutOfMemoryError as error:
             key, seconds = self._batch_size
