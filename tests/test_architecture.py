@@ -33,6 +33,7 @@ FORBIDDEN = {
     "upstream": ("s3prl_plugin", "s3prl_compat", "s3prl"),
     "audio": (*MODELS, "cuts", "training", "s3prl", "transformers", "lightning"),
     "cuts": (*MODELS, "training", "s3prl", "transformers", "lightning"),
+    "calibration": ("student", "target_cache", "training", "s3prl", "lightning", "lhotse"),
     "target_cache": ("training", "s3prl", "lightning"),
     "training": ("s3prl_plugin", "s3prl_compat", "superb", "s3prl", "lhotse"),
     "s3prl_compat": (*MODELS, "config", "training", "s3prl_plugin", "superb", "lightning", "lhotse"),
