@@ -21,6 +21,7 @@ MODELS = ("student", "teachers", "network", "distiller", "upstream", "export")
 # What a room's modules may not import, anywhere in them: other rooms by their names, and packages.
 FORBIDDEN = {
     "config": (*MODELS, "training", "torch", "yaml", "lightning", "lhotse", "s3prl", "transformers"),
+    "cost": (*MODELS, "config", "torch"),
     "network": ("student", "teachers", "s3prl", "transformers", "lightning", "lhotse"),
     "weights": ("student", "teachers", "network", "s3prl", "transformers", "lightning", "lhotse"),
     "student": ("teachers", "s3prl", "transformers", "lightning", "lhotse"),

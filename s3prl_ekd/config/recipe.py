@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES
+from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, cost
 from s3prl_ekd.audio.distortions import DistortionConfig as DistortionConfig
 from s3prl_ekd.audio.distortions import TeacherInput as TeacherInput
 from s3prl_ekd.config.base import Config, Count, Depth, Dropout, Name, OneOf, Probability, Range, Size, Weight, require
@@ -153,15 +153,7 @@ class StudentConfig(Config):
     @property
     def parameters(self) -> int:
         """How many parameters the student has, prediction heads excluded."""
-        size, inner = self.hidden_size, self.intermediate_size
-        inputs = (1, *self.conv_dim[:-1])
-        convolutions = sum(map(math.prod, zip(inputs, self.conv_dim, self.conv_kernel, strict=True)))
-        group_norm = 2 * self.conv_dim[0]
-        projection = (self.conv_dim[-1] + 1) * size
-        kernel = self.num_conv_pos_embeddings
-        position = size * size // self.num_conv_pos_embedding_groups * kernel + kernel + size  # with weight norm's
-        layer = 4 * (size + 1) * size + (size + 1) * inner + (inner + 1) * size + 4 * size
-        return convolutions + group_norm + projection + position + 2 * size + self.num_hidden_layers * layer
+        return int(cost.parameters(cost.Architecture.of(self), cost.Counts.of(self)))
 
 
 def slot_name(slot: Slot) -> str:
