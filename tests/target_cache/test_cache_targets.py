@@ -548,6 +548,26 @@ def test_start_of_another_student_is_added(root, cache, tmp_path):
     open_inputs(config, 0, 1)
 
 
+@pytest.mark.parametrize("layers", [None, [0, 2]])
+def test_a_copy_starts_from_the_cache(root, cache, tmp_path, layers):
+    """What it needs is added to a cache that lacks it: final LayerNorm, all layers asked for, architecture."""
+    shutil.copytree(cache.folder, tmp_path / "out")
+    student = {"copy": "hubert", "copy_layers": layers}
+    config = recipe(root, student=student, targets__cache=str(tmp_path / "out"))
+    stored = TargetCache(tmp_path / "out")
+    with pytest.raises(UserError, match=r"student.copy: .*out does not keep the architecture and all weights of 'hub"):
+        Distiller(config.distill, cached_teachers(config, stored))
+    Caching(config, tmp_path / "out").run()
+    copies = [
+        Distiller(config.distill, teachers).student
+        for teachers in (cached_teachers(config, stored), load_teachers(config))
+    ]
+    assert copies[0].config == copies[1].config
+    assert copies[0].config.num_hidden_layers == (3 if layers is None else 2)
+    weights = [one.state_dict() for one in copies]
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+
+
 def test_no_cache_and_unknown_cuts(root, cache, tmp_path):
     with pytest.raises(UserError, match=r"holds no targets; `s3prl-ekd cache-targets RECIPE .*` computes them"):
         TargetCache(tmp_path)
