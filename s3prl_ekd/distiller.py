@@ -47,9 +47,9 @@ def build_student(config: DistillConfig, teachers: Sequence[Teacher]) -> Student
         UserError: the teacher cannot be copied, or does not fit to the student's sizes.
     """
     settings = config.student
-    origin = next((teacher for teacher in teachers if teacher.name == settings.origin), None)
-    if origin is None:
+    if settings.origin is None:
         return Student(settings)
+    origin = next(teacher for teacher in teachers if teacher.name == settings.origin)
     if settings.copy is not None:
         return copy_of(settings, origin.architecture(), origin.encoder_state())
     student = Student(settings)
