@@ -23,6 +23,7 @@ FORBIDDEN = {
     "config": (*MODELS, "training", "torch", "yaml", "lightning", "lhotse", "s3prl", "transformers"),
     "network": ("student", "teachers", "s3prl", "transformers", "lightning", "lhotse"),
     "weights": ("student", "teachers", "network", "s3prl", "transformers", "lightning", "lhotse"),
+    "transformers_model": (*MODELS, "config", "training", "s3prl", "lightning", "lhotse"),
     "student": ("teachers", "s3prl", "transformers", "lightning", "lhotse"),
     "teachers": ("student", "target_cache", "training", "lightning", "lhotse"),
     "targets": ("files", "yaml", "s3prl"),
