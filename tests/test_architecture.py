@@ -21,9 +21,11 @@ MODELS = ("student", "teachers", "network", "distiller", "upstream", "export")
 # What a room's modules may not import, anywhere in them: other rooms by their names, and packages.
 FORBIDDEN = {
     "config": (*MODELS, "training", "torch", "yaml", "lightning", "lhotse", "s3prl", "transformers"),
+    "cost": (*MODELS, "config", "torch"),
     "network": ("student", "teachers", "s3prl", "transformers", "lightning", "lhotse"),
     "weights": ("student", "teachers", "network", "s3prl", "transformers", "lightning", "lhotse"),
     "transformers_model": (*MODELS, "config", "training", "s3prl", "lightning", "lhotse"),
+    "pruning": ("teachers", "distiller", "training", "s3prl", "transformers", "lightning", "lhotse"),
     "student": ("teachers", "s3prl", "transformers", "lightning", "lhotse"),
     "teachers": ("student", "target_cache", "training", "lightning", "lhotse"),
     "targets": ("files", "yaml", "s3prl"),
@@ -32,6 +34,7 @@ FORBIDDEN = {
     "upstream": ("s3prl_plugin", "s3prl_compat", "s3prl"),
     "audio": (*MODELS, "cuts", "training", "s3prl", "transformers", "lightning"),
     "cuts": (*MODELS, "training", "s3prl", "transformers", "lightning"),
+    "calibration": ("student", "target_cache", "training", "s3prl", "lightning", "lhotse"),
     "target_cache": ("training", "s3prl", "lightning"),
     "training": ("s3prl_plugin", "s3prl_compat", "superb", "s3prl", "lhotse"),
     "s3prl_compat": (*MODELS, "config", "training", "s3prl_plugin", "superb", "lightning", "lhotse"),
