@@ -140,6 +140,17 @@ def test_axes_have_units_and_losses_names():
     assert agreement.get_ylabel() == "cosine similarity, mean over frames"
 
 
+def test_learnt_weights_are_drawn_where_there_are_any():
+    """In the teachers' colours of the agreement beside them."""
+    weights = {f"train/weight/{name}": [(1, 0.5), (2, 0.5 + 0.1 * i)] for i, name in enumerate(("a/1-3", "b/1-3"))}
+    _, agreement, learnt = draw({"train/loss": [(1, 2.0)], **targets("a/1-3", "b/1-3"), **weights}).get_axes()
+    assert learnt.get_title() == "Learnt weights of the teachers"
+    assert learnt.get_ylim() == (0, 1)
+    assert [list(line.get_ydata()) for line in learnt.lines] == [[0.5, 0.5], [0.5, 0.6]]
+    assert legend(learnt) == legend(agreement)
+    assert len(draw(targets("a/1-3")).get_axes()) == 2
+
+
 def test_one_point_is_seen_and_none_is_said():
     losses, agreement = draw({"train/loss": [(5, 2.0)]}).get_axes()
     assert losses.lines[0].get_marker() == "."
