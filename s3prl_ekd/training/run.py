@@ -128,6 +128,8 @@ def _train_stage(
         signals: of the whole run.
     """
     config = stage.config
+    if stage.folder != Path(stage.run.output):
+        logger.info("stage %s: %d steps", stage.folder.name, config.trainer.max_steps)
     if _is_first_process():
         for leftover in stage.checkpoints.glob(".step-*.part.ckpt"):  # of killed processes
             leftover.unlink(missing_ok=True)
