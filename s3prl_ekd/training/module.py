@@ -245,15 +245,16 @@ class DistillModule(LightningModule):
 
     def _warn_of_large_targets(self, batch: Batch) -> None:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            outputs = teacher_states(self.distiller.config, self.distiller.teachers, batch)
-        for teacher, output in zip(self.distiller.teachers, outputs, strict=True):
-            for layer, state in zip(teacher.layers, output.rows, strict=True):
+            distiller = self.distiller
+            outputs = teacher_states(distiller.config, distiller.teachers, batch, distiller.fits)
+        for teacher, output in zip(self.distiller.aggregator.teachers, outputs, strict=True):
+            for slot, state in zip(teacher.slot_names, output.rows, strict=False):  # units come after the slots
                 largest, norm = state.abs().max().item(), state.norm(dim=-1).max().item()
                 if not (largest < _HALF_MAX and norm < math.sqrt(_HALF_MAX)):
                     logger.warning(
-                        "teacher %r, layer %d: values up to %.4g, norms up to %.4g; float16 holds neither values nor"
+                        "teacher %r, layer %s: values up to %.4g, norms up to %.4g; float16 holds neither values nor"
                         " squared norms above %.0f. Use trainer.precision: bf16, or layer_norm_targets: true",
-                        teacher.name, layer, largest, norm, _HALF_MAX,
+                        teacher.name, slot, largest, norm, _HALF_MAX,
                     )  # fmt: skip
 
     # ---- dev loss

@@ -31,6 +31,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.calibration.find import calibrated
 from s3prl_ekd.config.training import Precision, RunConfig, check_resumable
 from s3prl_ekd.devices import default_device
 from s3prl_ekd.distiller import Distiller
@@ -98,10 +99,14 @@ def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = 
             is at work there; the resumed recipe differs; memory or disk are full; the loss stays infinite.
         KeyboardInterrupt: from Ctrl-C.
     """
-    folder, signals, stages = Path(config.output), StopSignals(), stages_of(config)
-    progress = [Progress(config.trainer.accumulate) for _ in stages]
+    folder, signals = Path(config.output), StopSignals()
+    progress = [Progress(config.trainer.accumulate) for _ in stages_of(config)]
     alone = run_folder(folder, trained=lambda: any(one.trained for one in progress))
     with alone if _is_first_process() else contextlib.nullcontext():
+        if not resume:
+            _require_new(config)
+        config = calibrated(config, resume=resume, first=_is_first_process())
+        stages = stages_of(config)
         first, start = _find_start(config, stages, resume)
         if _is_first_process() and config.stages:
             _write_recipe(folder, config)
@@ -172,23 +177,27 @@ def _is_first_process() -> bool:
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # an attribute that Lightning gives its function
 
 
+def _require_new(config: RunConfig) -> None:
+    """Refuse to start a run where there is one."""
+    for place in [*(stage.checkpoints for stage in reversed(stages_of(config))), *checkpoints_of_other_stages(config)]:
+        if files := step_files(place):
+            raise UserError(
+                f"{place.parent}: holds a run already ({files[-1].name}); add --resume to go on with it,"
+                " or name another output"
+            )
+
+
 def _find_start(config: RunConfig, stages: Sequence[Stage], resume: bool) -> tuple[int, Path | None]:
     """Number of the stage to go on with, and the checkpoint to go on from, if any.
 
     All processes look before one of them changes anything, so that all find the same.
 
     Raises:
-        UserError: there is a run and ``resume`` is False, or it is one of another recipe.
+        UserError: the run is one of another recipe.
     """
     places = {stage.checkpoints: number for number, stage in enumerate(stages)}
     every = [*reversed(places), *checkpoints_of_other_stages(config)]
     if not resume:
-        for place in every:
-            if files := step_files(place):
-                raise UserError(
-                    f"{place.parent}: holds a run already ({files[-1].name}); add --resume to go on with it,"
-                    " or name another output"
-                )
         return 0, None
     for place in every:
         found = newest_readable(place)
