@@ -159,7 +159,7 @@ def _train_stage(
     if trainer.is_global_zero:
         distiller = module.distiller
         student = smaller_student(distiller.student, distiller.gates) if distiller.gates else distiller.student
-        save_student(stage.student, student, distiller.heads, stage.distilled(student))
+        save_student(stage.student, student, distiller.heads, config.distill)
     return True
 
 

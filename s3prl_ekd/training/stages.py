@@ -12,12 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.folder import load_student
-from s3prl_ekd.student.model import Student
 from s3prl_ekd.training.checkpoints import newest_states
 from s3prl_ekd.training.run_folder import stage_folders
 
@@ -57,10 +55,6 @@ class Stage:
         if self.before is None:
             return self.config
         return replace(self.config, student=load_student(self.before.student).config)
-
-    def distilled(self, student: Student) -> DistillConfig:
-        """What is saved with a student of this stage: the model side of its recipe, with the student's own sizes."""
-        return replace(self.config.distill, student=student.config)
 
     def last_checkpoint(self) -> Mapping[str, Any]:
         """Contents of the checkpoint that the stage has ended with.
