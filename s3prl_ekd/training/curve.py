@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
 import re
@@ -11,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.cost import IN_WORDS
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.pictures import COLOURS, colours, literal, new_figure, save
+from s3prl_ekd.training.run_folder import stage_folders
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,17 +30,14 @@ def plot(runs: Sequence[Path], path: Path) -> None:
     Raises:
         UserError: there is no log, matplotlib is not installed, or such a file cannot be written.
     """
-    parts = [part for run in runs for part in stage_folders(run)]
+    parts = [part for run in runs for part in begun(run)]
     series, begins = joined([read_log(part) for part in parts])
     save(draw(series, dict(zip(begins, [part.name for part in parts], strict=True)) if len(parts) > 1 else {}), path)
 
 
-def stage_folders(run: Path) -> list[Path]:
-    """The folders of a run's stages that have begun, in their order; of a run without stages, its own."""
-    with contextlib.suppress(UserError):  # no recipe, or one of another version: then no stages are known
-        stages = RunConfig.from_yaml(run / "recipe.yaml").stages
-        return [run / stage.name for stage in stages if (run / stage.name / "logs").is_dir()] or [run]
-    return [run]
+def begun(run: Path) -> list[Path]:
+    """The folders of a run's stages that have logged something, in their order; of a run without stages, its own."""
+    return [folder for folder in stage_folders(run) if (folder / "logs").is_dir()] or [run]
 
 
 def joined(logs: Sequence[Series]) -> tuple[Series, list[int]]:

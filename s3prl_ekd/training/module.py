@@ -296,7 +296,7 @@ class DistillModule(LightningModule):
         }
         # As in a checkpoint of s3prl's runner, so that one function reads a student from both. The tensors are those of
         # `state_dict`, and stored once.
-        checkpoint[RECIPE_KEY] = self.stage.distilled(self.distiller.student).to_mapping()
+        checkpoint[RECIPE_KEY] = self.config.distill.to_mapping()
         checkpoint[CHECKPOINT_KEY] = {
             name.removeprefix("distiller."): tensor
             for name, tensor in checkpoint["state_dict"].items()

@@ -133,6 +133,8 @@ def _train_stage(
         signals: of the whole run.
     """
     config = stage.config
+    if stage.folder != Path(stage.run.output):
+        logger.info("stage %s: %d steps", stage.folder.name, config.trainer.max_steps)
     if _is_first_process():
         for leftover in stage.checkpoints.glob(".step-*.part.ckpt"):  # of killed processes
             leftover.unlink(missing_ok=True)
@@ -157,7 +159,7 @@ def _train_stage(
     if trainer.is_global_zero:
         distiller = module.distiller
         student = smaller_student(distiller.student, distiller.gates) if distiller.gates else distiller.student
-        save_student(stage.student, student, distiller.heads, stage.distilled(student))
+        save_student(stage.student, student, distiller.heads, config.distill)
     return True
 
 
