@@ -49,7 +49,7 @@ class Inputs(NamedTuple):
     distiller: Distiller
 
 
-OpenInputs = Callable[[RunConfig, int, int], Inputs]
+OpenInputs = Callable[..., Inputs]
 """(recipe, rank, number of processes) -> inputs of this process."""
 
 
