@@ -21,12 +21,15 @@ MODELS = ("student", "teachers", "network", "distiller", "upstream", "export")
 # What a room's modules may not import, anywhere in them: other rooms by their names, and packages.
 FORBIDDEN = {
     "config": (*MODELS, "training", "torch", "yaml", "lightning", "lhotse", "s3prl", "transformers"),
+    "cost": (*MODELS, "config", "torch"),
     "network": ("student", "teachers", "s3prl", "transformers", "lightning", "lhotse"),
     "weights": ("student", "teachers", "network", "s3prl", "transformers", "lightning", "lhotse"),
+    "pruning": ("teachers", "distiller", "training", "s3prl", "transformers", "lightning", "lhotse"),
     "student": ("teachers", "s3prl", "transformers", "lightning", "lhotse"),
     "teachers": ("student", "target_cache", "training", "lightning", "lhotse"),
     "targets": ("files", "yaml", "s3prl"),
     "loss": ("files", "yaml", "s3prl"),
+    "student_teacher": ("training", "target_cache", "s3prl", "lightning", "lhotse"),
     "distiller": ("target_cache", "training", "s3prl", "lightning", "lhotse"),
     "upstream": ("s3prl_plugin", "s3prl_compat", "s3prl"),
     "audio": (*MODELS, "cuts", "training", "s3prl", "transformers", "lightning"),

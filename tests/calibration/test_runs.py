@@ -96,6 +96,7 @@ def test_a_cache_is_another_one_with_other_units(recipe, tmp_path):
     assert len(identities) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_same_groups(recipe, speech, tmp_path):
     tiny_model("hubert", num_hidden_layers=1).save_pretrained(tmp_path / "shallow")
     config = h.recipe(tmp_path / "run", student=h.NO_DROPOUT, devices=2, data={"cuts": [str(speech)]}, max_steps=4)
