@@ -121,9 +121,7 @@ def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = 
         if _is_first_process() and config.stages:
             _write_recipe(folder, config)
         if _is_first_process() and stages[-1].config.pruning is not None:
-            logger.warning(
-                "pruning: nothing trains the student after it has shrunk; name another stage after the first"
-            )
+            logger.warning("pruning: nothing trains the student once it has shrunk; name two stages, not one")
         with signals.listening():
             for stage, its_progress in list(zip(stages, progress, strict=True))[first:]:
                 if not _train_stage(stage, start, open_inputs, its_progress, signals):
