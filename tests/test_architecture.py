@@ -30,6 +30,7 @@ FORBIDDEN = {
     "teachers": ("student", "target_cache", "training", "lightning", "lhotse"),
     "targets": ("files", "yaml", "s3prl"),
     "loss": ("files", "yaml", "s3prl"),
+    "student_teacher": ("training", "target_cache", "s3prl", "lightning", "lhotse"),
     "distiller": ("target_cache", "training", "s3prl", "lightning", "lhotse"),
     "upstream": ("s3prl_plugin", "s3prl_compat", "s3prl"),
     "audio": (*MODELS, "cuts", "training", "s3prl", "transformers", "lightning"),

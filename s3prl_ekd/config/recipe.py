@@ -218,7 +218,8 @@ class UnitsConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Config):
-    """One teacher: a name, exactly one source (``s3prl``, ``transformers`` or ``mini``), and what to take from it.
+    """One teacher: a name, exactly one source (``s3prl``, ``transformers``, ``mini`` or ``student``), and what to take
+    from it.
 
     A source is a key that stands for a function from this entry to a :class:`~s3prl_ekd.teachers.base.Teacher`.
     """
@@ -233,6 +234,8 @@ class TeacherConfig(Config):
     """A transformers speech encoder: a local folder, else a hub id such as ``microsoft/wavlm-base-plus``."""
     mini: str | None = field(default=None, metadata={"part": "s3prl_ekd.teachers.from_transformers:load_mini_teacher"})
     """A tiny teacher that comes with this package: ``hubert``, ``robust_hubert`` or ``wavlm``."""
+    student: str | None = field(default=None, metadata={"part": "s3prl_ekd.student_teacher:StudentTeacher"})
+    """Whatever can be a student (``-u ekd_student -k``): a student's folder, a checkpoint, another project's file."""
     ckpt: str | None = None
     """Checkpoint for s3prl's ``_local`` and ``_custom`` upstreams."""
     layers: tuple[Layer | tuple[Layer, ...], ...] | LayerClusters = (4, 8, 12)
