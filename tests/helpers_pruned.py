@@ -24,19 +24,19 @@ def dense_model(kind: str, *, large: bool = False) -> PreTrainedModel:
     return tiny_model(kind, large=large, mask_time_prob=0.0, apply_spec_augment=False, layerdrop=0.0, **sizes)
 
 
-def cut_model(model: PreTrainedModel) -> PreTrainedModel:
+def cut_model(model: PreTrainedModel, **more: Any) -> PreTrainedModel:
     """Of a dense model's heads ``HEADS`` and of its inner units ``INNER``, as a model of ours."""
     family = {"hubert": "EkdHubert", "wavlm": "EkdWavLM"}[model.config.model_type]
     classes = modeling_ekd.CLASSES[family]
     settings: dict[str, Any] = {
         key: value for key, value in model.config.to_dict().items() if key not in ("model_type", "architectures")
     }
-    settings |= {"layer_heads": list(map(len, HEADS)), "layer_intermediate_sizes": list(map(len, INNER))}
+    settings |= {"layer_heads": list(map(len, HEADS)), "layer_intermediate_sizes": list(map(len, INNER)), **more}
     if family == "EkdWavLM":
         settings["remaining_heads"] = HEADS
     small: PreTrainedModel = classes["AutoModel"](classes["AutoConfig"](**settings))
     width = model.config.hidden_size // model.config.num_attention_heads
-    small.load_state_dict(cut_state(model.state_dict(), HEADS, INNER, width))
+    small.load_state_dict(small.state_dict() | cut_state(model.state_dict(), HEADS, INNER, width))
     return small.eval()
 
 

@@ -127,11 +127,22 @@ def test_round_trip_with_the_code(kind, large, tmp_path, batch):
     assert torch.equal(states(again, batch[0])[-1], states(small, batch[0])[-1])
 
 
-def test_a_wavlm_without_a_layer_norm_before_its_projection():
-    config = modeling_ekd.EkdWavLMConfig(**dense_model("wavlm").config.to_dict() | {"feat_proj_layer_norm": False})
-    model = modeling_ekd.EkdWavLMModel(config)
-    assert not any("feature_projection.layer_norm" in name for name in model.state_dict())
-    assert states(model, speech_like(4000)[None])[-1].isfinite().all()
+@pytest.mark.parametrize("kind", ["hubert", "wavlm"])
+def test_factors_of_channels(kind, tmp_path):
+    """They come before the LayerNorm of the feature projection, where no other weight could have them."""
+    dense = dense_model(kind)
+    small = cut_model(dense, feature_scale=True)
+    scale = torch.linspace(0.1, 2.0, small.config.conv_dim[-1])
+    small.feature_projection.scale.copy_(scale)
+    small.save_pretrained(tmp_path)
+    small = type(small).from_pretrained(tmp_path).eval()
+    reference = silence(dense)
+    waveform = speech_like(4000)[None]
+    with torch.no_grad():
+        channels = reference.feature_extractor(waveform).transpose(1, 2) * scale
+        projected = reference.feature_projection(channels)
+        expected = reference.encoder(projected if kind == "hubert" else projected[0]).last_hidden_state
+    torch.testing.assert_close(states(small, waveform)[-1], expected, atol=1e-5, rtol=0)
 
 
 def test_sizes_that_do_not_fit_are_refused():
