@@ -94,7 +94,7 @@ def with_targets(distiller: Distiller, batch: Batch, device: torch.device) -> Ba
     with torch.no_grad():
         outputs = teacher_states(distiller.config, distiller.teachers, batch.to(device))
         frames = common_frames([output.packing for output in outputs])
-        combined = distiller.aggregator.combine([output.first(frames) for output in outputs])
+        combined = distiller.aggregator([output.first(frames) for output in outputs])
     targets = torch.cat(combined, dim=-1).half().cpu()
     if device.type == "cuda":
         targets = targets.pin_memory()

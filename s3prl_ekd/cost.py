@@ -5,7 +5,7 @@ expected counts, scalar tensors that carry a gradient, as they do for whole numb
 
 Multiply-adds are those of matrix products and convolutions, the position convolution as the direct convolution that it
 stands for; norms, activations, softmax and additions are not counted, nor are prediction heads. It is what
-``torch.utils.flop_counter`` counts on transformers' models, halved, except for the one frame too many that a position
+``torch.utils.flop_counter`` counts on transformers' models, halved, without the one frame too many that a position
 convolution of even width yields there. Attention is quadratic in the length, so it is that of utterances of a given
 length: 10 seconds unless said otherwise.
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from s3prl_ekd import SAMPLE_RATE
+from s3prl_ekd.errors import UserError, nearest
 
 Number = Any  # an int, a float, or a scalar tensor
 
@@ -37,13 +38,13 @@ class Counts:
         conv: output channels of each convolution.
         heads: attention heads of each layer.
         intermediate: inner units of each layer's feed-forward block.
-        positions: taps of the position convolution, its kernel width.
+        positions: taps of the position convolution, its kernel width; a list of one, since there is one.
     """
 
     conv: Sequence[Number]
     heads: Sequence[Number]
     intermediate: Sequence[Number]
-    positions: Number
+    positions: Sequence[Number]
 
     @classmethod
     def of(cls, config: Any) -> Self:
@@ -54,7 +55,7 @@ class Counts:
             conv=tuple(config.conv_dim),
             heads=_per_layer(config.num_attention_heads, layers),
             intermediate=_per_layer(config.intermediate_size, layers),
-            positions=config.num_conv_pos_embeddings,
+            positions=(config.num_conv_pos_embeddings,),
         )
 
     def least(self, units: Iterable[str]) -> Counts:
@@ -64,7 +65,7 @@ class Counts:
             "conv": [1 for _ in self.conv],
             "heads": [0 for _ in self.heads],
             "intermediate": [0 for _ in self.intermediate],
-            "positions": min(self.positions, 2 - self.positions % 2),
+            "positions": [2 - taps % 2 for taps in self.positions],
         }
         return dataclasses.replace(self, **{unit: smallest[unit] for unit in units})
 
@@ -123,15 +124,15 @@ def parameters(sizes: Architecture, counts: Counts) -> Number:
         has_norm = sizes.conv_layer_norm or index == 0
         total = total + before * after * kernel + (sizes.conv_bias + 2 * has_norm) * after
     total = total + (size + 2 * sizes.feat_proj_layer_norm) * counts.conv[-1] + size  # projection and its LayerNorm
-    total = total + (size * size // sizes.position_groups + 1) * counts.positions + size  # weights and gains, bias
+    total = total + (size * size // sizes.position_groups + 1) * sum(counts.positions) + size  # weights and gains, bias
     total = total + 2 * size  # the encoder's LayerNorm
-    for heads, inner in zip(counts.heads, counts.intermediate, strict=True):
-        total = total + (4 * size + 3) * width * heads + size  # queries, keys, values, output
-        total = total + (2 * size + 1) * inner + size  # feed-forward block
-        total = total + 4 * size  # two LayerNorms
-        if sizes.num_buckets:  # a constant for each head, a Linear that they share
-            total = total + heads + (width + 1) * 8
-    return total + sizes.num_buckets * sizes.bias_heads
+    layers, heads = len(counts.heads), sum(counts.heads)
+    total = total + (4 * size + 3) * width * heads + layers * size  # queries, keys, values, output
+    total = total + (2 * size + 1) * sum(counts.intermediate) + layers * size  # feed-forward blocks
+    total = total + layers * 4 * size  # two LayerNorms
+    if sizes.num_buckets:  # of the position bias: a constant for each head, a Linear that a layer's heads share
+        total = total + heads + layers * (width + 1) * 8 + sizes.num_buckets * sizes.bias_heads
+    return total
 
 
 def multiply_adds(sizes: Architecture, counts: Counts, seconds: float = SECONDS) -> Number:
@@ -149,12 +150,11 @@ def multiply_adds(sizes: Architecture, counts: Counts, seconds: float = SECONDS)
             raise ValueError(f"an utterance of {seconds} seconds yields no frame")
         total = total + frames * kernel * before * after
     total = total + frames * size * counts.conv[-1]  # projection
-    total = total + frames * (size * size // sizes.position_groups) * counts.positions
+    total = total + frames * (size * size // sizes.position_groups) * sum(counts.positions)
     gate = 8 if sizes.num_buckets else 0  # of WavLM's position bias, computed from the head's slice of the input
-    for heads, inner in zip(counts.heads, counts.intermediate, strict=True):
-        projections = 4 * size * width * heads
-        attention = 2 * frames * width * heads  # scores, and the values' weighted sum
-        total = total + frames * (projections + attention + gate * width * heads + 2 * size * inner)
+    of_a_head = 4 * size + 2 * frames + gate  # projections; scores and the values' weighted sum; gate
+    total = total + frames * of_a_head * width * sum(counts.heads)
+    total = total + frames * 2 * size * sum(counts.intermediate)
     return total / seconds
 
 
@@ -162,7 +162,54 @@ COSTS: Mapping[str, Callable[[Architecture, Counts], Number]] = {
     "parameters": parameters,
     "multiply_adds": multiply_adds,
 }
-"""What a budget may be given in."""
+"""What is counted."""
+
+IN_WORDS: Mapping[str, str] = {"parameters": "parameters", "multiply_adds": "multiply-adds a second"}
+"""The units of :data:`COSTS`."""
+
+
+def allowance(
+    budget: Mapping[str, float], sizes: Architecture, counts: Counts, units: Sequence[str]
+) -> tuple[str, float]:
+    """Which cost a budget means, and how much of it: a key of :data:`COSTS` and a number.
+
+    Args:
+        budget: one entry: ``parameters``, ``multiply_adds`` per second, or ``sparsity``, the share of parameters to go.
+        sizes: of the student to be pruned.
+        counts: likewise.
+        units: what may go, some of :data:`UNITS`.
+
+    Raises:
+        UserError: units of no such name, or a budget that they cannot reach (said what they can) or that is none.
+    """
+    for unit in units:
+        if unit not in UNITS:
+            raise UserError(f"pruning.units: unknown unit {unit!r}; {nearest(unit, UNITS)}")
+    ((name, value),) = budget.items()
+    kind = "parameters" if name == "sparsity" else name
+    count = COSTS[kind]
+    full, least = float(count(sizes, counts)), float(count(sizes, counts.least(units)))
+    amount = (1 - value) * full if name == "sparsity" else float(value)
+    if amount < least:
+        reachable = f"{1 - least / full:.4f}" if name == "sparsity" else f"{least:.6g}"
+        raise UserError(
+            f"pruning.budget.{name}: {value:g} cannot be reached by pruning {', '.join(units) or 'nothing'};"
+            f" {'the most' if name == 'sparsity' else 'the least'} is {reachable}"
+        )
+    if amount >= full:
+        raise UserError(f"pruning.budget.{name}: {value:g} leaves nothing to prune, the student has {full:.6g} {kind}")
+    return kind, amount
+
+
+def in_words(sizes: Architecture, counts: Counts) -> str:
+    """All costs: ``23.5 M parameters, 7.8 G multiply-adds a second``."""
+    return ", ".join(amount_in_words(kind, count(sizes, counts)) for kind, count in COSTS.items())
+
+
+def amount_in_words(kind: str, amount: float) -> str:
+    """So much of one cost, a key of :data:`COSTS`: ``23.5 M parameters``."""
+    factor, letter = next((pair for pair in ((1e9, "G"), (1e6, "M")) if amount >= pair[0]), (1e3, "k"))
+    return f"{amount / factor:.4g} {letter} {IN_WORDS[kind]}"
 
 
 def _convolutions(sizes: Architecture, counts: Counts) -> Iterable[tuple[Number, Number, int]]:

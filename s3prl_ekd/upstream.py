@@ -19,6 +19,7 @@ from s3prl_ekd import FRAME_SHIFT, assets
 from s3prl_ekd.config.base import Config
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.bypass import in_graph
+from s3prl_ekd.network.frames import HiddenStates
 from s3prl_ekd.student.folder import load_student_and_heads
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
@@ -75,13 +76,23 @@ class EkdUpstream(nn.Module):
 
         last = (output.frame_lengths - 1).unsqueeze(1)  # (B, 1)
         index = torch.arange(frames, device=last.device).minimum(last).to(waveforms.device).unsqueeze(2)  # (B, F, 1)
-        hidden_states = [state.gather(1, index.expand(-1, -1, state.shape[2])) for state in output.hidden_states]
+
+        def repeat_last(state: Tensor) -> Tensor:
+            return state.gather(1, index.expand(-1, -1, state.shape[2]))
+
+        hidden_states = [repeat_last(state) for state in output.hidden_states]
         features: dict[str, list[Tensor] | Tensor] = {
             "hidden_states": hidden_states,
             "last_hidden_state": hidden_states[-1],
         }
         if self.heads is not None:
-            features["all_hidden_states"] = hidden_states + self.heads(hidden_states)
+            tapped = hidden_states
+            if self.heads.reads_layer_input:
+                if not isinstance(output, HiddenStates):
+                    raise UserError("predictions from the input of the student's first layer cannot be recorded")
+                assert output.layer_input is not None, "a student gives it"
+                tapped = [repeat_last(output.packing.unpack(output.layer_input)), *hidden_states[1:]]
+            features["all_hidden_states"] = hidden_states + self.heads(tapped)
         return features
 
 

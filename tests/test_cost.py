@@ -107,12 +107,12 @@ def test_a_recipes_student_has_as_many_parameters_as_it_says():
 def test_formulas_hold_for_expected_counts(kind, variant):
     """Independent gates: the mean of the costs is the cost of the mean, and it carries a gradient."""
     sizes, counts = costs_of(EncoderConfig(**SIZES | variant))
-    few = dataclasses.replace(counts, conv=[6] * 7, heads=[1] * len(counts.heads), positions=5)
+    few = dataclasses.replace(counts, conv=[6] * 7, heads=[1] * len(counts.heads), positions=[5])
     mean = dataclasses.replace(
         counts,
         conv=[torch.tensor((a + b) / 2, requires_grad=True) for a, b in zip(counts.conv, few.conv, strict=True)],
         heads=[torch.tensor((a + b) / 2, requires_grad=True) for a, b in zip(counts.heads, few.heads, strict=True)],
-        positions=torch.tensor((counts.positions + few.positions) / 2),
+        positions=[torch.tensor((counts.positions[0] + few.positions[0]) / 2)],
     )
     corners = 0
     for pattern in range(2**7):  # every layer's channels drawn on their own
@@ -130,8 +130,8 @@ def test_least_counts_of_some_units():
     assert counts.least([]) == counts
     least = counts.least(cost.UNITS)
     assert (list(least.conv), list(least.heads), list(least.intermediate)) == ([1] * 7, [0] * 2, [0] * 2)
-    assert least.positions == 1
-    assert dataclasses.replace(counts, positions=16).least(["positions"]).positions == 2
+    assert list(least.positions) == [1]
+    assert dataclasses.replace(counts, positions=[16]).least(["positions"]).positions == [2]
 
 
 def test_an_utterance_without_a_frame_has_no_cost():

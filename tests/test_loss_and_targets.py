@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
 
-from s3prl_ekd.config.recipe import AGGREGATORS, ObjectiveConfig
+from s3prl_ekd.config.recipe import AGGREGATORS, LOSS_TERMS, LossTermConfig, ObjectiveConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.loss import Loss, TermSums, cosine, l1
+from s3prl_ekd.loss import Comparison, Loss, TermSums, cosine, l1
 from s3prl_ekd.network.frames import Packing
 from s3prl_ekd.targets import Aggregator, TeacherSpec
+
+CPU = torch.device("cpu")
 
 
 def aggregator(kind: str, *teachers: TeacherSpec) -> Aggregator:
@@ -23,7 +24,8 @@ def test_loss_by_hand_with_padding():
     prediction = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[3.0, 4.0], [9.0, 9.0]]])
     target = torch.tensor([[[1.0, 1.0], [0.0, 1.0]], [[-3.0, -4.0], [-7.0, 5.0]]])
     packing = Packing(torch.tensor([2, 1]), prediction.device)  # the last frame is padding and must not count
-    given = packing.pack(prediction), packing.pack(target)
+    given = packing.pack(prediction), packing.pack(target), packing
+    compared = Comparison(*given, LossTermConfig(kind="cosine"))
 
     def minus_log_sigmoid(x):
         return math.log(1 + math.exp(-x))
@@ -31,9 +33,9 @@ def test_loss_by_hand_with_padding():
     distance = (0 + 1) / 2 + (0 + 1) / 2 + (6 + 8) / 2
     cosines = [1 / math.sqrt(2), 1.0, -1.0]
     cosine_loss = sum(map(minus_log_sigmoid, cosines))
-    assert [value.item() for value in l1(*given)] == pytest.approx([distance, distance])
-    assert cosine(*given).loss.item() == pytest.approx(cosine_loss, rel=1e-6)
-    assert cosine(*given).logged.item() == pytest.approx(sum(cosines), abs=1e-6)
+    assert [value.item() for value in l1(compared)] == pytest.approx([distance, distance])
+    assert cosine(compared).loss.item() == pytest.approx(cosine_loss, rel=1e-6)
+    assert cosine(compared).logged.item() == pytest.approx(sum(cosines), abs=1e-6)
     for weight in (0, 1, 2.5):
         total, logged = Loss(ObjectiveConfig(cosine_weight=weight))(*given)
         assert total.item() == pytest.approx(distance + weight * cosine_loss, rel=1e-6)
@@ -41,26 +43,24 @@ def test_loss_by_hand_with_padding():
     assert set(Loss(ObjectiveConfig(cosine_weight=0))(*given, details=True)[1]) == {"l1", "cosine"}
 
 
-def test_a_term_is_a_function_and_a_key_for_its_weight():
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class WithSquares(ObjectiveConfig):
-        square_weight: float = dataclasses.field(default=0.0, metadata={"part": f"{__name__}:square"})
-
-    loss = Loss(WithSquares(square_weight=0.5, cosine_weight=0))
-    total, logged = loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 2.0]]))
-    assert total.item() == 1 + 0.5 * 2
-    assert {name: value.item() for name, value in logged.items()} == {"l1": 1, "square": 2}
+def test_a_term_is_a_function_and_a_line_in_a_table(monkeypatch):
+    monkeypatch.setitem(LOSS_TERMS, "cube", f"{__name__}:cube")
+    losses = [{"kind": "l1"}, {"kind": "cube", "weight": 0.5}]
+    loss = Loss(ObjectiveConfig.from_mapping({"losses": losses}))
+    total, logged = loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 2.0]]), Packing(torch.tensor([1]), CPU))
+    assert total.item() == 1 + 0.5 * 4
+    assert {name: value.item() for name, value in logged.items()} == {"l1": 1, "cube": 4}
 
 
-def square(prediction: torch.Tensor, target: torch.Tensor) -> TermSums:
-    error = (prediction - target).square().mean(dim=-1).sum()
+def cube(given: Comparison) -> TermSums:
+    error = (given.prediction - given.target).abs().pow(3).mean(dim=-1).sum()
     return TermSums(error, error)
 
 
 def test_padding_gets_no_gradient():
     prediction = torch.randn(2, 5, 3, requires_grad=True)
     packing = Packing(torch.tensor([5, 2]), prediction.device)
-    Loss(ObjectiveConfig())(packing.pack(prediction), torch.zeros(7, 3))[0].backward()
+    Loss(ObjectiveConfig())(packing.pack(prediction), torch.zeros(7, 3), packing)[0].backward()
     mask = packing.mask()
     assert prediction.grad[~mask].abs().max() == 0
     assert prediction.grad[mask].abs().min() > 0
@@ -80,7 +80,7 @@ def test_packing_and_back():
 
 def test_loss_refuses_other_shapes():
     with pytest.raises(ValueError, match="differ in shape"):
-        Loss(ObjectiveConfig())(torch.zeros(2, 3), torch.zeros(2, 4))
+        Loss(ObjectiveConfig())(torch.zeros(2, 3), torch.zeros(2, 4), Packing(torch.tensor([2]), CPU))
 
 
 A = TeacherSpec("a", (4, 8), 2, weight=1.0)
@@ -110,7 +110,8 @@ def test_layerwise_concatenation():
     first, second = concatenation.combine(STATES)
     assert first.tolist() == [[[1, 2, 5, 6]]]
     assert second.tolist() == [[[3, 4, 7, 8]]]
-    assert [part.tolist() for part in concatenation.per_teacher(0, first)] == [[[[1, 2]]], [[[5, 6]]]]
+    parts = concatenation.per_teacher([first, second])
+    assert [parts[part].tolist() for part in (("a", "4"), ("b", "6"))] == [[[[1, 2]]], [[[5, 6]]]]
 
 
 def test_separate_heads():

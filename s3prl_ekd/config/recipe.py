@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, cost
@@ -46,6 +46,9 @@ LOSS_TERMS = Parts(
     }
 )
 """How far a prediction is from its target: functions of :mod:`s3prl_ekd.loss`."""
+
+UNIT_TERMS = ("kl",)
+"""The loss terms that compare a teacher's units; all others compare its hidden states."""
 
 PREDICTION_HEADS = Parts(
     {"mlp": "s3prl_ekd.student.heads:PredictionHead", "linear": "s3prl_ekd.student.heads:LinearHead"}
@@ -178,6 +181,11 @@ def slot_name(slot: Slot) -> str:
     return f"{slot[0]}-{slot[-1]}" if neighbours else ",".join(map(str, slot))
 
 
+def last_layer(slot: Slot) -> int:
+    """The layer itself, or a group's last."""
+    return slot if isinstance(slot, int) else max(slot)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerClusters(Config):
     """Groups of layers that are alike, found on the run's own data before it begins (the idea is SKILL's, arXiv
@@ -235,15 +243,17 @@ class TeacherConfig(Config):
     """Checkpoint for s3prl's ``_local`` and ``_custom`` upstreams."""
     layers: tuple[Layer | tuple[Layer, ...], ...] | LayerClusters = (4, 8, 12)
     """Hidden states to predict: 0 is the input of the first transformer layer, i the output of layer i. A list in the
-    list is a group of layers, whose mean is predicted; ``{clusters: 4}`` finds groups."""
+    list is a group of layers, whose mean is predicted (SKILL, arXiv 2402.16830); ``{clusters: 4}`` finds groups."""
     units: UnitsConfig | None = None
     """Cluster units to predict, too; null: none."""
     principal_components: Size | None = None
     """Predict so many principal components of each slot, found on the run's own data; null: the whole."""
     weight: Weight = 1.0
-    """Relative weight in the average (layerwise-average) or of the heads' losses (separate-heads)."""
+    """Relative weight in the average (layerwise-average, teacher-differences) or of the heads' losses
+    (separate-heads)."""
     layer_norm_targets: bool = False
-    """Whether each target frame is layer-normalised (no affine part) before aggregation."""
+    """Whether each frame of a layer is layer-normalised (no affine part) before anything else; so a group is the mean
+    of normalised layers (as in data2vec, arXiv 2202.03555)."""
     normalize_waveform: bool | None = None
     """Zero mean and unit variance of the teacher's input; null: as the model's own configuration says."""
     own_forward: bool = False
@@ -323,11 +333,14 @@ class HeadsConfig(Config):
     """``mlp``: Linear, GELU, Linear (DistilHuBERT); ``linear``: one Linear (DPHuBERT)."""
     from_: Annotated[str, OneOf("last", "same")] | tuple[Layer, ...] = "last"
     """From which hidden state of the student each slot is predicted: the ``last``; the ``same`` as the teachers' (a
-    group's last layer); or one number for each slot. They count as a teacher's: 0 is the input of the first layer."""
+    group's last layer); or one number for each slot. They count as a teacher's: 0 is the input of the first layer.
+    Units are predicted from the last one, or from the ``same``."""
     initialize: Annotated[str, OneOf("default", "identity")] = "default"
-    """``identity``: a ``linear`` head starts as the identity (DPHuBERT), for targets as wide as the student."""
+    """``identity``: a ``linear`` head starts as the identity (DPHuBERT), for targets as wide as the student; not one of
+    units."""
     share: tuple[tuple[Layer, ...], ...] = ()
-    """Slots that have one head together, by their numbers from 0 on (DPHuBERT: ``[[0], [1, 2, 3]]``); empty: none."""
+    """Slots that have one head together, by their numbers from 0 on (DPHuBERT: ``[[0], [1, 2, 3]]``); empty: none. With
+    separate-heads, slots of one teacher."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -337,6 +350,19 @@ class HeadsConfig(Config):
         )
         shared = [slot for group in self.share for slot in group]
         require(len(set(shared)) == len(shared), "heads.share: a slot is named twice")
+        for group in self.share:
+            layers = [self._layer(slot) for slot in group]
+            require(
+                len(set(layers)) == len(layers),
+                f"heads.share: slots {list(group)} are predicted by one head from one layer of the student, so that"
+                " their predictions would be equal; give them different layers under heads.from",
+            )
+
+    def _layer(self, slot: int) -> object:
+        """Equal for slots that are predicted from one layer, as far as can be told here."""
+        if self.from_ == "last":
+            return "last"
+        return self.from_[slot] if isinstance(self.from_, tuple) and slot < len(self.from_) else f"of slot {slot}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,10 +373,20 @@ class LossTermConfig(Config):
     """``l1``, ``l2``, ``cosine``, ``kl``, ``gram`` or ``correlation``."""
     weight: TermWeight = 1.0
     """Its factor."""
-    form: Annotated[str, OneOf("raw", "log-sigmoid")] = "log-sigmoid"
-    """Of ``cosine``: 1 - cosine (DPHuBERT's, up to a constant), or -log sigmoid(cosine) (DistilHuBERT's)."""
-    temperature: Annotated[float, Range(more_than=0, at_most=1e6)] = 1.0
-    """Of ``kl``: T in T^2 KL(softmax(target / T), softmax(prediction / T))."""
+    form: Annotated[str, OneOf("raw", "log-sigmoid")] | None = field(default=None, metadata={"of": "cosine"})
+    """Of ``cosine``: ``raw``, 1 - cosine (DPHuBERT's up to a constant), or ``log-sigmoid``, -log sigmoid(cosine)
+    (DistilHuBERT's), which null is."""
+    temperature: Annotated[float, Range(more_than=0, at_most=1e6)] | None = field(default=None, metadata={"of": "kl"})
+    """Of ``kl``: T in T^2 KL(softmax(target / T), softmax(prediction / T)); null: 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for item in fields(self):
+            owner = item.metadata.get("of", self.kind)
+            require(
+                owner == self.kind or getattr(self, item.name) is None,
+                f"objective.losses: {item.name} is a setting of {owner}, not of {self.kind}; leave it out",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,6 +424,25 @@ class ObjectiveConfig(Config):
             not kinds or self.cosine_weight == 1.0,
             "objective: cosine_weight is for the loss without a list; give cosine its weight under losses",
         )
+        require(
+            any(term.weight > 0 for term in self.terms.values() if term.kind not in UNIT_TERMS),
+            "objective.losses: nothing compares the hidden states that the teachers' layers name; add a term with a"
+            " weight, such as l1",
+        )
+        self._check_learnt_weights()
+
+    def _check_learnt_weights(self) -> None:
+        if self.learnt_weights is None:
+            return
+        require(
+            self.aggregation != "layerwise-concatenation",
+            "objective.learnt_weights: layerwise-concatenation has no weights; use layerwise-average or separate-heads",
+        )
+        require(
+            self.aggregation != "teacher-differences",
+            "objective.learnt_weights: teacher-differences are differences from a fixed mean; use layerwise-average or"
+            " separate-heads",
+        )
 
     @property
     def terms(self) -> dict[str, LossTermConfig]:
@@ -423,12 +478,13 @@ class DistillConfig(Config):
                 f"student.{key}: no teacher is named {start!r}; {nearest(str(start), names)}",
             )
         self._check_units()
-        depths = {teacher.slot_count for teacher in self.teachers}
+        self._check_heads()
+        slots = {teacher.slot_count for teacher in self.teachers}
         aggregation = self.objective.aggregation
         require(
-            aggregation == "separate-heads" or len(depths) == 1,
+            aggregation == "separate-heads" or len(slots) == 1,
             f"objective.aggregation: {aggregation} pairs layers by position, but the teachers name"
-            f" {sorted(depths)} layers; name equally many, or use separate-heads",
+            f" {sorted(slots)} layers; name equally many, or use separate-heads",
         )
         weights = {teacher.weight for teacher in self.teachers}
         require(
@@ -436,10 +492,78 @@ class DistillConfig(Config):
             "teachers: layerwise-concatenation has no weights; leave weight out, or use layerwise-average or"
             " separate-heads",
         )
+        if self.objective.learnt_weights is not None:
+            self._check_learnt_weights(self.objective.learnt_weights.floor, slots, weights)
+
+    @property
+    def _student_depth(self) -> int | None:
+        """How many layers the student has; None: as many as the teacher that it is a copy of."""
+        student = self.student
+        if student.copy is None:
+            return student.num_hidden_layers
+        return None if student.copy_layers is None else len(student.copy_layers)
+
+    def _check_heads(self) -> None:
+        start, depth = self.heads.from_, self._student_depth
+        counts = {teacher.slot_count for teacher in self.teachers}
+        beyond = [slot for group in self.heads.share for slot in group if slot >= min(counts)]
+        require(
+            not beyond,
+            f"heads.share: slot {beyond[0] if beyond else ''} of {min(counts)}; the slots are numbered from 0 to"
+            f" {min(counts) - 1}",
+        )
+        if isinstance(start, tuple):
+            require(
+                counts == {len(start)},
+                f"heads.from: {len(start)} layers for {' or '.join(map(str, sorted(counts)))} slots; give one for each",
+            )
+            require(
+                depth is None or max(start) <= depth,
+                f"heads.from: layer {max(start)} of {depth}; the student's hidden states are 0 to {depth}",
+            )
+        elif start == "same" and not any(isinstance(teacher.layers, LayerClusters) for teacher in self.teachers):
+            self._check_same(depth)
+
+    def _check_same(self, depth: int | None) -> None:
+        layers = {teacher.name: list(map(last_layer, teacher.slots)) for teacher in self.teachers}
+        for teacher in self.teachers:
+            needed = max(*layers[teacher.name], teacher.units.layer if teacher.units is not None else 0)
+            require(
+                depth is None or needed <= depth,
+                f"heads.from: same needs layer {needed} of the student, as of teacher {teacher.name!r}, and it has"
+                f" {depth}; use last, or one layer for each slot",
+            )
+        require(
+            self.objective.aggregation == "separate-heads" or len({tuple(one) for one in layers.values()}) == 1,
+            "heads.from: same, but the teachers name different layers for one slot"
+            f" ({'; '.join(f'{name} {one}' for name, one in layers.items())}); use last, or one layer for each slot",
+        )
+        for group in self.heads.share:
+            for name, one in layers.items():
+                require(
+                    len({one[slot] for slot in group}) == len(group),
+                    f"heads.share: slots {list(group)} end with one layer of teacher {name!r}, so that predictions"
+                    " from it by one head would be equal; give them heads of their own",
+                )
+
+    def _check_learnt_weights(self, floor: float, slots: set[int], weights: set[float]) -> None:
+        count = len(self.teachers)
+        require(count > 1, "objective.learnt_weights: weights of several teachers are learnt, and there is one")
+        require(len(weights) == 1, "objective.learnt_weights: they begin equal; leave the teachers' weight out")
+        require(
+            len(slots) == 1,
+            f"objective.learnt_weights: one for each teacher and slot, but the teachers name {sorted(slots)} layers;"
+            " name equally many",
+        )
+        require(
+            floor * count < 1,
+            f"objective.learnt_weights.floor: {count} teachers of at least {floor:g} each are 1 or more together; give"
+            f" less than {1 / count:.3g}",
+        )
 
     def _check_units(self) -> None:
         units = [teacher.name for teacher in self.teachers if teacher.units is not None]
-        kl = "kl" in self.objective.terms
+        kl = any(term.kind in UNIT_TERMS and term.weight > 0 for term in self.objective.terms.values())
         require(
             not kl or bool(units),
             "objective.losses: kl compares units, and no teacher has them; give one units: {count: 100, layer: 9}",

@@ -24,6 +24,7 @@ from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.conv import ConvStack
 from s3prl_ekd.network.frames import Layout, length_mask, whole_lengths
 from s3prl_ekd.network.front_end import FrontEnd
+from s3prl_ekd.network.layer_norm import LayerNorm
 
 
 class PositionConv(nn.Module):
@@ -266,7 +267,7 @@ class FeatureProjection(nn.Module):
         super().__init__()
         self.scale: Tensor | None
         self.register_buffer("scale", torch.ones(channels) if config.feature_scale else None)
-        self.layer_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps) if config.feat_proj_layer_norm else None
+        self.layer_norm = LayerNorm(channels, eps=config.layer_norm_eps) if config.feat_proj_layer_norm else None
         self.projection = nn.Linear(channels, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -93,10 +93,17 @@ class HiddenStates:
     Attributes:
         rows: one (N, D) for each layer: the real frames of one utterance after another.
         packing: how the rows make up utterances.
+        layer_input: (N, D), the input of a student's first transformer layer, which its hidden state 0 is not.
     """
 
     rows: tuple[Tensor, ...]
     packing: Packing
+    layer_input: Tensor | None = None
+
+    @property
+    def tapped(self) -> tuple[Tensor, ...]:
+        """The rows as prediction heads count them, which is as a teacher's: 0 is the input of the first layer."""
+        return self.rows if self.layer_input is None else (self.layer_input, *self.rows[1:])
 
     @property
     def hidden_states(self) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.student.heads import Tap
+from s3prl_ekd.student.heads import HeadPlan, Tap, plan_heads
 from s3prl_ekd.student.s3prl_distiller import student_config
 from s3prl_ekd.targets import aggregator
 from s3prl_ekd.weights.encoders import read_encoder
@@ -31,14 +32,18 @@ class Contents(NamedTuple):
     Attributes:
         config: its architecture.
         weights: of the student, under transformers' names.
-        heads: of its prediction heads, under ``<number>.<0 or 2>.<weight or bias>``; empty if there are none.
+        heads: of its prediction heads, under ``<number>.<name in the head>``; empty if there are none.
         taps: of its heads; empty if they are not known.
+        uses: number of the head of each tap; empty: each has its own.
+        kind: of its heads, a name in :data:`~s3prl_ekd.config.recipe.PREDICTION_HEADS`.
     """
 
     config: StudentConfig
     weights: Mapping[str, Tensor]
     heads: Mapping[str, Tensor]
     taps: tuple[Tap, ...] = ()
+    uses: tuple[int, ...] = ()
+    kind: str = "mlp"
 
 
 def read_checkpoint(path: str | Path) -> Contents:
@@ -82,24 +87,29 @@ def read_recipe(path: str | Path) -> DistillConfig | None:
     return DistillConfig.from_mapping(states[RECIPE_KEY]) if CHECKPOINT_KEY in states else None
 
 
-def taps_of(recipe: DistillConfig) -> tuple[Tap, ...]:
-    """The taps of a recipe's heads. How wide the teachers are it does not say, and they do not depend on it."""
-    widths = {teacher.name: 1 for teacher in recipe.teachers}
-    return tuple(Tap(target.student_layer, target.name) for target in aggregator(recipe, widths).targets)
+def taps_of(recipe: DistillConfig) -> HeadPlan:
+    """The taps of a recipe's heads, and their heads. Widths, which it does not know, do not matter to them."""
+    teachers = tuple(dataclasses.replace(teacher, principal_components=None) for teacher in recipe.teachers)
+    widths = {teacher.name: 1 for teacher in teachers}
+    return plan_heads(recipe, aggregator(dataclasses.replace(recipe, teachers=teachers), widths).targets)
 
 
 def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights of the student and, under ``heads.``, of the heads, apart and in fp32."""
+    """Weights of the student and, under ``heads.``, of the heads, apart and in fp32; learnt weights of teachers go."""
     heads = {name.removeprefix("heads."): tensor.float() for name, tensor in state.items() if name.startswith("heads.")}
     student = {
-        name.removeprefix("student."): tensor.float() for name, tensor in state.items() if not name.startswith("heads.")
+        name.removeprefix("student."): tensor.float()
+        for name, tensor in state.items()
+        if not name.startswith(("heads.", "learnt_weights."))
     }
     return student, heads
 
 
 def _read_ours(states: Mapping[str, Any]) -> Contents:
     recipe = DistillConfig.from_mapping(states[RECIPE_KEY])
-    return Contents(recipe.student, *_split(states[CHECKPOINT_KEY]), taps_of(recipe))
+    if any(name.startswith("distiller.gates.") for name in states.get("state_dict", ())):
+        logger.warning("a checkpoint in the middle of pruning: its student is the whole one, without gates")
+    return Contents(recipe.student, *_split(states[CHECKPOINT_KEY]), *taps_of(recipe), recipe.heads.kind)
 
 
 def _read_s3prl_distiller(states: Mapping[str, Any]) -> Contents:

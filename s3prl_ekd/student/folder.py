@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
+from s3prl_ekd.config.recipe import PREDICTION_HEADS, DistillConfig, StudentConfig, slot_name
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, write_json, write_yaml
 from s3prl_ekd.student.checkpoint import Contents, read_checkpoint
-from s3prl_ekd.student.heads import PredictionHeads, Tap
+from s3prl_ekd.student.heads import HeadPlan, PredictionHeads, Tap, stored_sizes
 from s3prl_ekd.student.kinds import StudentKind, kind_of_folder, student_kind
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.weights.file_kind import again
@@ -122,9 +122,7 @@ def save_student(
         (temporary / "model.safetensors").write_bytes(save(weights, {"format": "pt"}))
         if heads is not None:
             weights = _portable(heads.state_dict(), dtype, folder)
-            layers, targets = [tap.layer for tap in heads.taps], [tap.target for tap in heads.taps]
-            metadata = {"format": "pt", "student_layers": json.dumps(layers), "targets": json.dumps(targets)}
-            (temporary / "heads.safetensors").write_bytes(save(weights, metadata))
+            (temporary / "heads.safetensors").write_bytes(save(weights, _head_metadata(heads)))
         if recipe is not None:
             write_yaml(temporary / "recipe.yaml", recipe.to_mapping())
         (temporary / "README.md").write_text(_model_card(student, recipe), encoding="utf-8")
@@ -140,6 +138,17 @@ def _portable(state: Mapping[str, Tensor], dtype: torch.dtype, folder: Path) -> 
     weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     check_finite(weights, folder)
     return weights
+
+
+def _head_metadata(heads: PredictionHeads) -> dict[str, str]:
+    """What ``heads.safetensors`` says of its taps: the student's layer of each (0 is the input of the first transformer
+    layer, -1 the last's output), its target's name, and the number of the head that it uses."""
+    lists = {
+        "student_layers": [tap.layer for tap in heads.taps],
+        "targets": [tap.target for tap in heads.taps],
+        "heads": list(heads.uses),
+    }
+    return {"format": "pt", "kind": heads.kind, **{key: json.dumps(value) for key, value in lists.items()}}
 
 
 def _to_transformers(config: StudentConfig) -> dict[str, Any]:
@@ -207,27 +216,42 @@ def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
         )  # fmt: skip
     heads_file = folder / "heads.safetensors"
     heads = read_tensors([heads_file]) if heads_file.is_file() else {}
-    taps = _stored_taps(heads_file, len({name.split(".")[0] for name in heads}), config) if heads else ()
-    return _assemble(Contents(config, state, heads, taps), folder)
+    if not heads:
+        return _assemble(Contents(config, state, heads), folder)
+    metadata = read_metadata(heads_file)
+    plan = _stored_plan(heads_file, metadata, _count(heads), config)
+    kind_of_heads = metadata.get("kind", "mlp")
+    if kind_of_heads not in PREDICTION_HEADS:
+        raise UserError(f"{heads_file}: heads of kind {kind_of_heads!r:.60}, which this version does not have")
+    return _assemble(Contents(config, state, heads, *plan, kind_of_heads), folder)
 
 
-def _stored_taps(path: Path, heads: int, config: StudentConfig) -> tuple[Tap, ...]:
-    """From which layers so many heads predict what; folders of version 0.1.0 have no layers and maybe no names."""
-    metadata = read_metadata(path)
+def _count(heads: Mapping[str, Tensor]) -> int:
+    """How many heads these weights are of."""
+    return len({name.split(".")[0] for name in heads})
+
+
+def _stored_plan(path: Path, metadata: Mapping[str, str], heads: int, config: StudentConfig) -> HeadPlan:
+    """From which layers which of so many heads predict what. Older folders do not say which head; those of version
+    0.1.0 have no layers and maybe no names either."""
     try:
-        layers, targets = (json.loads(metadata.get(key, "[]")) for key in ("student_layers", "targets"))
+        layers, targets, uses = (json.loads(metadata.get(key, "[]")) for key in ("student_layers", "targets", "heads"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its metadata is damaged ({error}); {again(path)}") from error
-    if not isinstance(targets, list) or len(targets) != heads:
-        targets = [""] * heads
-    layers = layers or [-1] * heads
+    uses = uses or list(range(heads))
+    if not isinstance(uses, list) or not all(type(use) is int for use in uses) or {*uses} != {*range(heads)}:
+        raise UserError(f"{path}: says that its taps use the heads {uses!r:.60}, and has {heads}; {again(path)}")
+    if not isinstance(targets, list) or len(targets) != len(uses):
+        targets = [""] * len(uses)
+    layers = layers or [-1] * len(uses)
     known = range(-config.num_hidden_layers - 1, config.num_hidden_layers + 1)
-    if not isinstance(layers, list) or len(layers) != heads or not all(layer in known for layer in layers):
+    if not isinstance(layers, list) or len(layers) != len(uses) or not all(layer in known for layer in layers):
         raise UserError(
-            f"{path}: predicts from student layers {layers!r:.60}, where {heads} numbers of {known.start} to"
+            f"{path}: predicts from student layers {layers!r:.60}, where {len(uses)} numbers of {known.start} to"
             f" {known.stop - 1} are needed; {again(path)}"
         )
-    return tuple(Tap(int(layer), str(target)) for layer, target in zip(layers, targets, strict=True))
+    taps = tuple(Tap(int(layer), str(target)) for layer, target in zip(layers, targets, strict=True))
+    return HeadPlan(taps, tuple(uses))
 
 
 def _student_weights(
@@ -244,7 +268,7 @@ def _student_weights(
 
 def _assemble(contents: Contents, where: Path) -> tuple[Student, PredictionHeads | None]:
     """Networks with exactly these weights, in fp32."""
-    config, state, heads, taps = contents
+    config, state, heads, *_ = contents
     _check_size(config, state, where)
     check_finite(state, where)
     student = Student(config)
@@ -252,18 +276,24 @@ def _assemble(contents: Contents, where: Path) -> tuple[Student, PredictionHeads
     head_modules = None
     if heads:
         check_finite(heads, where)
-        try:
-            sizes = [heads[f"{i}.2.bias"].shape[0] for i in range(len({name.split(".")[0] for name in heads}))]
-            head_modules = PredictionHeads(config.hidden_size, sizes, heads["0.0.bias"].shape[0], taps or None)
-        except KeyError as error:
-            raise UserError(f"{where}: its heads are no prediction heads, they lack {error}") from error
-        if len(head_modules.taps) != len(sizes):
-            raise UserError(
-                f"{where}: {len(sizes)} prediction heads, but its recipe has {len(head_modules.taps)} targets"
-            )
-        _load_strictly(head_modules, heads, where)
-        head_modules.eval()
+        head_modules = _assemble_heads(contents, where).eval()
     return student.eval(), head_modules
+
+
+def _assemble_heads(contents: Contents, where: Path) -> PredictionHeads:
+    config, _, weights, taps, uses, kind = contents
+    count = _count(weights)
+    uses = uses or tuple(range(len(taps) or count))
+    try:
+        sizes = [stored_sizes(weights, number, kind) for number in range(count)]
+    except KeyError as error:
+        raise UserError(f"{where}: its heads are no prediction heads of kind {kind}, they lack {error}") from error
+    if {*uses} != {*range(count)}:
+        raise UserError(f"{where}: {count} prediction heads, but its recipe has {max(uses) + 1}")
+    widths = [width for width, _ in sizes]
+    heads = PredictionHeads(config.hidden_size, widths, sizes[0][1], taps or None, uses=uses, kind=kind)
+    _load_strictly(heads, weights, where)
+    return heads
 
 
 def _check_size(config: StudentConfig, state: Mapping[str, Tensor], where: Path) -> None:
@@ -329,7 +359,7 @@ def _model_card(student: Student, recipe: DistillConfig | None) -> str:
         "",
     ]
     if recipe is not None:
-        teachers = ", ".join(f"{t.name} (layers {', '.join(map(str, t.layers))})" for t in recipe.teachers)
+        teachers = ", ".join(f"{t.name} (layers {', '.join(map(slot_name, t.slots))})" for t in recipe.teachers)
         lines += [f"Distilled from {teachers} by {recipe.objective.aggregation}; `recipe.yaml` has it all.", ""]
     lines += [
         "```python",

@@ -93,7 +93,7 @@ class Student(SpeechEncoder):
         output = self.encode(waveforms, lengths, padded=padded, feature_grad_scale=self.config.feature_grad_scale)
         rows = (output.projected, *output.states[1:])
         if isinstance(output.packing, Packing):
-            return HiddenStates(rows, output.packing)
+            return HiddenStates(rows, output.packing, output.states[0])
         return PaddedOutput(tuple(output.packing.unpack(state) for state in rows), output.packing.frames)
 
     def initialize_from(self, state: Mapping[str, Tensor], teacher: str) -> None:

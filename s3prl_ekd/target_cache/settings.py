@@ -19,6 +19,7 @@ FORMAT = 1
 FREE = frozenset(
     {
         "objective.cosine_weight",
+        "objective.learnt_weights",  # of averages they are refused
         "objective.losses",
         "objective.loss_on_padding",  # True is refused
         "teachers.name",
@@ -41,6 +42,11 @@ def check_cacheable(config: DistillConfig) -> None:
         raise UserError(
             "distortion.teacher_input: the targets of distorted speech cannot be cached, since it is distorted"
             f" otherwise in every epoch; use clean, {instead}"
+        )
+    if config.objective.learnt_weights is not None and config.objective.aggregation != "separate-heads":
+        raise UserError(
+            f"objective.learnt_weights: a cached {config.objective.aggregation} is of fixed weights; use"
+            f" separate-heads, {instead}"
         )
     if config.objective.loss_on_padding:
         raise UserError(

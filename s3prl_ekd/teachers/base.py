@@ -1,4 +1,4 @@
-"""The interface of all teachers: waveforms to the hidden states that the recipe names."""
+"""The interface of all teachers: waveforms to the hidden states that the recipe needs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ class Teacher(ABC):
     Not an ``nn.Module``, so that nothing wraps, saves, trains or counts it.
 
     Attributes:
-        name, layers, weight: as in the recipe.
+        name, weight: as in the recipe.
+        layers: the hidden states that it computes: all that the recipe's slots and units are made of, each once.
         module: the model itself; each call switches it to eval mode first.
         source: where it comes from, for the log.
         padded: how it computes a batch. False: each utterance as if alone. True: the zero-padded batch in one pass,
             padding and all, with the model's own masking: what s3prl's distiller trains on
             (``objective.loss_on_padding``).
-        num_hidden_layers: the index of its last hidden state.
-        hidden_size: width D of the hidden states that the recipe names.
+        num_hidden_layers: the index of its last hidden state; None: not known, its targets are cached.
+        hidden_size: width D of these hidden states.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Teacher(ABC):
     source: str
     padded: bool = False
     module: nn.Module
-    num_hidden_layers: int
+    num_hidden_layers: int | None
     hidden_size: int
     _device: torch.device
     _normalize: bool
@@ -53,7 +54,7 @@ class Teacher(ABC):
 
     @abstractmethod
     def hidden_states(self, waveforms: Tensor, lengths: Tensor) -> HiddenStates:
-        """The hidden states that the recipe names.
+        """The hidden states that the recipe needs.
 
         Args:
             waveforms: (B, S) at 16 kHz, on any device.
@@ -118,7 +119,7 @@ class ModelTeacher(Teacher):
                 weights that are not finite.
         """
         self.name = config.name
-        self.layers = config.layers
+        self.layers = config.computed_layers
         self.weight = config.weight
         self.source = source
         self.module = module.float().eval().requires_grad_(False)

@@ -27,9 +27,10 @@ class CachedTeacher(Teacher):
     def __init__(self, config: TeacherConfig, cache: Cache, student_layers: int) -> None:
         """``student_layers``: how many of its layers a student that starts from it wants."""
         self.name = config.name
-        self.layers = config.layers
+        self.layers = config.computed_layers
         self.weight = config.weight
         self.hidden_size = cache.widths[config.name]
+        self.num_hidden_layers = None
         self.module = nn.Module()
         self._device = torch.device("cpu")
         self._cache = cache

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3prl_ekd.config.base import Config, apply_override, differences, say_differences, set_value
-from s3prl_ekd.config.recipe import DistillConfig
+from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
 from s3prl_ekd.config.training import FREE_ON_RESUME, RunConfig
 from s3prl_ekd.cuts import stream
 from s3prl_ekd.errors import UserError
@@ -115,11 +115,15 @@ student                    run        kind
 student                    run        conv_dim conv_kernel conv_stride hidden_size num_hidden_layers num_attention_heads
 student                    run        intermediate_size num_conv_pos_embeddings num_conv_pos_embedding_groups
 student                    run        hidden_dropout attention_dropout activation_dropout feature_grad_scale
-student                    run        normalize_waveform initialize_from
+student                    run        normalize_waveform initialize_from head_dim conv_bias conv_layer_norm
+student                    run        feat_proj_layer_norm do_stable_layer_norm layer_norm_eps num_buckets
+student                    run        max_bucket_distance remaining_heads copy copy_layers
 teachers                   run,cache  s3prl transformers mini ckpt layers layer_norm_targets normalize_waveform
+teachers                   run,cache  units principal_components
 teachers                   run        name weight own_forward
+heads                      run        kind from initialize share
 objective                  run,cache  aggregation
-objective                  run        cosine_weight loss_on_padding
+objective                  run        cosine_weight losses learnt_weights loss_on_padding
 distortion                 run        teacher_input seed
 distortion.reverberation   run        folder probability
 distortion.noise           run        folder probability snr_db
@@ -135,16 +139,16 @@ schedule                   run        warmup decay final
 trainer                    run        max_steps accumulate precision compile
 trainer                    -          accelerator devices num_nodes strategy log_every dev_every checkpoint_every
 trainer                    -          keep_checkpoints max_nonfinite wandb_project
-.                          run        seed
+.                          run        seed pruning stages
 .                          -          output
 """
 
 
 def settings_of(section: type[Config], name: str = "") -> Iterator[str]:
-    """Dotted names of all settings, those of a list's entries without numbers."""
+    """Dotted names of all settings, those of the teachers without numbers; what may be null is one as a whole."""
     for key, hint in typing.get_type_hints(section).items():
-        dotted = f"{name}.{key}" if name else key
-        part = next((kind for kind in (hint, *typing.get_args(hint)) if isinstance(kind, type)), None)
+        dotted = f"{name}.{key.rstrip('_')}".lstrip(".")
+        part = TeacherConfig if key == "teachers" else hint
         if isinstance(part, type) and issubclass(part, Config):
             yield from settings_of(part, dotted)
         else:

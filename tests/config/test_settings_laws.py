@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from s3prl_ekd.config.base import Config, apply_override, differences
 from s3prl_ekd.config.data import DataConfig
-from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
+from s3prl_ekd.config.recipe import DistillConfig, ObjectiveConfig, TeacherConfig
 from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.files import parse_yaml
 
@@ -53,6 +53,15 @@ def test_whole_recipes_are_refused_by_name_or_come_back(data, optimizer, teacher
         same_again(RunConfig.from_mapping(mapping))
     else:
         assert said.startswith(("data.", "data: "))  # crops and batches, which depend on each other; equal manifests
+
+
+@given(mappings(ObjectiveConfig))
+def test_objectives_are_refused_by_name_or_come_back(mapping):
+    said = refusal(ObjectiveConfig.from_mapping, mapping, "objective")
+    if said is None:
+        same_again(ObjectiveConfig.from_mapping(mapping))
+    else:
+        assert said.startswith("objective")  # a term twice, another term's setting, weights of what has none ...
 
 
 @given(mappings(TeacherConfig))

@@ -65,8 +65,12 @@ def test_aggregation():
 
 
 def test_loss_term():
-    plain, more = (a_step(recipe(objective={"squared_error_weight": weight}))[1] for weight in (0.0, 0.5))
-    errors = [value for name, value in more.metrics.items() if name.startswith("squared_error/")]
+    terms = [{"kind": "l1"}, {"kind": "cosine"}]
+    plain, more = (
+        a_step(recipe(objective={"losses": losses}))[1]
+        for losses in (terms, [*terms, {"kind": "huber", "weight": 0.5}])
+    )
+    errors = [value for name, value in more.metrics.items() if name.startswith("huber/")]
     assert len(errors) == 6
     torch.testing.assert_close(more.loss - plain.loss, 0.5 * torch.stack(errors).mean())
 
