@@ -270,13 +270,14 @@ class Caching:
             write_description(self.folder, self.config, {one.name: one.hidden_size for one in self.teachers})
 
     def _keep_start(self) -> None:
-        name, layers = self.config.student.initialize_from, self.config.student.num_hidden_layers
-        if name is None or read_start(self.folder, name, layers) is not None:
+        student = self.config.student
+        if student.origin is None or read_start(self.folder, student) is not None:
             return
-        number = next(i for i, teacher in enumerate(self.config.teachers) if teacher.name == name)
+        number = next(i for i, teacher in enumerate(self.config.teachers) if teacher.name == student.origin)
         loaded, entry = self._teachers, self.config.teachers[number]
-        teacher = loaded[number] if loaded else load_teacher(entry, initializes=layers)
-        write_start(self.folder, name, layers, teacher.encoder_state())
+        teacher = loaded[number] if loaded else load_teacher(entry, initializes=student.origin_layers)
+        architecture = None if student.copy is None else teacher.architecture()
+        write_start(self.folder, student, teacher.encoder_state(), architecture)
 
     def _batches(self, work: Work, left: Work, *, list_bad: bool = True) -> Iterator[tuple[BatchStream, Batch]]:
         """Batches of whole utterances of the training and dev data that are ``left`` of ``work``, each once."""

@@ -19,7 +19,7 @@ from s3prl_ekd.config.training import Precision, RunConfig
 from s3prl_ekd.distiller import Distiller, teacher_states
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.encoder import FeedForward
-from s3prl_ekd.student.checkpoint import RECIPE_KEY
+from s3prl_ekd.student.checkpoint import ARCHITECTURE_KEY, RECIPE_KEY
 from s3prl_ekd.student.heads import PredictionHead
 from s3prl_ekd.training import random_state
 from s3prl_ekd.training.batches import DevBatches, EndlessBatches, Position, PositionedBatch
@@ -302,6 +302,7 @@ class DistillModule(LightningModule):
             for name, tensor in checkpoint["state_dict"].items()
             if name.startswith(("distiller.student.", "distiller.heads."))
         }
+        checkpoint[ARCHITECTURE_KEY] = self.distiller.student.config.to_mapping()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         run = checkpoint[RUN_KEY]
