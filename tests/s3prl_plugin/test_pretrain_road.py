@@ -378,3 +378,18 @@ def test_packaged_recipes_hold_the_published_settings():
         assert all(teacher.layers == (4, 8, 12) for teacher in model.teachers)
         assert (data.train_batch_size, data.max_crop_samples) == (24, 250_000)
         assert (runner["runner"]["total_steps"], runner["optimizer"]["lr"]) == (200_000, 2e-4)
+
+
+def test_a_copy_is_in_its_checkpoint(in_workplace, tmp_path):
+    """The recipe says only of whom it is a copy; the checkpoint is read as that student."""
+    recipe = yaml.safe_load((in_workplace / "config_model.yaml").read_text()) | {"student": {"copy": "wavlm"}}
+    expert = UpstreamPretrainExpert(datarc(in_workplace), recipe, "cpu", False)
+    torch.save(expert.add_state_to_save({"Step": 1}), tmp_path / "states-1.ckpt")
+    student = load_student(tmp_path / "states-1.ckpt")
+    assert student.config.kind == "wavlm"
+    assert student.config == expert.model.student.config
+    resumed = UpstreamPretrainExpert(datarc(in_workplace), recipe, "cpu", False)
+    states = load_states(tmp_path / "states-1.ckpt") | {"Config": {"runner": {"gradient_accumulate_steps": 1}}}
+    resumed.load_model(states)
+    weights = resumed.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in expert.model.state_dict().items())
