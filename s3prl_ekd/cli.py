@@ -53,6 +53,13 @@ COMMANDS: dict[str, Command] = {
             "cache-targets ls960_ekd/distill.yaml targets --part 0/8 data.num_workers=4",
         ),
     ),
+    "cluster-layers": Command(
+        "find the groups of a teacher's layers that are alike, for layers in a recipe",
+        (
+            "cluster-layers mini/ekd.yaml 'teachers.0.layers={clusters: 2}'",
+            "cluster-layers my_recipe/distill.yaml -o layers",
+        ),
+    ),
     "superb": Command(
         "train and evaluate an upstream on SUPERB's tasks (PR, SID, ER, ASR, KS) with s3prl's runner",
         (

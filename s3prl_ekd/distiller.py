@@ -5,6 +5,7 @@ Shapes: B utterances of S samples; N real frames of the whole batch, one utteran
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from s3prl_ekd.config.base import require
 from s3prl_ekd.config.recipe import DistillConfig, TeacherInput
 from s3prl_ekd.loss import Loss
 from s3prl_ekd.network.frames import HiddenStates, Packing
+from s3prl_ekd.pruning.gates import Gates
 from s3prl_ekd.student.heads import new_heads
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.targets import Fits, Part, aggregator, teacher_targets
@@ -82,6 +84,9 @@ class Distiller(nn.Module):
     Teachers are no submodules: they are neither trained, nor saved, nor switched to train mode, nor wrapped by DDP.
     They do not run where a batch has cached targets.
 
+    Attributes:
+        gates: on the student, while it is pruned; None: it has none. Set it before there is an optimizer.
+
     Example (``examples/plain_loop.py`` is a whole training):
         >>> config = DistillConfig.from_yaml(assets.recipe("mini/config_model.yaml"))
         >>> distiller = Distiller(config, load_teachers(config))
@@ -111,6 +116,7 @@ class Distiller(nn.Module):
         self.targets = self.aggregator.targets
         self.loss = Loss(config.objective)
         self.student = build_student(config, teachers)
+        self.gates: Gates | None = None
         if config.heads.from_ == "same":
             self._check_depths()
         self.heads = new_heads(config, self.targets, self.student.config)
@@ -131,7 +137,8 @@ class Distiller(nn.Module):
         """
         taught = [self._cached(batch.cached)] if batch.cached else self._teach(batch)
         padded = self.config.objective.loss_on_padding
-        student = self.student(batch.distorted, batch.lengths, padded=padded, check=False)  # layers (N, D)
+        with contextlib.nullcontext() if self.gates is None else self.gates.attached(self.student):
+            student = self.student(batch.distorted, batch.lengths, padded=padded, check=False)  # layers (N, D)
         frames = self._common_frames(student.packing, [output.packing for output in taught])  # (B,)
         states = [student.packing.first(rows, frames) for rows in student.tapped]  # (N, D) each
         predictions = self.heads(states)  # (N, D') for each target

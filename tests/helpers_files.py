@@ -73,13 +73,16 @@ IMPOSTORS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "zip": (_zip, r"a zip archive that torch did not write \(it holds notes.txt\)"),
     "truncated": (_truncated, "incomplete: its end is missing"),
     "noise": (lambda path: path.write_bytes(bytes(range(255, 0, -1)) * 20), "not a checkpoint, or a damaged one"),
-    "fairseq with its Dictionary": (
-        lambda path: save_with_objects({"model": object_of("fairseq.data.dictionary", "Dictionary")}, path),
-        r"a fairseq checkpoint .*\(fairseq.data.dictionary.Dictionary\).*could run code.*convert",
+    "fairseq with objects of others": (
+        lambda path: save_with_objects(
+            {"model": object_of("fairseq.data.dictionary", "Dictionary"), "hook": object_of("others.code", "Hook")},
+            path,
+        ),
+        r"a fairseq checkpoint .*\(others.code.Hook\).*could run code.*convert",
     ),
-    "fairseq with omegaconf": (
+    "omegaconf alone": (
         lambda path: save_with_objects({"cfg": object_of("omegaconf.dictconfig", "DictConfig")}, path),
-        r"a fairseq checkpoint .*omegaconf.dictconfig.DictConfig.*could run code",
+        "a checkpoint with the entries cfg",
     ),
     "code": (lambda path: torch.save({"x": RunsCode()}, path), "print.*it could run code"),
     "old code": (

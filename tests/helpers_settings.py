@@ -86,9 +86,26 @@ def students() -> st.SearchStrategy[dict]:
         "num_conv_pos_embeddings": st.integers(1, 20),
         "intermediate_size": st.integers(1, 64),
         "num_hidden_layers": st.integers(1, 3),
-        **dict.fromkeys(("initialize_from", "copy", "copy_layers", "head_dim", "remaining_heads"), st.none()),
+        **dict.fromkeys(("head_dim", "remaining_heads", "initialize_from", "copy", "copy_layers"), st.none()),
+        "kind": st.just("hubert"),
+        "num_buckets": st.just(0),
     }
-    return mappings(StudentConfig, **fixed).map(lambda found: {**TINY, **found})
+    alike = mappings(StudentConfig, **fixed).map(lambda found: {**TINY, **found})
+    return st.tuples(alike, st.just({}) | layers_that_differ() | relative_positions()).map(lambda two: two[0] | two[1])
+
+
+def layers_that_differ() -> st.SearchStrategy[dict]:
+    def of_so_many(layers: int) -> st.SearchStrategy[dict]:
+        heads, inner = (st.lists(st.integers(0, most), min_size=layers, max_size=layers) for most in (5, 30))
+        sizes = {"num_attention_heads": heads, "intermediate_size": inner, "head_dim": st.integers(1, 9)}
+        return st.fixed_dictionaries({"num_hidden_layers": st.just(layers), **sizes})
+
+    return st.integers(1, 3).flatmap(of_so_many)
+
+
+def relative_positions() -> st.SearchStrategy[dict]:
+    wavlm = {"kind": st.just("wavlm"), "feat_proj_layer_norm": st.just(True), "num_buckets": st.integers(4, 40)}
+    return st.fixed_dictionaries({**wavlm, "max_bucket_distance": st.integers(11, 900)})
 
 
 TEACHER = st.fixed_dictionaries({"name": names(), "mini": st.just("hubert"), "layers": st.just([1, 2])})

@@ -85,8 +85,10 @@ class SyntheticStream:
         return Batch(batch.clean, batch.distorted, batch.lengths, names)
 
 
-def recipe(output, *, student: dict | None = None, data: dict | None = None, **trainer) -> RunConfig:
-    """A recipe of a dozen steps on a CPU; ``trainer`` replaces its settings."""
+def recipe(
+    output, *, student: dict | None = None, data: dict | None = None, more: dict | None = None, **trainer
+) -> RunConfig:
+    """A recipe of a dozen steps on a CPU; ``trainer`` replaces its settings, ``more`` whole sections."""
     settings = {
         "max_steps": 12, "precision": "32", "accelerator": "cpu", "devices": 1, "log_every": 1, "dev_every": 4,
         "checkpoint_every": 3, "wandb_project": None,
@@ -104,6 +106,7 @@ def recipe(output, *, student: dict | None = None, data: dict | None = None, **t
         "optimizer": {"lr": 3e-3},
         "trainer": {**settings, **trainer},
         "output": str(output),
+        **(more or {}),
     }
     return RunConfig.from_mapping(mapping)
 

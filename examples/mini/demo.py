@@ -178,7 +178,7 @@ def _pictures(made: list[Table], out: Path) -> list[Path]:
     save(picture.draw(made), results)
     if not run.is_dir():
         return [results]
-    curve.plot(run, losses)
+    curve.plot([run], losses)
     return [results, losses]
 
 

@@ -9,7 +9,12 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     parser.add_argument(
-        "run", type=Path, help="folder of a run of distill or of s3prl's run_pretrain, which may still be going on"
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="folder of a run of distill (with its stages) or of s3prl's run_pretrain, which may still be going on;"
+        " several runs that follow each other are drawn as one",
     )
     parser.add_argument("picture", type=Path, metavar="FILE.png", help="picture to write (also .svg, .pdf)")
 
@@ -18,6 +23,6 @@ def run(args: argparse.Namespace) -> int:
     """Draw the picture and print where it is."""
     from s3prl_ekd.training.curve import plot
 
-    plot(args.run, args.picture)
+    plot(args.runs, args.picture)
     print(args.picture)
     return 0

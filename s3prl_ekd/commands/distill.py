@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         import yaml
 
-        print(f"# {config.step_size()}")
+        print(f"# {config.step_size()}\n# {config.student_size()}")
         yaml.safe_dump(config.to_mapping(), sys.stdout, sort_keys=False, allow_unicode=True)
         return 0
     from s3prl_ekd.training.run import train

@@ -1,34 +1,68 @@
-"""``s3prl-ekd superb``: one upstream on downstream tasks, through s3prl's stock runner."""
+"""``s3prl-ekd superb``: upstreams on downstream tasks, through s3prl's stock runner."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd import s3prl_hub
-from s3prl_ekd.command_line import SEEDS, whole_number
+from s3prl_ekd.command_line import SEEDS, OptionsFile, Repeated, whole_number
 from s3prl_ekd.devices import check_device
 from s3prl_ekd.errors import UserError, nearest, shorten
 from s3prl_ekd.files import parse_yaml, write_yaml
 from s3prl_ekd.s3prl_compat.upstream_names import check_file
+from s3prl_ekd.superb.evaluation import Evaluation, label_of
+from s3prl_ekd.superb.grid import UNITS, Upstream, units
+from s3prl_ekd.superb.summary import write_summary
+from s3prl_ekd.superb.tables import tables
 from s3prl_ekd.tasks import DEFAULT, TASKS, inputs
 from s3prl_ekd.tasks.corpora import Corpora, Split, mini_corpora
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--upstream", metavar="NAME", help="an s3prl upstream, such as ekd_student, fbank")
-    parser.add_argument("--ckpt", metavar="WHERE", help="its weights: a student folder, a states-*.ckpt or a hub id")
-    parser.add_argument("--label", default="", help="name in tables (default: made from upstream and ckpt)")
+    parser.add_argument(
+        "--grid",
+        action=OptionsFile,
+        type=Path,
+        metavar="FILE",
+        help="a YAML file of options, its keys are their names: {upstream: [fbank, {upstream: ekd_student, ckpt:"
+        " demo/student}], tasks: [pr, sid], lr: {pr: [1e-3, 1e-2]}, seeds: 3}; what is said here replaces it",
+    )
+    parser.add_argument(
+        "--upstream",
+        action=_OfUpstream,
+        metavar="NAME",
+        help="an s3prl upstream, such as ekd_student, fbank; may be repeated, each before its --ckpt and --label",
+    )
+    parser.add_argument(
+        "--ckpt",
+        action=_OfUpstream,
+        metavar="WHERE",
+        help="its weights: a student folder, a states-*.ckpt or a hub id",
+    )
+    parser.add_argument("--label", action=_OfUpstream, help="name in tables (default: made from upstream and ckpt)")
     parser.add_argument(
         "--tasks", default=",".join(DEFAULT), help=f"comma-separated, of {', '.join(TASKS)} (default: %(default)s)"
     )
     parser.add_argument("--corpus", required=True, choices=["mini", "real"], help="which corpora")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for everything written")
     parser.add_argument(
-        "--split", choices=[*Split, "both"], default="public", help="which test sets judge (default: %(default)s)"
+        "--split",
+        type=_splits,
+        default=_splits("public"),
+        metavar="public|hidden|both",
+        help="which test sets judge (default: public)",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="LABEL",
+        help="mark what is better or worse than this upstream, where a 95 %% interval of the difference says so",
     )
     parser.add_argument(
         "--prepare",
@@ -44,6 +78,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--seed", type=whole_number(*SEEDS), default=1337, help="seed of s3prl's runner (default: %(default)s)"
     )
+    training.add_argument(
+        "--seeds",
+        type=_seeds,
+        metavar="N|A,B,...",
+        help="train with N seeds from --seed on, or with those in a list, and give 95 %% intervals",
+    )
+    training.add_argument(
+        "--lr",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="[TASK=]A,B,...",
+        help="learning rates to try, for all tasks or for one; tables show the best on the development set, such as"
+        " --lr 1e-4,1e-3 sid=1e-2,1e-1",
+    )
     training.add_argument("--steps", action="append", default=[], metavar="TASK=N", help="optimizer steps of a task")
     training.add_argument("--set", action="append", default=[], dest="options", metavar="[TASK:]KEY=VALUE",
                           help="a key of the downstream configuration, such as sid:optimizer.lr=0.1")  # fmt: skip
@@ -58,24 +107,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--threads", type=whole_number(1), default=1, help="threads of each (default: %(default)s)")
 
 
+class _OfUpstream(Repeated):
+    """``--upstream``, ``--ckpt`` and ``--label`` of one upstream after another, as a list of what was said of each."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest="upstreams", **kwargs)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        name = self.option_strings[0].removeprefix("--")
+        said: list[dict[str, str]] = namespace.upstreams or [{}]
+        if name in said[-1]:
+            if name != "upstream":
+                raise UserError(f"--{name} is there twice for one upstream; put each after its own --upstream")
+            said = [*said, {}]
+        said[-1][name] = values
+        namespace.upstreams = said
+
+
 def run(args: argparse.Namespace) -> int:
     """Train and evaluate what is not there yet, write ``OUT/summary.json``, print the table; or only prepare that."""
-    from s3prl_ekd.superb.evaluation import Evaluation
     from s3prl_ekd.superb.jobs import JobError, run_jobs
-    from s3prl_ekd.superb.summary import write_summary
-    from s3prl_ekd.superb.tables import tables
 
-    if args.upstream is None and not args.prepare:
+    said = args.upstreams or [{}]
+    if not args.prepare and not all("upstream" in one for one in said):
         raise UserError("--upstream is missing: an s3prl upstream, such as ekd_student, fbank")
-    if args.upstream is not None:
-        s3prl_hub.check_name(args.upstream, "--upstream")
-    evaluation = Evaluation(
-        upstream=args.upstream or "",
-        ckpt=None if args.prepare else _where(args),
-        label=args.label,
-        tasks=_tasks(args.tasks),
+    for one in said:
+        if "upstream" in one:
+            s3prl_hub.check_name(one["upstream"], "--upstream")
+    tasks = _tasks(args.tasks)
+    rates = _rates(args.lr, tasks)
+    base = Evaluation(
+        upstream=said[0].get("upstream", ""),
+        ckpt=None if args.prepare else _where(said[0]),
+        label=said[0].get("label", ""),
+        tasks=tasks,
         corpora=_corpora(args),
-        splits=frozenset(Split) if args.split == "both" else frozenset({Split(args.split)}),
+        splits=args.split,
         out=args.out.resolve(),
         seed=args.seed,
         steps=dict(_steps(text) for text in args.steps),
@@ -84,22 +151,103 @@ def run(args: argparse.Namespace) -> int:
         remember_features=_remember(args),
         device=args.device and check_device(args.device),
     )
+    several = len(said) > 1 or args.seeds is not None or bool(rates)
     if args.prepare:
-        for experiment in evaluation.experiments:
-            path = evaluation.out / "configs" / f"{experiment.name}.yaml"
-            write_yaml(path, experiment.config)
-            print(f"{path}  (run_downstream -d {TASKS[experiment.task].downstream} -c ...)")
-        return 0
-    _check_weights(evaluation.upstream, evaluation.ckpt)
+        if several:
+            raise UserError("--prepare writes one configuration per task: leave --lr, --seeds, other upstreams out")
+        return _prepare(base)
+    evaluations = [base]
+    if several:
+        upstreams = [_upstream(one) for one in said]
+        _check_baseline(args.baseline, upstreams)
+        evaluations = units(base, upstreams, rates, _all_seeds(args))
+    for upstream, ckpt in dict.fromkeys((one.upstream, one.ckpt) for one in evaluations):
+        _check_weights(upstream, ckpt)
+    jobs = [job for one in evaluations for job in one.jobs(prefix=_prefix(one, base))]
+    status = 0
     try:
-        run_jobs(evaluation.jobs(), at_a_time=args.jobs, threads=args.threads, title="superb")
+        run_jobs(jobs, at_a_time=args.jobs, threads=args.threads, title="superb", keep_going=several)
     except JobError as error:
         print(f"s3prl-ekd: {error}", file=sys.stderr)
-        return 1
-    rows = write_summary(evaluation.out / "summary.json", evaluation.rows())
-    print("\n\n".join(table.text() for table in tables(rows)))
-    print(f"\n{evaluation.out / 'summary.json'}")
+        status = 1
+    finished = [one for one in evaluations if one.finished]
+    if not finished:
+        return status
+    rows = write_summary(base.out / "summary.json", [row for one in finished for row in one.rows()])
+    made = tables(rows, intervals=several, baseline=args.baseline)
+    print("\n\n".join(table.text() for table in made))
+    print(f"\n{base.out / 'summary.json'}")
+    return status
+
+
+def _prefix(evaluation: Evaluation, base: Evaluation) -> str:
+    """What comes before the names of its jobs: where it is below ``OUT/units``, for one of several."""
+    return "" if evaluation is base else f"{evaluation.out.relative_to(base.out / UNITS)}/"
+
+
+def _prepare(evaluation: Evaluation) -> int:
+    for experiment in evaluation.experiments:
+        path = evaluation.out / "configs" / f"{experiment.name}.yaml"
+        write_yaml(path, experiment.config)
+        print(f"{path}  (run_downstream -d {TASKS[experiment.task].downstream} -c ...)")
     return 0
+
+
+def _upstream(said: Mapping[str, str]) -> Upstream:
+    name, ckpt = said["upstream"], _where(said)
+    return Upstream(name=name, ckpt=ckpt, label=said.get("label") or label_of(name, ckpt))
+
+
+def _check_baseline(baseline: str | None, upstreams: Sequence[Upstream]) -> None:
+    labels = [upstream.label for upstream in upstreams]
+    if baseline is not None and baseline not in labels:
+        raise UserError(f"--baseline {baseline}: no upstream has this label; {nearest(baseline, labels)}")
+
+
+def _all_seeds(args: argparse.Namespace) -> list[int]:
+    """The seeds of ``--seeds``: a list of them, or so many from ``--seed`` on."""
+    if args.seeds is None:
+        return [args.seed]
+    if isinstance(args.seeds, int):
+        return [(args.seed + number) % (SEEDS[1] + 1) for number in range(args.seeds)]
+    return list(dict.fromkeys(args.seeds))
+
+
+def _seeds(text: str) -> int | list[int]:
+    """How many, or, with a comma, which."""
+    seed = whole_number(*SEEDS)
+    return [seed(part) for part in text.split(",") if part] if "," in text else whole_number(1, 1000)(text)
+
+
+def _splits(text: str) -> frozenset[Split]:
+    names = list(Split) if text == "both" else text.split(",")
+    for name in names:
+        if name not in list(Split):
+            raise argparse.ArgumentTypeError(f"unknown value {name!r}; {nearest(name, [*Split, 'both'])}")
+    return frozenset(map(Split, names))
+
+
+def _rates(words: Sequence[str], tasks: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Learning rates by task; those that name no task are for all that have none of their own."""
+    own: dict[str | None, list[float]] = {}
+    for word in words:
+        before, equals, after = word.rpartition("=")
+        if equals:
+            _check_task("--lr", before)
+            if before not in tasks:
+                raise UserError(f"--lr {word}: {before} is not among --tasks {','.join(tasks)}")
+        value = parse_yaml(after)
+        parts = value if isinstance(value, list) else after.split(",")
+        own.setdefault(before if equals else None, []).extend(map(_rate, map(str, parts)))
+    found = {task: own.get(task) or own.get(None, []) for task in tasks}
+    return {task: tuple(dict.fromkeys(rates)) for task, rates in found.items() if rates}
+
+
+def _rate(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (rate := float(text)) < math.inf:
+            return rate
+    raise UserError(f"--lr: {text.strip()!r} is no learning rate; expected a number above 0, such as 1e-3")
 
 
 def _remember(args: argparse.Namespace) -> bool:
@@ -108,17 +256,18 @@ def _remember(args: argparse.Namespace) -> bool:
     return not args.fine_tune and args.corpus == "mini" if args.remember_features is None else args.remember_features
 
 
-def _where(args: argparse.Namespace) -> str | None:
+def _where(said: Mapping[str, str]) -> str | None:
     """``--ckpt``, made absolute if it is a local path, since the runner works in folders of its own."""
-    if args.ckpt is None:
-        if args.upstream == "ekd_student":
+    ckpt = said.get("ckpt")
+    if ckpt is None:
+        if said.get("upstream") == "ekd_student":
             raise UserError("--upstream ekd_student needs --ckpt: a student folder, a states-*.ckpt or a hub id")
         return None
-    path = Path(args.ckpt).expanduser()
-    is_path = path.is_absolute() or args.ckpt.startswith(".") or path.suffix in {".ckpt", ".pt"}
+    path = Path(ckpt).expanduser()
+    is_path = path.is_absolute() or ckpt.startswith(".") or path.suffix in {".ckpt", ".pt"}
     if is_path and not path.exists():
         raise UserError(f"--ckpt {path}: there is no such file or folder")
-    return str(path.resolve()) if path.exists() else args.ckpt
+    return str(path.resolve()) if path.exists() else ckpt
 
 
 def _check_weights(upstream: str, ckpt: str | None) -> None:

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from s3prl_ekd.config.base import Config, Count, OneOf, Probability, Range, require
-
-UNITS = ("conv", "heads", "intermediate", "positions")
-"""What can be pruned: channels of the convolutions, attention heads, inner units of the feed-forward blocks, and taps
-of the position convolution."""
+from s3prl_ekd.cost import UNITS
 
 
 class _FolderName:
@@ -44,6 +41,11 @@ class BudgetConfig(Config):
             f" (found {', '.join(given) or 'none'})",
         )
 
+    @property
+    def given(self) -> dict[str, float]:
+        """The one that is given, by its name."""
+        return {name: value for name, value in self.to_mapping().items() if value is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig(Config):
@@ -58,8 +60,9 @@ class PruningConfig(Config):
     """Steps in which the size that is asked for falls linearly from the unpruned student's to the budget."""
     learning_rate: Annotated[float, Range(more_than=0, at_most=10)] = 0.02
     """Of the gates and of the Lagrangian's multipliers; constant."""
-    initial_drop: Probability = 0.01
-    """Share of the units that the gates drop before training."""
+    initial_drop: Probability | None = None
+    """About the share of the units that the gates drop before training; null: DPHuBERT's, 0.5 for ``intermediate`` and
+    0.01 for the others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Annotated
 
-from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES
+from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, cost
 from s3prl_ekd.audio.distortions import DistortionConfig as DistortionConfig
 from s3prl_ekd.audio.distortions import TeacherInput as TeacherInput
 from s3prl_ekd.config.base import Config, Count, Depth, Dropout, Name, OneOf, Probability, Range, Size, Weight, require
+from s3prl_ekd.config.layer_sizes import Amount, PerLayer, check_layer_sizes
 from s3prl_ekd.config.parts import Parts, keys_with_parts
 from s3prl_ekd.errors import nearest
 
 TermWeight = Annotated[float, Range(at_least=0, at_most=1e6)]
-Amount = Annotated[int, Range(at_least=0, at_most=16_384)]
 Layer = Annotated[int, Range(at_least=0, at_most=1000)]
 Slot = int | tuple[int, ...]
 """What one slot of a teacher's ``layers`` names: a layer, or a group of layers, whose mean it is."""
@@ -55,7 +55,7 @@ PREDICTION_HEADS = Parts(
 )
 """The networks that predict a target from a student's hidden state."""
 
-STUDENT_KINDS = Parts({"hubert": "s3prl_ekd.student.kinds:HUBERT"})
+STUDENT_KINDS = Parts({"hubert": "s3prl_ekd.student.kinds:HUBERT", "wavlm": "s3prl_ekd.student.kinds:WAVLM"})
 """What students are put together from: instances of :class:`s3prl_ekd.student.kinds.StudentKind`."""
 
 
@@ -75,9 +75,9 @@ class StudentConfig(Config):
     """Width D of the transformer."""
     num_hidden_layers: Depth = 2
     """Number of transformer layers (post-norm)."""
-    num_attention_heads: Size | tuple[Amount, ...] = 12
+    num_attention_heads: PerLayer = 12
     """Attention heads of each layer: one number, or one for each layer."""
-    intermediate_size: Size | tuple[Amount, ...] = 3072
+    intermediate_size: PerLayer = 3072
     """Inner width of the feed-forward blocks: one number, or one for each layer."""
     head_dim: Size | None = None
     """Width of an attention head; null: ``hidden_size / num_attention_heads``, which must be one number then."""
@@ -135,11 +135,22 @@ class StudentConfig(Config):
             f"student.conv_kernel: a frame is computed from {field} samples; expected {least} to {MIN_SAMPLES}, since"
             f" utterances of {MIN_SAMPLES} samples are used and teachers' frames may be one more or less",
         )
-        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
-            require(
-                self.hidden_size % getattr(self, name) == 0,
-                f"student.hidden_size {self.hidden_size} is not divisible by {name} {getattr(self, name)}",
-            )
+        check_layer_sizes(self, "student.")
+        require(
+            self.hidden_size % self.num_conv_pos_embedding_groups == 0,
+            f"student.hidden_size {self.hidden_size} is not divisible by num_conv_pos_embedding_groups"
+            f" {self.num_conv_pos_embedding_groups}",
+        )
+        wavlm = self.kind == "wavlm"
+        require(
+            self.num_buckets == 0 or wavlm,
+            f"student.num_buckets: a {self.kind} has no relative positions; leave it out, or set kind: wavlm",
+        )
+        require(self.num_buckets > 0 or not wavlm, "student.num_buckets: kind wavlm needs some; WavLM has 320")
+        require(
+            self.feat_proj_layer_norm or not wavlm,
+            "student.feat_proj_layer_norm: kind wavlm has this LayerNorm; set it to true",
+        )
         require(
             self.parameters <= MAX_PARAMETERS,
             f"student: these sizes make {self.parameters / 1e9:.1f} billion parameters, and"
@@ -156,15 +167,7 @@ class StudentConfig(Config):
     @property
     def parameters(self) -> int:
         """How many parameters the student has, prediction heads excluded."""
-        size, inner = self.hidden_size, self.intermediate_size
-        inputs = (1, *self.conv_dim[:-1])
-        convolutions = sum(map(math.prod, zip(inputs, self.conv_dim, self.conv_kernel, strict=True)))
-        group_norm = 2 * self.conv_dim[0]
-        projection = (self.conv_dim[-1] + 1) * size
-        kernel = self.num_conv_pos_embeddings
-        position = size * size // self.num_conv_pos_embedding_groups * kernel + kernel + size  # with weight norm's
-        layer = 4 * (size + 1) * size + (size + 1) * inner + (inner + 1) * size + 4 * size
-        return convolutions + group_norm + projection + position + 2 * size + self.num_hidden_layers * layer
+        return int(cost.parameters(cost.Architecture.of(self), cost.Counts.of(self)))
 
 
 def slot_name(slot: Slot) -> str:
@@ -215,7 +218,8 @@ class UnitsConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Config):
-    """One teacher: a name, exactly one source (``s3prl``, ``transformers`` or ``mini``), and what to take from it.
+    """One teacher: a name, exactly one source (``s3prl``, ``transformers``, ``mini`` or ``student``), and what to take
+    from it.
 
     A source is a key that stands for a function from this entry to a :class:`~s3prl_ekd.teachers.base.Teacher`.
     """
@@ -230,6 +234,8 @@ class TeacherConfig(Config):
     """A transformers speech encoder: a local folder, else a hub id such as ``microsoft/wavlm-base-plus``."""
     mini: str | None = field(default=None, metadata={"part": "s3prl_ekd.teachers.from_transformers:load_mini_teacher"})
     """A tiny teacher that comes with this package: ``hubert``, ``robust_hubert`` or ``wavlm``."""
+    student: str | None = field(default=None, metadata={"part": "s3prl_ekd.student_teacher:StudentTeacher"})
+    """Whatever can be a student (``-u ekd_student -k``): a student's folder, a checkpoint, another project's file."""
     ckpt: str | None = None
     """Checkpoint for s3prl's ``_local`` and ``_custom`` upstreams."""
     layers: tuple[Layer | tuple[Layer, ...], ...] | LayerClusters = (4, 8, 12)

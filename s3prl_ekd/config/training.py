@@ -8,8 +8,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePath
 from typing import Annotated, Any
 
+from s3prl_ekd import cost
 from s3prl_ekd.config.base import Config, Count, Name, OneOf, Range, Seed, Size, differences, require, say_differences
 from s3prl_ekd.config.data import HOW_TO_READ, DataConfig
 from s3prl_ekd.config.pruning import PruningConfig, StageConfig
@@ -136,7 +138,8 @@ class RunConfig(DistillConfig):
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Steps, devices, precision, logs, checkpoints."""
     pruning: PruningConfig | None = None
-    """Gates on the student's units, trained in the first stage; null: none."""
+    """Gates on the student's units, trained in the first stage, at whose end the student shrinks; null: none. Without
+    ``stages`` nothing trains the smaller student."""
     stages: tuple[StageConfig, ...] = ()
     """Parts of the run that follow each other, instead of ``trainer.max_steps``; empty: one, as it is."""
     seed: Seed = 0
@@ -148,20 +151,45 @@ class RunConfig(DistillConfig):
         super().__post_init__()
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"stages: names must be unique, found {', '.join(names)}")
-        require(
-            self.pruning is None or len(names) > 1,
-            "pruning: the student shrinks between two stages; name them under stages, such as prune and recover",
-        )
+        if self.pruning is not None:
+            self._check_pruning(self.pruning)
         require(
             self.targets.cache is None or "gram" not in self.objective.terms,
             "objective.losses: gram compares frames with each other, and cached targets are rounded and put together"
             " beforehand; leave it out, or let the teachers run in training (targets.cache: null)",
         )
 
+    def _check_pruning(self, pruning: PruningConfig) -> None:
+        steps = self.stages[0].max_steps if self.stages else self.trainer.max_steps
+        require(
+            pruning.warmup_steps < steps,
+            f"pruning.warmup_steps: {pruning.warmup_steps} steps until the budget is asked for, in a stage of {steps};"
+            " give fewer, a third of them say",
+        )
+        if self.student.copy is None:  # a copy's sizes are not known here
+            cost.allowance(pruning.budget.given, *self._student_size, pruning.units)
+
+    @property
+    def _student_size(self) -> tuple[cost.Architecture, cost.Counts]:
+        return cost.Architecture.of(self.student), cost.Counts.of(self.student)
+
     @property
     def distill(self) -> DistillConfig:
         """The model side alone: student, teachers, objective and distortion."""
         return DistillConfig(**{item.name: getattr(self, item.name) for item in fields(DistillConfig)})
+
+    def of_stage(self, number: int) -> RunConfig:
+        """The recipe of a stage, from 0 on, as that of a run of its own; the student's sizes are the first stage's."""
+        stage = self.stages[number]
+        return replace(
+            self,
+            stages=(),
+            pruning=self.pruning if number == 0 else None,
+            trainer=replace(self.trainer, max_steps=stage.max_steps),
+            optimizer=self.optimizer if stage.lr is None else replace(self.optimizer, lr=stage.lr),
+            schedule=self.schedule if stage.warmup is None else replace(self.schedule, warmup=stage.warmup),
+            output=str(PurePath(self.output, stage.name)),
+        )
 
     def of_processes(self, count: int) -> RunConfig:
         """The same with ``data.batch_seconds``, where so many processes train together.
@@ -185,6 +213,23 @@ class RunConfig(DistillConfig):
             return f"a step is up to {seconds:g} s of audio (data.{key}) x {parts}"
         return f"a step is up to {seconds * processes * accumulate:g} s of audio: data.{key} {seconds:g} x {parts}"
 
+    def student_size(self) -> str:
+        """How large the student is, and what it is pruned to, in words."""
+        copied, pruning = self.student.copy, self.pruning
+        if copied is not None:
+            size = f"the student has the sizes of {copied!r}, which are known when that is loaded"
+        else:
+            size = f"the student has {cost.in_words(*self._student_size)}"
+        if pruning is None:
+            return size
+        ((name, value),) = pruning.budget.given.items()
+        if name != "sparsity":
+            return f"{size}; pruned to {cost.amount_in_words(name, value)}"
+        if copied is not None:
+            return f"{size}; pruned by {value:.4g} of its parameters"
+        kind, amount = cost.allowance(pruning.budget.given, *self._student_size, pruning.units)
+        return f"{size}; pruned to {cost.amount_in_words(kind, amount)}"
+
 
 FREE_ON_RESUME = frozenset(
     {"output", "targets.cache"}
@@ -205,11 +250,21 @@ def check_resumable(saved: Mapping[str, Any], config: RunConfig) -> None:
         UserError: settings that matter differ (named, with both values), or this version does not know one.
     """
     before = RunConfig.from_saved(saved, "cannot resume: the checkpoint's recipe")
-    longer = {"trainer.max_steps"} if config.trainer.max_steps > before.trainer.max_steps else frozenset()
-    changed = differences(before, config, FREE_ON_RESUME | longer)
+    changed = differences(_as_long_as(before, config), config, FREE_ON_RESUME)
     if changed:
         raise UserError(
             f"cannot resume: the checkpoint's recipe differs ({say_differences(changed)}); give the recipe it was"
-            " started with (recipe.yaml in the run's folder; trainer.max_steps may be raised), or another output for a"
-            " new run"
+            " started with (recipe.yaml in the run's folder; trainer.max_steps, or that of the last stage, may be"
+            " raised), or another output for a new run"
         )
+
+
+def _as_long_as(before: RunConfig, config: RunConfig) -> RunConfig:
+    """``before`` with as many steps as ``config``, if these are more: of the whole run, or of its last stage."""
+    if not (before.stages and config.stages):
+        steps = max(before.trainer.max_steps, config.trainer.max_steps)
+        return replace(before, trainer=replace(before.trainer, max_steps=steps))
+    *stages, last = before.stages
+    last = replace(last, max_steps=max(last.max_steps, config.stages[-1].max_steps))
+    trainer = replace(before.trainer, max_steps=config.trainer.max_steps)  # which stages do not use
+    return replace(before, trainer=trainer, stages=(*stages, last))

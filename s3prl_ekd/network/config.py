@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from s3prl_ekd.config.base import Config, Depth, Dropout, Range, Size
+from s3prl_ekd.config.layer_sizes import Amount, PerLayer, check_layer_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +18,9 @@ class EncoderConfig(Config):
     conv_stride: tuple[Size, ...] = (5, 2, 2, 2, 2, 2, 2)
     hidden_size: Size = 768
     num_hidden_layers: Depth = 12
-    num_attention_heads: Size = 12
-    intermediate_size: Size = 3072
+    num_attention_heads: PerLayer = 12
+    intermediate_size: PerLayer = 3072
+    head_dim: Size | None = None
     num_conv_pos_embeddings: Size = 128
     num_conv_pos_embedding_groups: Size = 16
     hidden_dropout: Dropout = 0.0
@@ -37,3 +39,9 @@ class EncoderConfig(Config):
     """Buckets of WavLM's gated relative position bias (320); 0: none."""
     max_bucket_distance: Annotated[int, Range(at_least=0, at_most=10**9)] = 800
     """Distance in frames from which on all fall into WavLM's last bucket."""
+    remaining_heads: tuple[tuple[Amount, ...], ...] | None = None
+    """Of a pruned WavLM: which of the original heads each layer has kept; None: all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layer_sizes(self)

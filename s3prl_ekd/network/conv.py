@@ -17,6 +17,7 @@ from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.fast_conv import applicable, conv_rows
 from s3prl_ekd.network.frames import Layout, Packing, Padded, conv_frames, length_mask, receptive_field
 from s3prl_ekd.network.front_end import FrontEnd
+from s3prl_ekd.network.layer_norm import LayerNorm
 
 
 def masked_group_norm(x: Tensor, norm: nn.GroupNorm, lengths: Tensor | None) -> Tensor:
@@ -59,9 +60,9 @@ class ConvLayer(nn.Module):
             stride=config.conv_stride[index],
             bias=config.conv_bias,
         )
-        self.layer_norm: nn.GroupNorm | nn.LayerNorm | None = None
+        self.layer_norm: nn.GroupNorm | LayerNorm | None = None
         if config.conv_layer_norm:
-            self.layer_norm = nn.LayerNorm(channels[index + 1])
+            self.layer_norm = LayerNorm(channels[index + 1])
         elif index == 0:
             self.layer_norm = nn.GroupNorm(channels[1], channels[1])
         nn.init.kaiming_normal_(self.conv.weight)
@@ -121,6 +122,6 @@ class ConvStack(FrontEnd):
         return applicable(self.kernels, self.strides, waveforms) and all(
             may_bypass(layer, ConvLayer)
             and may_bypass(layer.conv, nn.Conv1d)
-            and (layer.layer_norm is None or may_bypass(layer.layer_norm, nn.GroupNorm, nn.LayerNorm))
+            and (layer.layer_norm is None or may_bypass(layer.layer_norm, nn.GroupNorm, LayerNorm))
             for layer in self.conv_layers
         )

@@ -8,6 +8,7 @@ batch itself (:class:`~s3prl_ekd.network.frames.Padded`).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_ekd.config.layer_sizes import head_size, kept_heads, layer_heads, layer_intermediate_sizes, original_heads
 from s3prl_ekd.network import overlap_save
 from s3prl_ekd.network.bypass import in_graph, is_traced, may_bypass
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.conv import ConvStack
 from s3prl_ekd.network.frames import Layout, length_mask, whole_lengths
 from s3prl_ekd.network.front_end import FrontEnd
+from s3prl_ekd.network.layer_norm import LayerNorm
 
 
 class PositionConv(nn.Module):
@@ -73,15 +76,30 @@ def relative_position_buckets(frames: int, num_buckets: int, max_distance: int, 
     return torch.where(distance < exact, distance, far) + half * (offset > 0)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention; one matrix product for queries, keys and values where nothing needs the modules."""
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """A Linear; an empty one, where all units of a block have been pruned, is neither called nor trained."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        linear = nn.Linear(inputs, outputs)
+    for parameter in linear.parameters():
+        parameter.requires_grad_(parameter.numel() > 0)
+    return linear
 
-    def __init__(self, config: EncoderConfig) -> None:
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; one matrix product for queries, keys and values where nothing needs the modules.
+
+    The heads together may be narrower or wider than the layer. Without any, the output is ``out_proj``'s bias.
+    """
+
+    def __init__(self, config: EncoderConfig, index: int) -> None:
         super().__init__()
         size = config.hidden_size
-        self.num_heads = config.num_attention_heads
+        self.num_heads = layer_heads(config)[index]
         self.dropout = config.attention_dropout
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(size, size) for _ in range(4))
+        width = self.num_heads * head_size(config)
+        self.q_proj, self.k_proj, self.v_proj = (_linear(size, width) for _ in range(3))
+        self.out_proj = _linear(width, size)
 
     def forward(self, rows: Tensor, packing: Layout, mask: Tensor | None, bias: Tensor | None) -> Tensor:
         """rows (N, D) to (N, D).
@@ -89,8 +107,10 @@ class SelfAttention(nn.Module):
         Args:
             packing: how the rows make up utterances.
             mask: (B, 1, 1, F), True where a frame may be attended to; None: everywhere.
-            bias: relative position bias (heads, F, F); None in HuBERT.
+            bias: relative position bias (original heads, F, F); None in HuBERT.
         """
+        if self.num_heads == 0:
+            return self.out_proj.bias.expand_as(rows)
         q, k, v = self._project(rows, packing)
         mask = self._attention_mask(rows, packing, mask, bias, q.dtype)
         dropout = self.dropout if self.training else 0.0
@@ -98,13 +118,13 @@ class SelfAttention(nn.Module):
         return self.out_proj(packing.pack(y.transpose(1, 2).flatten(2)))
 
     def _project(self, rows: Tensor, packing: Layout) -> Sequence[Tensor]:
-        """Queries, keys and values, (B, heads, F, D / heads) each."""
+        """Queries, keys and values, (B, heads, F, width of a head) each."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         if in_graph() or not all(may_bypass(p, nn.Linear) and p.bias is not None for p in projections):
             split = (packing.unpack(p(rows)).unflatten(-1, (self.num_heads, -1)) for p in projections)
             return [x.transpose(1, 2) for x in split]
         qkv = F.linear(rows, torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections]))
-        qkv = packing.unpack(qkv).unflatten(-1, (3, self.num_heads, -1))  # (B, F, 3, heads, D / heads)
+        qkv = packing.unpack(qkv).unflatten(-1, (3, self.num_heads, -1))  # (B, F, 3, heads, width of a head)
         return qkv.permute(2, 0, 3, 1, 4).unbind()
 
     def _attention_mask(
@@ -115,20 +135,33 @@ class SelfAttention(nn.Module):
 
 
 class GatedRelativeAttention(SelfAttention):
-    """WavLM's: each query scales the relative position bias by a gate (arXiv 2110.13900, section 3.1)."""
+    """WavLM's: each query scales the relative position bias by a gate (arXiv 2110.13900, section 3.1).
 
-    def __init__(self, config: EncoderConfig, *, owns_embedding: bool) -> None:
-        super().__init__(config)
-        self.gru_rel_pos_const = nn.Parameter(torch.ones(1, self.num_heads, 1, 1))
-        self.gru_rel_pos_linear = nn.Linear(config.hidden_size // self.num_heads, 8)
-        self.rel_attn_embed = nn.Embedding(config.num_buckets, self.num_heads) if owns_embedding else None
+    Head h has column h of the bias, and a gate computed from slice h of the layer's input; so a pruned layer must know
+    which of the original heads it has kept.
+    """
+
+    def __init__(self, config: EncoderConfig, index: int) -> None:
+        super().__init__(config, index)
+        kept = kept_heads(config)[index]
+        self.gru_rel_pos_const = nn.Parameter(torch.ones(1, self.num_heads, 1, 1), requires_grad=bool(kept))
+        self.gru_rel_pos_linear = nn.Linear(head_size(config), 8).requires_grad_(bool(kept))
+        # The first layer's serves all, so it has all heads, even where the first layer has lost them.
+        self.original_heads = original_heads(config)
+        self.rel_attn_embed = nn.Embedding(config.num_buckets, self.original_heads) if index == 0 else None
+        self.kept: Tensor | None
+        pruned = len(kept) < self.original_heads
+        self.register_buffer("kept", torch.tensor(kept, dtype=torch.long) if pruned else None, persistent=False)
 
     def _attention_mask(
         self, rows: Tensor, packing: Layout, mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         """What is added to the logits, (B, heads, F, F): the gated bias, and minus infinity where ``mask`` is False."""
         assert bias is not None
-        gates = self.gru_rel_pos_linear(rows.unflatten(-1, (self.num_heads, -1)))  # (N, heads, 8)
+        slices = rows.unflatten(-1, (self.original_heads, -1))
+        if self.kept is not None:
+            slices, bias = slices.index_select(-2, self.kept), bias.index_select(0, self.kept)
+        gates = self.gru_rel_pos_linear(slices)  # (N, heads, 8)
         update, reset = gates.unflatten(-1, (2, 4)).sum(-1).sigmoid().unbind(-1)  # (N, heads) each
         gate = update * (reset * self.gru_rel_pos_const.view(-1) - 1.0) + 2.0
         logits = (packing.unpack(gate).transpose(1, 2).unsqueeze(-1) * bias).to(dtype)
@@ -136,15 +169,18 @@ class GatedRelativeAttention(SelfAttention):
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU, Linear."""
+    """Linear, GELU, Linear; without inner units the last one's bias."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, index: int) -> None:
         super().__init__()
-        self.intermediate_dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.inner_size = layer_intermediate_sizes(config)[index]
+        self.intermediate_dense = _linear(config.hidden_size, self.inner_size)
+        self.output_dense = _linear(self.inner_size, config.hidden_size)
         self.dropout = config.activation_dropout
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.inner_size == 0:
+            return self.output_dense.bias.expand_as(x)
         x = F.dropout(F.gelu(self.intermediate_dense(x)), self.dropout, self.training)
         return self.output_dense(x)
 
@@ -154,12 +190,10 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: EncoderConfig, index: int) -> None:
         super().__init__()
-        relative = config.num_buckets > 0
-        self.attention = (
-            GatedRelativeAttention(config, owns_embedding=index == 0) if relative else SelfAttention(config)
-        )
+        attention = GatedRelativeAttention if config.num_buckets > 0 else SelfAttention
+        self.attention = attention(config, index)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = FeedForward(config, index)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout
         self.pre_norm = config.do_stable_layer_norm
@@ -216,7 +250,7 @@ class Transformer(nn.Module):
         return states
 
     def _position_bias(self, packing: Layout) -> Tensor | None:
-        """(heads, F, F), the same for all layers; None without relative positions."""
+        """(original heads, F, F), the same for all layers; None without relative positions."""
         if self.config.num_buckets == 0:
             return None
         embedding = self.layers[0].attention.rel_attn_embed
@@ -231,7 +265,7 @@ class FeatureProjection(nn.Module):
 
     def __init__(self, channels: int, config: EncoderConfig) -> None:
         super().__init__()
-        self.layer_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps) if config.feat_proj_layer_norm else None
+        self.layer_norm = LayerNorm(channels, eps=config.layer_norm_eps) if config.feat_proj_layer_norm else None
         self.projection = nn.Linear(channels, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Training checkpoints read as students: one function for each kind that can be read."""
+"""Checkpoints read as students: this package's own, those of s3prl's distiller, and other projects'."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,12 @@ from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.heads import HeadPlan, Tap, plan_heads
 from s3prl_ekd.student.s3prl_distiller import student_config
 from s3prl_ekd.targets import aggregator
+from s3prl_ekd.weights.encoders import read_encoder
 from s3prl_ekd.weights.kinds import CHECKPOINT_KEY, kind_of
 from s3prl_ekd.weights.names import from_distiller
 from s3prl_ekd.weights.pickles import load_pickle_safely
+
+logger = logging.getLogger(__name__)
 
 RECIPE_KEY = "Upstream_Config"
 """Where a checkpoint has its recipe, as plain values; s3prl's runner gives it back on resume."""
@@ -43,22 +47,38 @@ class Contents(NamedTuple):
 
 
 def read_checkpoint(path: str | Path) -> Contents:
-    """The student and the heads in a training checkpoint.
+    """The student and the heads in a checkpoint.
 
     Raises:
-        UserError: see :func:`load_pickle_safely`; or it is a checkpoint of another kind (said which).
+        UserError: see :func:`load_pickle_safely`; or it is a checkpoint of another kind (said which), or of a model
+            that a student cannot be.
     """
     states = load_pickle_safely(path)
+    try:
+        contents = _read(states, Path(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: a damaged checkpoint ({type(error).__name__}: {error})") from error
+    if contents is None:
+        raise UserError(f"{path}: holds no student, it is {kind_of(states)}")
+    return contents
+
+
+def _read(states: Any, path: Path) -> Contents | None:
+    """What is in a checkpoint; None if it is of no kind that can be read."""
     if isinstance(states, Mapping):
         for key, reader in _READERS.items():
             if key in states:
-                try:
-                    return reader(states)
-                except UserError as error:
-                    raise UserError(f"{path}: {error}") from error
-                except (AttributeError, KeyError, TypeError, ValueError) as error:
-                    raise UserError(f"{path}: a damaged checkpoint ({type(error).__name__}: {error})") from error
-    raise UserError(f"{path}: holds no student, it is {kind_of(states)}")
+                return reader(states)
+    found = read_encoder(states, path)
+    if found is None:
+        return None
+    if found.left_over:
+        logger.warning("%s: the student is taken out of it, without %s", path, ", ".join(found.left_over))
+    kind = "wavlm" if found.sizes.get("num_buckets") else "hubert"
+    config = StudentConfig.from_mapping({"kind": kind, **found.sizes}, "student")
+    return Contents(config, {name: tensor.float() for name, tensor in found.weights.items()}, {})
 
 
 def read_recipe(path: str | Path) -> DistillConfig | None:
@@ -87,6 +107,8 @@ def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Te
 
 def _read_ours(states: Mapping[str, Any]) -> Contents:
     recipe = DistillConfig.from_mapping(states[RECIPE_KEY])
+    if any(name.startswith("distiller.gates.") for name in states.get("state_dict", ())):
+        logger.warning("a checkpoint in the middle of pruning: its student is the whole one, without gates")
     return Contents(recipe.student, *_split(states[CHECKPOINT_KEY]), *taps_of(recipe), recipe.heads.kind)
 
 

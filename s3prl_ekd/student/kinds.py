@@ -57,6 +57,7 @@ HUBERT = StudentKind(
     architecture={"model_type": "hubert", **_BASE, "feat_proj_layer_norm": False},
     defaults=_BASE,
 )
+WAVLM = StudentKind(front_end=ConvStack, encoder=Transformer, architecture={"model_type": "wavlm"})
 
 
 def student_kind(config: StudentConfig) -> StudentKind:

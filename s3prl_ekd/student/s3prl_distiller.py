@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from typing import Any
 
 from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.weights.sizes import CONV_LAYERS, conv_layers
 
 # s3prl's key -> ours (s3prl's defaults are in its upstream/distiller/model.py)
 _SIZES: dict[str, tuple[str, Any]] = {
@@ -29,7 +29,6 @@ _ONLY: dict[str, Any] = {
     "attention_type": "original",
     "activation_fn": "gelu",
 }
-_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 
 
 def student_config(distiller: Mapping[str, Any]) -> StudentConfig:
@@ -41,32 +40,7 @@ def student_config(distiller: Mapping[str, Any]) -> StudentConfig:
     for key, wanted in _ONLY.items():
         if distiller.get(key, wanted) != wanted:
             raise UserError(f"an s3prl distiller with {key}: {distiller[key]!r}; only {wanted!r} can be read")
-    layers = conv_layers(distiller.get("extractor_conv_feature_layers", _CONV_LAYERS))
+    layers = conv_layers(distiller.get("extractor_conv_feature_layers", CONV_LAYERS))
     dims, kernels, strides = zip(*layers, strict=True)
     sizes = {ours: distiller.get(theirs, default) for theirs, (ours, default) in _SIZES.items()}
     return StudentConfig.from_mapping({"conv_dim": dims, "conv_kernel": kernels, "conv_stride": strides, **sizes})
-
-
-def conv_layers(expression: str) -> list[tuple[int, int, int]]:
-    """(channels, kernel, stride) of each layer from s3prl's expression, such as ``[(512,10,5)] + [(512,3,2)] * 4``.
-
-    Only lists, tuples, whole numbers, ``+`` and ``*`` are understood; nothing is executed.
-
-    Raises:
-        UserError: anything else.
-    """
-    try:
-        layers = _value(ast.parse(str(expression), mode="eval").body)
-        return [(int(channels), int(kernel), int(stride)) for channels, kernel, stride in layers]
-    except (SyntaxError, TypeError, ValueError) as error:
-        raise UserError(f"extractor_conv_feature_layers: cannot read {expression!r}") from error
-
-
-def _value(node: ast.expr) -> Any:
-    match node:
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _value(left) + _value(right)
-        case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            return _value(left) * _value(right)
-        case _:
-            return ast.literal_eval(node)

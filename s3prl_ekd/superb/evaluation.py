@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from s3prl_ekd.errors import UserError, nearest
 from s3prl_ekd.files import only_writer, write_json
 from s3prl_ekd.superb import run_experiment
 from s3prl_ekd.superb.jobs import Job
+from s3prl_ekd.superb.outcomes import OUTCOMES
+from s3prl_ekd.superb.plans import Plans
 from s3prl_ekd.superb.summary import Row
 from s3prl_ekd.tasks import DEFAULT, TASKS, require_given
 from s3prl_ekd.tasks.corpora import Corpora, Split
@@ -23,7 +25,7 @@ from s3prl_ekd.tasks.task import Experiment, Settings, changed
 
 logger = logging.getLogger(__name__)
 
-FREE = frozenset({"label", "out", "corpora", "tasks", "splits", "steps", "options"})
+FREE = frozenset({"label", "out", "corpora", "tasks", "splits", "steps", "options", "searched", "plans"})
 """The settings of an evaluation that its results do not depend on, or that stand in the configurations of its
 experiments; on all others, new ones included, they do."""
 
@@ -58,33 +60,46 @@ class Evaluation:
     """Whether the features of an utterance are computed once and kept in memory while a task is trained."""
     device: str | None = None
     """``cpu``, ``cuda``; None: the GPU if there is one."""
+    searched: frozenset[str] = frozenset()
+    """Tasks of which this is one of several learning rates, see :attr:`Row.searched`."""
+    plans: Plans | None = field(default=None, compare=False)
+    """Shared by evaluations of the same corpora and splits; None: one of its own, below ``out/prepared``."""
 
     @functools.cached_property
     def experiments(self) -> list[Experiment]:
-        """All experiments, with the lexicon, lists and folds they need written below ``out/prepared``.
+        """All experiments, with the lexicon, lists and folds they need written where :attr:`plans` has them.
 
         Raises:
             UserError: data is missing, or an option is unknown.
         """
         require_given(self.tasks, self.corpora, self.splits)
-        experiments: list[Experiment] = []
-        for task in self.tasks:
-            template, folder = self._template(task), self.out / "prepared"
-            experiments += TASKS[task].experiments(self.corpora, self.splits, template, folder)
-        return experiments
+        plans = self.plans or Plans(self.corpora, self.splits, self.out / "prepared")
+        return [experiment for task in self.tasks for experiment in plans.experiments(task, self._template(task))]
 
-    def jobs(self, *, prefix: str = "", after: tuple[str, ...] = ()) -> list[Job]:
+    @property
+    def finished(self) -> bool:
+        """Whether all results are there."""
+        return all(map(self._finished, self.experiments))
+
+    def jobs(
+        self, *, prefix: str = "", after: tuple[str, ...] = (), elsewhere: Collection[str] = frozenset()
+    ) -> list[Job]:
         """The processes that are still needed, one per experiment that is not finished; their folders are claimed.
 
         Args:
             prefix: put before the names of the jobs.
             after: names of jobs to wait for.
+            elsewhere: names of jobs that an earlier command has started and that are still at work: theirs are compared
+                and not claimed.
 
         Raises:
             UserError: as :attr:`experiments`; a folder holds other results, or another process is at work there.
         """
         for experiment in self.experiments:
-            self._claim(experiment)
+            if prefix + experiment.name in elsewhere:
+                self._refuse_others(experiment)
+            else:
+                self._claim(experiment)
         jobs = []
         for experiment in sorted(self.experiments, key=lambda one: not TASKS[one.task].longest):
             folder = self.out / experiment.name
@@ -116,9 +131,8 @@ class Evaluation:
                 result = _read(self._result(experiment, test.name))
                 seconds = trained["seconds"] + result["seconds"]
                 entry = {**result, **trained, "seconds": seconds, "steps": experiment.steps, "weights": weights}
+                entry["outcomes"] = self._result(experiment, test.name).with_name(OUTCOMES)
                 found.setdefault((experiment.task, Split(test.split), test.name), []).append(entry)
-        # The upstream, and the last two parts of where its weights are.
-        label = self.upstream if self.ckpt is None else f"{self.upstream} ({'/'.join(Path(self.ckpt).parts[-2:])})"
         return [
             Row.from_folds(
                 entries,
@@ -128,11 +142,13 @@ class Evaluation:
                 metric=TASKS[task].metric,
                 upstream=self.upstream,
                 ckpt=self.ckpt,
-                label=self.label or label,
+                label=self.label or label_of(self.upstream, self.ckpt),
                 seed=self.seed,
                 corpus=self.corpora.recipes,
                 weights=entries[0]["weights"],
                 settings=self._all_settings(task, split),
+                searched=task in self.searched,
+                outcomes=_existing([entry["outcomes"] for entry in entries]),
             )
             for (task, split, name), entries in found.items()
         ]
@@ -154,16 +170,19 @@ class Evaluation:
         folder = self.out / experiment.name
         with only_writer(folder):
             if run_experiment.begun(folder):
-                if differing := self._differing(experiment):
-                    raise UserError(
-                        f"{folder} holds results of other settings ({say_differences(differing, '{name}', ', ')}): give"
-                        " another --out, or delete that folder"
-                    )
+                self._refuse_others(experiment)
                 run_experiment.check_weights(folder, self.ckpt)
             else:
                 (folder / run_experiment.WEIGHTS).unlink(missing_ok=True)
             write_json(
                 folder / run_experiment.EXPERIMENT, {"settings": self._settings, "experiment": asdict(experiment)}
+            )
+
+    def _refuse_others(self, experiment: Experiment) -> None:
+        if differing := self._differing(experiment):
+            raise UserError(
+                f"{self.out / experiment.name} holds results of other settings"
+                f" ({say_differences(differing, '{name}', ', ')}): give another --out, or delete that folder"
             )
 
     @property
@@ -194,6 +213,11 @@ class Evaluation:
         return self.out / experiment.name / run_experiment.TESTS / test / run_experiment.RESULT
 
 
+def label_of(upstream: str, ckpt: str | None) -> str:
+    """A name in tables: the upstream, and the last two parts of where its weights are."""
+    return upstream if ckpt is None else f"{upstream} ({'/'.join(Path(ckpt).parts[-2:])})"
+
+
 def set_option(config: Settings, key: str, value: Any) -> Settings:
     """``config`` with one existing dotted key set to a value of its kind.
 
@@ -220,6 +244,11 @@ def with_steps(config: Settings, steps: int) -> Settings:
     runner = config["runner"]
     every = {f"runner.{name}": min(runner[name], steps) for name in ("log_step", "eval_step", "save_step")}
     return changed(config, {"runner.total_steps": steps, **every})
+
+
+def _existing(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The files, if all are there: an earlier version kept no outcomes."""
+    return tuple(map(str, paths)) if all(path.is_file() for path in paths) else ()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class JobError(Exception):
     """A process ended with an error that is no :class:`UserError`; the message shows its last lines and its log."""
 
 
-def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -> None:
+def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str, keep_going: bool = False) -> None:
     """Run all ``jobs``; at the first failure, or on an interrupt, end the others.
 
     They also end when this process is killed, by whatever signal.
@@ -66,12 +66,14 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
         at_a_time: how many processes at a time.
         threads: arithmetic threads per process.
         title: name of the progress bar.
+        keep_going: run the others to their end where one has failed, unless bad input was the reason, which would make
+            them fail too. None of them may wait for another one then.
 
     Raises:
         UserError: a process ended because of bad input.
         JobError: a process failed otherwise.
     """
-    waiting, ended = list(jobs), set[str]()
+    waiting, ended, failures = list(jobs), set[str](), list[JobError]()
     running: dict[Job, BaseProcess] = {}
     bar = tqdm(total=sum(job.steps for job in jobs), desc=title, unit="step")
     shown = 0.0
@@ -86,9 +88,13 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
                 if status is None:
                     continue
                 del running[job]
-                if status != 0:
-                    raise _failure(job, status)
                 ended.add(job.name)
+                if status != 0:
+                    failure = job_failure(job, status)
+                    if not keep_going or not isinstance(failure, JobError):
+                        raise failure
+                    failures.append(failure)
+                    continue
                 bar.write(f"{job.name}: done ({job.log})", file=sys.stderr)
             if time.monotonic() - shown > (0.5 if sys.stderr.isatty() else 10.0):
                 shown = time.monotonic()
@@ -96,6 +102,8 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str) -
             if running:
                 time.sleep(0.25)
         _show(bar, [job.steps for job in jobs], running)
+    if failures:
+        raise JobError("\n".join(map(str, failures)))
 
 
 def steps_done(log: Path) -> int:
@@ -152,7 +160,8 @@ def _tail(log: Path) -> str:
     return ""
 
 
-def _failure(job: Job, status: int) -> Exception:
+def job_failure(job: Job, status: int) -> UserError | JobError:
+    """What to say of a job that ended with ``status``, by the end of its log."""
     tail = _tail(job.log)
     said = _ERROR_LINE.findall(tail)
     if status == EXIT_USER_ERROR and said:

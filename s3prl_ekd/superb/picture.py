@@ -76,12 +76,13 @@ def _panel(axes: Axes, column: Column) -> None:
         marked: dict[str, Any] = {"hatch": "///", "edgecolor": "white"} if clipped else {}
         axes.barh(place, min(cell.mean, end), 0.72, color=colour, linewidth=0, **marked)
         kind = _interval(cell)
-        reach = 0.0
+        high = cell.mean
         if kind and not clipped:
-            reach = getattr(cell, kind)
-            axes.errorbar(cell.mean, place, xerr=reach, **_INTERVALS[kind][1])
-        text = f"{cell.mean:.1f}{' ▶' if clipped else ''}{f' (n={cell.seeds})' if cell.seeds > 1 else ''}"
-        axes.annotate(text, (min(cell.mean + reach, end), place), (3, 0), textcoords="offset points", va="center",
+            low, high = _ends(cell, kind)
+            axes.errorbar(cell.mean, place, xerr=[[cell.mean - low], [high - cell.mean]], **_INTERVALS[kind][1])
+        several = f"(n={cell.seeds})" if cell.seeds > 1 else ""
+        text = " ".join(filter(None, (f"{cell.mean:.1f}", "▶" if clipped else "", several, cell.mark)))
+        axes.annotate(text, (min(high, end), place), (3, 0), textcoords="offset points", va="center",
                       fontsize="small", bbox=_OVER_CHANCE)  # fmt: skip
     axes.axvline(column.chance, **_CHANCE)
     axes.set_xlim(0, 1.3 * end)  # room for the figures
@@ -105,6 +106,13 @@ def _interval(cell: Cell) -> str | None:
     return next((kind for kind in _INTERVALS if getattr(cell, kind) is not None), None)
 
 
+def _ends(cell: Cell, kind: str) -> tuple[float, float]:
+    """Where the interval begins and ends; the mean is in it, though the mean of the draws may lie beside it."""
+    if cell.interval:
+        return min(cell.interval[0], cell.mean), max(cell.interval[1], cell.mean)
+    return cell.mean - getattr(cell, kind), cell.mean + getattr(cell, kind)
+
+
 def _legend(figure: Figure, tables: Sequence[Table]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -115,6 +123,9 @@ def _legend(figure: Figure, tables: Sequence[Table]) -> None:
         if any(_interval(cell) == kind for cell, _ in every):
             entries.append(Line2D([], [], label=label, color=style["color"], linewidth=style["elinewidth"],
                                   marker="|" if "capsize" in style else None))  # fmt: skip
+    if baselines := {cell.difference.baseline for cell, _ in every if cell.difference}:
+        label = f"▲ better, ▼ worse than {literal(baselines.pop())}, by the interval of the difference"
+        entries.append(Line2D([], [], linestyle="none", label=label))
     if any(cell.mean > _end(column) for cell, column in every):
         label = f"▶ longer than the {HIGHEST:.0f} % shown"
         entries.append(Patch(facecolor="gray", edgecolor="white", hatch="///", label=label))
@@ -125,6 +136,7 @@ _CHANCE: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 3)), "linewidt
 _OVER_CHANCE: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 # Attribute of a cell -> what it is, and how it looks.
 _INTERVALS: dict[str, tuple[str, dict[str, Any]]] = {
+    "interval": ("95 % interval over utterances and seeds", {"color": "black", "elinewidth": 1.6, "capsize": 3}),
     "deviation": ("standard deviation over n seeds", {"color": "black", "elinewidth": 1.6, "capsize": 3}),
     "error": ("standard error over the test utterances, one seed", {"color": "black", "elinewidth": 0.8}),
 }

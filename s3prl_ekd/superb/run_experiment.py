@@ -8,6 +8,7 @@ remember them. What is already there is not done again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -21,6 +22,7 @@ from typing import Any
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer, write_json, write_yaml
 from s3prl_ekd.processes import run_command
+from s3prl_ekd.superb.outcomes import OUTCOMES, write_outcomes
 from s3prl_ekd.tasks import TASKS
 from s3prl_ekd.tasks.task import Experiment, TestSet, changed
 
@@ -83,9 +85,17 @@ def fingerprint(ckpt: str | None) -> str:
     files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in _WEIGHTS_SUFFIXES)
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        status = file.stat()
+        digest.update(_digest(file, status.st_size, status.st_mtime_ns, status.st_ino))
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(file: Path, *_: int) -> bytes:
+    """SHA-256 of a file, which is read again only if its size, time or inode is another one: a grid asks for the same
+    weights in each of its folders."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _runner_options(experiment: Experiment, settings: dict[str, Any]) -> list[str]:
@@ -103,8 +113,11 @@ def _train(experiment: Experiment, options: list[str], *, remember: bool) -> dic
     write_yaml(TRAIN / "config.yaml", experiment.config)
     places = ["-p", str(TRAIN), "-c", str(TRAIN / "config.yaml")]
     _stock_runner(["-m", "train", *places, "-a", *options], remember=remember)
-    best = TASKS[experiment.task].best
-    if not (TRAIN / best).is_file():
+    task = TASKS[experiment.task]
+    best, dev = task.best, None
+    if (TRAIN / best).is_file():
+        dev = _dev_score(TRAIN / best, task.scale)
+    else:
         # s3prl keeps a best checkpoint only if accuracy rises above 0, or WER falls below 100 %.
         states = sorted(TRAIN.glob("states-*.ckpt"), key=lambda path: int(path.stem.split("-")[-1]))
         if not states:
@@ -115,7 +128,14 @@ def _train(experiment: Experiment, options: list[str], *, remember: bool) -> dic
         logger.warning(
             "%s: no evaluation was better than nothing; judging the last checkpoint, %s", experiment.name, best
         )
-    return {"checkpoint": best, "seconds": round(time.monotonic() - started, 1)}
+    return {"checkpoint": best, "dev": dev, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _dev_score(checkpoint: Path, scale: float) -> float:
+    """The score on the development set that made s3prl keep the checkpoint as the best one, in percent."""
+    from s3prl_ekd.weights.pickles import load_pickle_safely
+
+    return scale * float(load_pickle_safely(checkpoint, mapped=True)["Downstream"]["best_score"])
 
 
 def _evaluate(experiment: Experiment, test: TestSet, checkpoint: str, options: list[str]) -> None:
@@ -132,9 +152,10 @@ def _evaluate(experiment: Experiment, test: TestSet, checkpoint: str, options: l
             _stock_runner(["-m", "evaluate", "-t", task.evaluate_split, *places, *options], remember=False)
     finally:
         print(output.getvalue(), end="")
-    outcome = task.outcome(folder, output.getvalue())
+    score = asdict(task.outcome(folder, output.getvalue()))
+    write_outcomes(folder / OUTCOMES, *(score.pop(name) for name in ("names", "errors", "lengths")))
     seconds = round(time.monotonic() - started, 1)
-    write_json(folder / RESULT, {**asdict(outcome), "changes": test.changes, "seconds": seconds})
+    write_json(folder / RESULT, {**score, "changes": test.changes, "seconds": seconds})
 
 
 def _stock_runner(argv: list[str], *, remember: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -60,6 +61,13 @@ class Row:
     """Standard error of ``value`` over utterances, in percent; None: unknown."""
     weights: str | None = None
     """SHA-256 of the weights in ``ckpt``, empty where that is no local path; None: unknown."""
+    dev: float | None = None
+    """Score of the checkpoint on the development set in percent, the mean over folds; None: unknown, or no evaluation
+    was better than nothing."""
+    searched: bool = False
+    """Whether several learning rates were to be tried: then the tables show the best one on the development set."""
+    outcomes: tuple[str, ...] = field(default=(), repr=False)
+    """Files of what became of each utterance, one per fold; empty: unknown. On disk relative to the summary."""
     settings: Mapping[str, Any] | None = field(default=None, repr=False)
     """What else the score depends on: mappings ``downstream``, the configuration of the training, and ``data``, what it
     and the test read, beside what an evaluation has for all tasks, such as ``fine_tune``. None: unknown."""
@@ -68,6 +76,7 @@ class Row:
     def from_folds(cls, entries: Sequence[Mapping[str, Any]], **common: Any) -> Row:
         """Combine the results of one test set over the folds of a task (most tasks have one)."""
         values = [entry["value"] for entry in entries]
+        dev = [entry["dev"] for entry in entries if entry.get("dev") is not None]
         errors = [entry["value_error"] for entry in entries if entry.get("value_error") is not None]
         return cls(
             value=fmean(values),
@@ -79,6 +88,7 @@ class Row:
             seconds=round(sum(entry["seconds"] for entry in entries), 1),
             checkpoint=", ".join(sorted({entry["checkpoint"] for entry in entries})),
             folds=tuple(values) if len(values) > 1 else (),
+            dev=fmean(dev) if len(dev) == len(entries) else None,
             **common,
         )
 
@@ -149,8 +159,13 @@ def write_summary(path: Path, rows: Iterable[Row]) -> list[Row]:
     merged = {row.key: row for row in (read_summary(path) if path.is_file() else [])}
     merged |= {row.key: row for row in rows}
     kept = distinct(merged.values())
-    write_json(path, {"format": FORMAT, "rows": [asdict(row) for row in kept]})
+    write_json(path, {"format": FORMAT, "rows": [_moved(asdict(row), path.parent) for row in kept]})
     return kept
+
+
+def _moved(item: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A row as it is written: its files relative to the summary's folder, so that both can be moved."""
+    return item | {"outcomes": [os.path.relpath(file, folder) for file in item["outcomes"]]}
 
 
 def read_summary(path: Path) -> list[Row]:
@@ -167,7 +182,7 @@ def read_summary(path: Path) -> list[Row]:
             raise UserError(f"{path} is of format {form}, this version reads up to {FORMAT}: install a newer s3prl-ekd")
         if form not in (1, FORMAT):
             raise ValueError(f"its format is {form!r}")
-        return [_row(item) for item in content["rows"]]
+        return [_row(item, path.parent.absolute()) for item in content["rows"]]
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror or error}; give a summary.json written by s3prl-ekd superb"
@@ -187,20 +202,23 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "float": _is_number,
     "float | None": lambda value: value is None or _is_number(value),
+    "bool": lambda value: isinstance(value, bool),
     "tuple[float, ...]": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "tuple[str, ...]": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
     "Mapping[str, Any] | None": lambda value: (
         value is None or (isinstance(value, dict) and isinstance(value.get("downstream"), dict))
     ),
 }
 
 
-def _row(item: Mapping[str, Any]) -> Row:
-    """A row read from a file, without fields that only later versions know."""
+def _row(item: Mapping[str, Any], folder: Path) -> Row:
+    """A row read from a file in ``folder``, without fields that only later versions know."""
     values = {one.name: item[one.name] for one in fields(Row) if one.name in item}
     for one in fields(Row):
         if one.name in values and not _KINDS[str(one.type)](values[one.name]):
             raise ValueError(f"{one.name} is {values[one.name]!r:.60}")
-    row = Row(**values | {"folds": tuple(values.get("folds", ()))})
+    files = tuple(os.path.normpath(folder / file) for file in values.get("outcomes", ()))
+    row = Row(**values | {"folds": tuple(values.get("folds", ())), "outcomes": files})
     if row.task not in TASKS:
         raise ValueError(f"unknown task {row.task!r:.60}")
     return row

@@ -10,16 +10,34 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, zip_longest
 from statistics import fmean, stdev
 from typing import Any
 
+from s3prl_ekd.errors import UserError, nearest
+from s3prl_ekd.superb.plans import RATE
+from s3prl_ekd.superb.selection import best_on_dev, rate_of, searches
 from s3prl_ekd.superb.summary import Row, canonical, distinct
 from s3prl_ekd.tasks import TASKS
 
 UNKNOWN = "settings unknown"
 """Shown for results from a summary of format 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A score less the baseline's on the same utterances, in percent."""
+
+    baseline: str
+    """The baseline's label."""
+    value: float
+    low: float
+    """Where its 95 % interval begins."""
+    high: float
+    """Where it ends."""
+    verdict: str
+    """``better`` or ``worse`` where 0 is outside of the interval, or else empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +52,22 @@ class Cell:
     """Standard deviation over seeds, of the sample (n - 1); None for one seed."""
     error: float | None
     """Standard error over the utterances of the only seed's score, if it is known."""
+    interval: tuple[float, float] | None = None
+    """The 95 % interval over utterances and seeds, where intervals were asked for."""
+    difference: Difference | None = None
+    """From the baseline, where there is one."""
+
+    @property
+    def mark(self) -> str:
+        """▲ or ▼ where the interval of the difference says that the score is better or worse than the baseline's."""
+        return _MARKS[self.difference.verdict] if self.difference else ""
 
     @property
     def text(self) -> str:
-        """``58.5``, or ``52.3 ± 8.7 (n=2)`` for several seeds."""
+        """``58.5``, or ``52.3 ± 8.7 (n=2)`` for several seeds, or with its interval: ``52.3 [50.1, 54.4] ▲``."""
+        if self.interval:
+            low, high = self.interval
+            return f"{self.mean:.1f} [{low:.1f}, {high:.1f}]{self.mark and f' {self.mark}'}"
         spread = "" if self.deviation is None else f" ± {self.deviation:.1f} (n={self.seeds})"
         return f"{self.mean:.1f}{spread}"
 
@@ -68,6 +98,8 @@ class Line:
     """Task -> steps of the downstream training."""
     seeds: Mapping[str, str]
     """Task -> seeds of the downstream training, and how many, such as ``1, 2 (n=2)``."""
+    rates: Mapping[str, str]
+    """Task -> the learning rate, where it was chosen among several on the development set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +136,10 @@ class Table:
         columns = [["", "chance", *(line.label for line in self.lines)]]
         if len({line.settings for line in self.lines}) > 1:
             columns.append(["settings", "", *(line.settings for line in self.lines)])
-        for name in ("steps", "seeds"):
+        for name, heading in _BY_TASK.items():
             values = [getattr(line, name) for line in self.lines]
             if _common(values) is None:
-                columns.append([name, "", *map(_by_task, values)])
+                columns.append([heading, "", *map(_by_task, values)])
         for column in self.columns:
             task = TASKS[column.task]
             heading = f"{column.name} {task.metric} {'↑' if task.higher_is_better else '↓'}"
@@ -137,18 +169,69 @@ class Table:
         lines = [f"| {' | '.join(row)} |" for row in (heading, bars, *rows)]
         return "\n".join([f"**{self.title}**", "", *lines, "", *(f"- {note}" for note in self.notes)]).rstrip()
 
+    def plain(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON; a cell is null where there is no result."""
+        columns = [
+            {
+                "task": column.task,
+                "name": column.name,
+                "metric": TASKS[column.task].metric,
+                "higher_is_better": TASKS[column.task].higher_is_better,
+                "chance": column.chance,
+            }
+            for column in self.columns
+        ]
+        lines = [
+            {**asdict(line), "cells": [cell and asdict(cell) for cell in cells]}
+            for line, *cells in zip(self.lines, *(column.cells for column in self.columns), strict=True)
+        ]
+        return {
+            "corpus": self.corpus,
+            "split": self.split,
+            "columns": columns,
+            "lines": lines,
+            "notes": self.notes,
+        }
 
-def tables(rows: Iterable[Row]) -> list[Table]:
-    """One table per corpus and split. A run that is there twice counts once."""
+
+_BY_TASK = {"steps": "steps", "seeds": "seeds", "rates": "learning rate"}
+"""Fields of a :class:`Line` by task -> what they are called."""
+_MARKS = {"better": "▲", "worse": "▼", "": ""}
+
+
+def tables(
+    rows: Iterable[Row], *, intervals: bool = False, baseline: str | None = None, every_rate: bool = False
+) -> list[Table]:
+    """One table per corpus and split. A run that is there twice counts once.
+
+    Args:
+        rows: the results.
+        intervals: give each score its 95 % interval, see :mod:`s3prl_ekd.superb.intervals`.
+        baseline: label of what the others are compared with; it asks for intervals, too.
+        every_rate: a line for each learning rate that was tried, and not only for the best on the development set.
+
+    Raises:
+        UserError: the results have no outcomes per utterance, which intervals need; there is no such baseline.
+    """
+    rows = [replace(row, searched=False) if every_rate else row for row in rows]
+    labels = {row.label for row in rows}
+    if baseline is not None and baseline not in labels:
+        raise UserError(f"--baseline {baseline}: no result has this label; {nearest(baseline, labels)}")
 
     def order(row: Row) -> tuple[str, bool, str]:
         return (row.corpus, row.split != "public", row.split)
 
     groups = groupby(sorted(distinct(rows), key=order), order)
-    return [_table(corpus, split, list(group)) for (corpus, _, split), group in groups]
+    made = [_table(corpus, split, list(group)) for (corpus, _, split), group in groups]
+    return [_table_with_intervals(*one, baseline) if intervals or baseline else one[0] for one in made]
 
 
-def _table(corpus: str, split: str, rows: Sequence[Row]) -> Table:
+_Judged = list[list[Sequence[Row]]]
+"""By column and line, the rows of a cell."""
+
+
+def _table(corpus: str, split: str, every_row: Sequence[Row]) -> tuple[Table, _Judged]:
+    rows = best_on_dev(every_row)
     found = _lines(rows)
     every = [runs for _, tasks in found for runs in tasks.values()]
     differing = _differing(every)
@@ -158,14 +241,78 @@ def _table(corpus: str, split: str, rows: Sequence[Row]) -> Table:
             settings=_settings(tasks, differing),
             steps={task: str(runs.rows[0].steps) for task, runs in tasks.items()},
             seeds={task: runs.seeds for task, runs in tasks.items()},
+            rates={task: f"{rate_of(runs.rows[0]):g}" for task, runs in tasks.items() if runs.rows[0].searched},
         )
         for label, tasks in found
     )
-    columns = tuple(_columns(rows, [tasks for _, tasks in found]))
-    return Table(corpus=corpus, split=split, columns=columns, lines=lines, notes=list(_notes(lines, columns, every)))
+    made = list(_columns(rows, [tasks for _, tasks in found]))
+    columns, judged = tuple(column for column, _ in made), [cells for _, cells in made]
+    notes = [*_notes(lines, columns, every), *_edges(every_row)]
+    return Table(corpus=corpus, split=split, columns=columns, lines=lines, notes=notes), judged
 
 
-def _columns(rows: Sequence[Row], lines: Sequence[Mapping[str, _Runs]]) -> Iterator[Column]:
+def _table_with_intervals(table: Table, judged: _Judged, baseline: str | None) -> Table:
+    """The table with the interval of each score, and of its difference from the line whose label is ``baseline``."""
+    base = [place for place, line in enumerate(table.lines) if line.label == baseline]
+    if len(base) > 1:
+        raise UserError(f"--baseline {baseline}: {len(base)} lines of a table are called so; report one of them")
+    columns = tuple(
+        _column_with_intervals(column, rows, table.lines, base[0] if base else None)
+        for column, rows in zip(table.columns, judged, strict=True)
+    )
+    notes = [note for note in table.notes if note != _SPREAD]
+    notes.append("[ ]: 95 % interval over utterances and seeds")
+    if any(cell and cell.seeds == 1 for column in columns for cell in column.cells):
+        notes.append("with one seed, an interval knows nothing of how trainings scatter")
+    if base:
+        notes.append(f"▲ better, ▼ worse than {baseline}: 0 is outside the 95 % interval of the difference")
+    return replace(table, columns=columns, notes=notes)
+
+
+def _column_with_intervals(
+    column: Column, rows: Sequence[Sequence[Row]], lines: Sequence[Line], base: int | None
+) -> Column:
+    from s3prl_ekd.superb.intervals import draws, folds_of, interval  # numpy takes time
+
+    places = [place for place, of_cell in enumerate(rows) if of_cell]
+    # A name begins the drawing of seeds, so two lines must not have the same one.
+    names = [" ".join(filter(None, (lines[place].label, lines[place].settings))) for place in places]
+    drawn = dict(zip(places, draws([folds_of(rows[place]) for place in places], column.task, names), strict=True))
+    cells = list(column.cells)
+    for place, values in drawn.items():
+        cell, reference = cells[place], cells[base] if base is not None else None
+        assert cell is not None
+        difference = None
+        if base is not None and base != place and reference is not None:
+            low, high = interval(values - drawn[base])
+            difference = Difference(
+                baseline=lines[base].label,
+                value=cell.mean - reference.mean,
+                low=low,
+                high=high,
+                verdict=_verdict(low, high, higher_is_better=TASKS[column.task].higher_is_better),
+            )
+        low, high = interval(values)
+        most = 100.0 if TASKS[column.task].higher_is_better else max(high, 0.0)
+        cells[place] = replace(cell, interval=(max(low, 0.0), min(high, most)), difference=difference)
+    return replace(column, cells=tuple(cells))
+
+
+def _verdict(low: float, high: float, *, higher_is_better: bool) -> str:
+    if low <= 0 <= high:
+        return ""
+    return "better" if (low > 0) == higher_is_better else "worse"
+
+
+def _edges(rows: Sequence[Row]) -> Iterator[str]:
+    """Where a learning rate that was not tried might be better."""
+    found = [search.rates[search.best][0] for search in searches(rows) if search.at_the_edge]
+    if found:
+        named = ", ".join(f"{row.task.upper()} of {row.label} ({rate_of(row):g})" for row in found)
+        yield f"the best learning rate is the lowest or highest of those tried: {named}"
+
+
+def _columns(rows: Sequence[Row], lines: Sequence[Mapping[str, _Runs]]) -> Iterator[tuple[Column, list[Sequence[Row]]]]:
     order = list(TASKS)
     first: dict[tuple[Any, ...], Row] = {}
     for row in sorted(rows, key=lambda row: (order.index(row.task), row.test_set)):
@@ -176,8 +323,8 @@ def _columns(rows: Sequence[Row], lines: Sequence[Mapping[str, _Runs]]) -> Itera
         if names[row.task, row.test_set] > 1:  # with other utterances
             name = f"{name} ({row.utterances} utterances, chance {row.chance:.6g})"
         judged = [tasks[row.task].rows if row.task in tasks else () for tasks in lines]
-        cells = tuple(_cell([one for one in line if _test_set(one) == test_set]) for line in judged)
-        yield Column(task=row.task, name=name, chance=row.chance, cells=cells)
+        of_cells: list[Sequence[Row]] = [[one for one in line if _test_set(one) == test_set] for line in judged]
+        yield Column(task=row.task, name=name, chance=row.chance, cells=tuple(map(_cell, of_cells))), of_cells
 
 
 def _test_set(row: Row) -> tuple[Any, ...]:
@@ -200,16 +347,21 @@ def _cell(rows: Sequence[Row]) -> Cell | None:
 
 
 def _notes(lines: Sequence[Line], columns: Iterable[Column], every: Sequence[_Runs]) -> Iterator[str]:
-    for name in ("steps", "seeds"):
+    for name, heading in _BY_TASK.items():
         common = _common([getattr(line, name) for line in lines])
-        if common is not None:
-            yield f"{name} of the downstream training: {common}"
+        if common:
+            yield f"{heading} of the downstream training: {common}"
+    if any(line.rates for line in lines):
+        yield "the learning rate is the best one of those tried, on the development set"
     if any(cell and cell.deviation is not None for column in columns for cell in column.cells):
-        yield "±: standard deviation over n seeds"
+        yield _SPREAD
     if any(runs.unknown for runs in every):
         yield f"{UNKNOWN}: the summary is of an earlier version, which stored steps and seeds only"
     if any(runs.number for runs in every):
         yield "run 1, 2, ...: same seed and, as far as they are known, same settings, but other scores"
+
+
+_SPREAD = "±: standard deviation over n seeds"
 
 
 # --- which rows are seeds of one thing -------------------------------------------------------------------------------
@@ -238,7 +390,8 @@ class _Runs:
         row = self.rows[0]
         ckpt = f"{row.ckpt} ({row.weights[:8]})" if row.weights else row.ckpt
         own = {**row.identity, "ckpt": ckpt}
-        return {name: _shown(value) for name, value in own.items() if name not in ("steps", "runner.total_steps")}
+        elsewhere = {"steps", "runner.total_steps", *([RATE] if row.searched else [])}
+        return {name: _shown(value) for name, value in own.items() if name not in elsewhere}
 
     def key(self, name: str) -> tuple[str, str]:
         """What a setting is compared within: the task, or the label if it is what the label stands for."""

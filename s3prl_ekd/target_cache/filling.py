@@ -29,6 +29,7 @@ from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.audio.batch import Batch
 from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.manifests import Entry
+from s3prl_ekd.calibration.find import calibrate
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.training import Precision, RunConfig
 from s3prl_ekd.cuts.read import cut_key
@@ -152,10 +153,13 @@ class Caching:
     ) -> None:
         check_cacheable(config)
         self._batch_size = config.data.given_size
-        self.config = config = config.of_processes(max(config.trainer.devices or 1, 1) * config.trainer.num_nodes)
         self.folder = Path(folder)
         self.part = part
         self.device = torch.device(check_device(device) if device else default_device(config.trainer.accelerator))
+        config = config.of_processes(max(config.trainer.devices or 1, 1) * config.trainer.num_nodes)
+        # What was found for this cache stays, also when speech is added to it.
+        self._calibration = calibrate(config, self.folder, device=str(self.device), free={"speech"})
+        self.config = config = self._calibration.config
         stored = read_description(self.folder)
         if stored is not None:
             require_same(self.folder, stored, config)
@@ -262,6 +266,7 @@ class Caching:
     def _describe(self) -> None:
         if read_description(self.folder) is None:
             self._aggregator()  # refuses teachers that do not fit together
+            self._calibration.write(self.folder)
             write_description(self.folder, self.config, {one.name: one.hidden_size for one in self.teachers})
 
     def _keep_start(self) -> None:

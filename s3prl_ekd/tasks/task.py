@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -115,7 +116,7 @@ class Task:
 
     def template(self, recipes: str) -> Settings:
         """The configuration that comes with the package for ``mini`` or ``real`` corpora, with no path filled in."""
-        return read_yaml(assets.recipe(f"downstream/{recipes}/{self.name}.yaml"))
+        return copy.deepcopy(_template(recipes, self.name))
 
     def needed(self, split: Split) -> tuple[Input, ...]:
         """What must be given for the tests in ``split``."""
@@ -145,6 +146,11 @@ class Task:
         gain = value - chance if self.higher_is_better else chance - value
         return gain > OFF_CHANCE_ERRORS * chance_error
 
+    def percent(self, errors: Any, lengths: Any) -> Any:
+        """The score of so many errors on so many tokens, in percent; numbers, or arrays of them."""
+        rate = 100 * errors / lengths
+        return 100 - rate if self.higher_is_better else rate
+
     def outcome(self, folder: Path, output: str) -> Outcome:
         """The score of an evaluation by s3prl's runner, which must be the one of the answers that it wrote.
 
@@ -159,19 +165,25 @@ class Task:
         if not printed:
             raise UserError(f"{folder}: s3prl's runner printed no '{self.printed}'")
         value = self.scale * float(printed[-1])
-        found = self.score(*(_column(folder, pattern, self.separator) for pattern in self.answers))
+        answers, references = (_lines(folder, pattern, self.separator) for pattern in self.answers)
+        found = self.score([answer for _, answer in answers], [reference for _, reference in references])
         if not abs(value - found.value) <= TOLERANCE:
             raise UserError(f"{folder}: s3prl's runner printed {value:.3f} % but its answers score {found.value:.3f} %")
-        return replace(found, value=value)
+        return replace(found, value=value, names=tuple(name for name, _ in references))
 
 
-def _column(folder: Path, pattern: str, separator: str) -> list[str]:
-    """What follows the utterance's name on each line of the one file that fits ``pattern``."""
+@functools.cache  # a grid asks for it once per unit
+def _template(recipes: str, name: str) -> Settings:
+    return read_yaml(assets.recipe(f"downstream/{recipes}/{name}.yaml"))
+
+
+def _lines(folder: Path, pattern: str, separator: str) -> list[tuple[str, str]]:
+    """The utterance's name and what follows it, of each line of the one file that fits ``pattern``."""
     paths = sorted(folder.glob(pattern))
     if len(paths) != 1:
         raise UserError(f"{folder}: expected one file {pattern}, found {len(paths)}")
-    lines = paths[0].read_text(encoding="utf-8").splitlines()
-    return [line.partition(separator)[2].strip() for line in lines]
+    parts = [line.partition(separator) for line in paths[0].read_text(encoding="utf-8").splitlines()]
+    return [(name, text.strip()) for name, _, text in parts]
 
 
 def changed(config: Settings, changes: Mapping[str, Any]) -> Settings:

@@ -121,6 +121,8 @@ def _difference(fast: Teacher, teacher: Teacher, samples: tuple[int, ...]) -> fl
 
 def layout(module: nn.Module, num_hidden_layers: int) -> EncoderConfig | None:
     """Sizes and variants of a loaded model, or None if it is not of the HuBERT family."""
+    if isinstance(module, SpeechEncoder):
+        return module.encoder.config
     for model in (module, getattr(module, "model", None)):  # as it is, or inside an s3prl expert
         for read in (_transformers_layout, _fairseq_layout):
             found = read(model)

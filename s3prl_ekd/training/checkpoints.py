@@ -71,7 +71,13 @@ def step_files(folder: Path) -> list[Path]:
 
 
 def newest_readable(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """The newest checkpoint that is whole, and its entry :data:`RUN_KEY`; None if the folder holds no checkpoint.
+    """The newest checkpoint that is whole, and its entry :data:`RUN_KEY`; as :func:`newest_states`."""
+    found = newest_states(folder)
+    return (found[0], found[1][RUN_KEY]) if found is not None else None
+
+
+def newest_states(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
+    """The newest checkpoint that is whole, and what it holds; None if the folder holds no checkpoint.
 
     Damaged ones are reported and passed over.
 
@@ -81,7 +87,7 @@ def newest_readable(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
     files = step_files(folder)
     for path in reversed(files):
         try:
-            return path, _read(path)[RUN_KEY]
+            return path, _read(path)
         except UserError as error:
             logger.error("%s; taking the one before", error)
     if files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import re
@@ -10,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s3prl_ekd.config.training import RunConfig
+from s3prl_ekd.cost import IN_WORDS
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.pictures import COLOURS, colours, literal, new_figure, save
 
@@ -22,13 +25,34 @@ Series = Mapping[str, Sequence[tuple[int, float]]]
 """Name in the log -> (step, value), by step."""
 
 
-def plot(run: Path, path: Path) -> None:
-    """Draw the log in a run's folder into a file.
+def plot(runs: Sequence[Path], path: Path) -> None:
+    """Draw the logs in the folders of a run, or of runs that follow each other, into a file.
 
     Raises:
         UserError: there is no log, matplotlib is not installed, or such a file cannot be written.
     """
-    save(draw(read_log(run)), path)
+    parts = [part for run in runs for part in stage_folders(run)]
+    series, begins = joined([read_log(part) for part in parts])
+    save(draw(series, dict(zip(begins, [part.name for part in parts], strict=True)) if len(parts) > 1 else {}), path)
+
+
+def stage_folders(run: Path) -> list[Path]:
+    """The folders of a run's stages that have begun, in their order; of a run without stages, its own."""
+    with contextlib.suppress(UserError):  # no recipe, or one of another version: then no stages are known
+        stages = RunConfig.from_yaml(run / "recipe.yaml").stages
+        return [run / stage.name for stage in stages if (run / stage.name / "logs").is_dir()] or [run]
+    return [run]
+
+
+def joined(logs: Sequence[Series]) -> tuple[Series, list[int]]:
+    """Logs of runs that follow each other as one, steps counted on; and the step after which each of them begins."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    begins = [0]
+    for log in logs:
+        for name, values in log.items():
+            found.setdefault(name, []).extend((begins[-1] + step, value) for step, value in values)
+        begins.append(begins[-1] + max(values[-1][0] for values in log.values()))
+    return found, begins[:-1]
 
 
 def read_log(run: Path) -> Series:
@@ -89,6 +113,16 @@ def _of_pretrain(path: Path) -> Iterator[tuple[str, int, float]]:
                 yield f"train/{match[1]}", event.step, value.simple_value
 
 
+def expected_and_target(logged: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """What a log says of the size of a student with gates: the cost, a key of :data:`s3prl_ekd.cost.COSTS`, and the
+    entries of what is expected and what is aimed at; None: nothing."""
+    for kind in IN_WORDS:
+        expected, target = f"pruning/expected_{kind}", f"pruning/target_{kind}"
+        if expected in logged and target in logged:
+            return kind, logged[expected], logged[target]
+    return None
+
+
 _COSINE = "train/cosine/"
 _WEIGHT = "train/weight/"
 _MAGNITUDE = "train/magnitude/"
@@ -97,31 +131,46 @@ _DASHES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
 _MARKS = (None, "o", "s", "^", "D")
 
 
-def draw(series: Series) -> Figure:
-    """Losses on the left, then the cosine of every target, and the teachers' weights where they are learnt: the colour
-    tells the teacher, the dashes the layer.
+def draw(series: Series, begins: Mapping[int, str] | None = None) -> Figure:
+    """Losses on the left, then the cosine of every target: the colour tells the teacher, the dashes the layer. Between
+    them, where the student is pruned, what it is expected to cost; on the right, where they are learnt, the teachers'
+    weights.
+
+    Args:
+        series: what is logged.
+        begins: the step after which each stage begins, and its name; a run without stages has none.
 
     Raises:
         UserError: matplotlib is not installed.
     """
-    learnt = any(name.startswith(_WEIGHT) for name in series)
-    figure = new_figure(16 if learnt else 11, 4)
+    pruned, learnt = expected_and_target(series), any(name.startswith(_WEIGHT) for name in series)
+    panels = 2 + (pruned is not None) + learnt
+    figure = new_figure(3 + 4 * panels, 4)
     from matplotlib.ticker import MaxNLocator
 
-    losses, cosines, *weights = figure.subplots(1, 3 if learnt else 2)
+    losses, *others = figure.subplots(1, panels)
     losses.set(title="Loss", ylabel="loss, mean over frames (no unit)")
-    cosines.set(title="Agreement of predictions and targets", ylabel="cosine similarity, mean over frames")
     _losses(losses, series)
+    if pruned is not None:
+        _cost(others[0], *pruned)
+    cosines = others[-2] if learnt else others[-1]
+    cosines.set(title="Agreement of predictions and targets", ylabel="cosine similarity, mean over frames")
     legends = [(cosines, _by_teacher(cosines, series, _COSINE))]
-    for axes in weights:
-        axes.set(title="Learnt weights of the teachers", ylabel="share of a slot (no unit)", ylim=(0, 1))
-        legends.append((axes, _by_teacher(axes, series, _WEIGHT)))
+    if learnt:
+        others[-1].set(title="Learnt weights of the teachers", ylabel="share of a slot (no unit)", ylim=(0, 1))
+        legends.append((others[-1], _by_teacher(others[-1], series, _WEIGHT)))
     figure.set_figheight(max(4.0, 0.8 + 0.19 * max(len(entries) for _, entries in legends)))
     for axes, entries in legends:
         if entries:
             outside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
             axes.legend(handles=entries, fontsize="small", handlelength=3.5, **outside)
-    for axes in (losses, cosines, *weights):
+    for axes in (losses, *others):
+        for step, name in (begins or {}).items():
+            axes.axvline(step, color="dimgray", linewidth=0.8, linestyle=":")
+            axes.annotate(
+                literal(name), (step, 1), xycoords=("data", "axes fraction"), xytext=(3, -2),
+                textcoords="offset points", va="top", fontsize="small", color="dimgray",
+            )  # fmt: skip
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -141,6 +190,14 @@ def _losses(axes: Axes, series: Series) -> None:
             _line(axes, series[name], color=colour, **style)
     if axes.lines:
         axes.legend(fontsize="small")
+
+
+def _cost(axes: Axes, kind: str, expected: Sequence[tuple[int, float]], target: Sequence[tuple[int, float]]) -> None:
+    axes.set(title="Size with gates", ylabel=IN_WORDS[kind])
+    _line(axes, expected, color=COLOURS[0], label="expected")
+    _line(axes, target, color=COLOURS[1], linestyle="--", label="target")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
 
 
 def _by_teacher(axes: Axes, series: Series, start: str) -> list[Line2D]:

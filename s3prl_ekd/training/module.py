@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -26,6 +26,8 @@ from s3prl_ekd.training.batches import DevBatches, EndlessBatches, Position, Pos
 from s3prl_ekd.training.checkpoints import RUN_KEY
 from s3prl_ekd.training.optim import learning_rate_factor, parameter_groups
 from s3prl_ekd.training.progress import Progress
+from s3prl_ekd.training.pruning import add_penalty_gradient, new_gates, shares_left
+from s3prl_ekd.training.stages import Stage
 from s3prl_ekd.training.statistics import StepStatistics
 from s3prl_ekd.training.stopping import Agreement, StopSignals
 from s3prl_ekd.weights.kinds import CHECKPOINT_KEY
@@ -63,10 +65,11 @@ class DistillModule(LightningModule):
 
     distiller: Distiller
 
-    def __init__(self, config: RunConfig, open_inputs: OpenInputs, progress: Progress, signals: StopSignals) -> None:
+    def __init__(self, stage: Stage, open_inputs: OpenInputs, progress: Progress, signals: StopSignals) -> None:
         """Nothing is read or built before Lightning has set up its processes."""
         super().__init__()
-        self.config = config
+        self.stage = stage
+        self.config = stage.config
         self.progress = progress
         self._open_inputs = open_inputs
         self._signals = signals
@@ -77,7 +80,7 @@ class DistillModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
-        config = self.config.of_processes(trainer.world_size)
+        config = self.stage.resolved().of_processes(trainer.world_size)
         assert config.data.batch_seconds is not None, "of_processes() gives it"
         # The loss of a batch is its sum over frames divided by this. How many frames all batches of a step have in all
         # processes is only known at the step's end; the gradient is corrected then.
@@ -90,6 +93,8 @@ class DistillModule(LightningModule):
         self._data_identity = self.stream.identity()
         for teacher in self.distiller.teachers:
             teacher.to(self.device)
+        if self.config.pruning is not None:
+            self.distiller.gates = new_gates(self.config.pruning, self.distiller.student, self.config.seed)
         self._agreement = Agreement(self.device, trainer.world_size)
         self.progress.statistics = StepStatistics(self.device, trainer.world_size)
         if self.config.trainer.compile:
@@ -110,18 +115,24 @@ class DistillModule(LightningModule):
         return self.dev if self.dev is not None else []
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        config, trainer = self.config.optimizer, self.config.trainer
+        config, trainer, gates = self.config.optimizer, self.config.trainer, self.distiller.gates
+        groups = parameter_groups(self.distiller, config.weight_decay, leave_out=gates)
+        factors: list[Callable[[int], float]] = [
+            lambda step: learning_rate_factor(step, trainer.max_steps, self.config.schedule)
+        ] * len(groups)
+        if gates is not None:
+            assert self.config.pruning is not None, "it is what makes gates"
+            of_gates = gates.parameter_groups(self.config.pruning.learning_rate)
+            groups, factors = groups + of_gates, factors + [lambda step: 1.0] * len(of_gates)
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.distiller, config.weight_decay),
+            groups,
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
             # With fp16 the gradient must be unscaled before it is clipped, which Lightning cannot do for a fused one.
             fused=trainer.precision is not Precision.FP16,
         )
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, trainer.max_steps, self.config.schedule)
-        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -130,6 +141,12 @@ class DistillModule(LightningModule):
             self.progress.uncount_batches(self.trainer, steps=1)
         else:
             super().lr_scheduler_step(scheduler, metric)
+
+    def on_fit_start(self) -> None:
+        """After the stage's own checkpoint, if it has one, is loaded."""
+        before = self.stage.before
+        if before is not None and self._saved_ranks is None:
+            self._go_on_after(before.hand_over(self.distiller)[RUN_KEY])
 
     def on_train_start(self) -> None:
         if self._saved_ranks is None:
@@ -165,15 +182,22 @@ class DistillModule(LightningModule):
         first = self.trainer.global_step == 0 and self._frames == 0 and batch.cached is None
         if first and self.config.trainer.precision is Precision.FP16:
             self._warn_of_large_targets(batch)
-        details = (self.trainer.global_step + 1) % self.config.trainer.log_every == 0
-        output = self.distiller(batch, details=details)
+        output = self.distiller(batch, details=self._is_logged)
         self._frames += output.frames
         sums = {name: value * output.frames for name, value in output.metrics.items()}
         self.progress.statistics.add_batch(sums, batch.utterances)
         loss = output.loss * (output.frames / self._nominal_frames)
+        if self.distiller.gates is not None:
+            # A gradient of zero for the multipliers, which no batch depends on: DDP waits for one of every parameter.
+            loss = loss + 0.0 * self.distiller.gates.budget.lambdas.sum()
         # A loss that is not finite can have a finite gradient (an L1 distance to infinity has). Made NaN, its gradient
         # is NaN too, and with the sum over processes that of all of them.
         return loss * torch.where(torch.isfinite(sums["loss"]), 1.0, math.nan)
+
+    @property
+    def _is_logged(self) -> bool:
+        """Whether the step in work has a line in the log."""
+        return (self.trainer.global_step + 1) % self.config.trainer.log_every == 0
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """End a step: make the gradient that of the mean over all real frames, clip it, skip it if it is not finite."""
@@ -192,7 +216,15 @@ class DistillModule(LightningModule):
         correction = self._nominal_frames * batches / frames.clamp(min=1)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, correction.float())
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.optimizer.clip_norm or math.inf)
+        gates = self.distiller.gates
+        # Without the gates: what the budget asks of them, which may be far more than the batches do, must not make the
+        # step of the weights smaller. Their own is what Adam makes of it, however long their gradient is.
+        of_gates = set() if gates is None else set(gates.parameters())
+        weights = [parameter for parameter in self.parameters() if parameter not in of_gates]
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.config.optimizer.clip_norm or math.inf)
+        if gates is not None:
+            progress.pruning = add_penalty_gradient(gates, self.trainer.global_step)
+            progress.pruning |= shares_left(gates) if self._is_logged else {}
         skipped = ~torch.isfinite(norm)
         if optimizer.defaults["fused"]:
             # As a GradScaler tells a fused optimizer which step to skip; torch's types do not know the attribute.
@@ -255,7 +287,7 @@ class DistillModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states = random_state.capture() | {"meter": self.progress.statistics.state()}
         checkpoint[RUN_KEY] = {
-            "recipe": self.config.to_mapping(),
+            "recipe": self.stage.run.to_mapping(),
             "epoch": self.progress.position.epoch,
             "consumed": self.progress.position.consumed,
             "processes": self.trainer.world_size,
@@ -264,13 +296,24 @@ class DistillModule(LightningModule):
         }
         # As in a checkpoint of s3prl's runner, so that one function reads a student from both. The tensors are those of
         # `state_dict`, and stored once.
-        checkpoint[RECIPE_KEY] = self.config.distill.to_mapping()
+        checkpoint[RECIPE_KEY] = self.stage.distilled(self.distiller.student).to_mapping()
         checkpoint[CHECKPOINT_KEY] = {
-            name.removeprefix("distiller."): tensor for name, tensor in checkpoint["state_dict"].items()
+            name.removeprefix("distiller."): tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if name.startswith(("distiller.student.", "distiller.heads."))
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         run = checkpoint[RUN_KEY]
+        self._go_on_after(run)
+        self.progress.statistics.load_state(run["ranks"]["meter"][self.global_rank])
+
+    def _go_on_after(self, run: Mapping[str, Any]) -> None:
+        """Go on in the data, and with the random numbers, where a checkpoint was written.
+
+        Raises:
+            UserError: it was by another number of processes, or with other data.
+        """
         if run["processes"] != self.trainer.world_size:
             raise UserError(
                 f"cannot resume with {self.trainer.world_size} processes: the checkpoint was written by"
@@ -279,9 +322,7 @@ class DistillModule(LightningModule):
             )
         self.stream.require_identity(run["data"])
         self.progress.start_at(Position(run["epoch"], run["consumed"]))
-        own = {name: states[self.global_rank] for name, states in run["ranks"].items()}
-        self.progress.statistics.load_state(own.pop("meter"))
-        self._saved_ranks = own
+        self._saved_ranks = {name: states[self.global_rank] for name, states in run["ranks"].items()}
 
     def _gather(self, state: Tensor) -> Tensor:
         """One row per process, on the CPU."""

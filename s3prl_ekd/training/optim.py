@@ -13,11 +13,18 @@ from s3prl_ekd.config.training import Decay, ScheduleConfig
 from s3prl_ekd.targets import LearntWeights
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: what is decayed, and what is not: biases, norms, magnitudes of weight norm, weights of teachers."""
+def parameter_groups(
+    module: nn.Module, weight_decay: float, *, leave_out: nn.Module | None = None
+) -> list[dict[str, Any]]:
+    """Two groups: what is decayed, and what is not: biases, norms, magnitudes of weight norm, weights
+    of teachers.
+
+    ``leave_out`` is a part of the module with groups of its own.
+    """
+    others = set() if leave_out is None else set(leave_out.modules())
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
-    for part in module.modules():
+    for part in (part for part in module.modules() if part not in others):
         for name, parameter in part.named_parameters(recurse=False):
             magnitude = isinstance(part, ParametrizationList) and name == "original0"
             is_free = name == "bias" or isinstance(part, nn.LayerNorm | nn.GroupNorm | LearntWeights) or magnitude

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from s3prl_ekd.audio.batch import Batch
 from s3prl_ekd.training import random_state
@@ -28,6 +29,7 @@ class Progress:
             nothing and does not count.
         trained: whether this process has made a step that counts.
         learning_rate: of the last step that counts.
+        pruning: what there is to log of the gates, of the last step; empty if there are none.
         dev_loss: the last dev loss; NaN where it could not be computed.
         bad_recordings: how many recordings this process has skipped.
         stop: whether some process has been asked to stop.
@@ -42,6 +44,7 @@ class Progress:
     empty_steps: int = 0
     trained: bool = False
     learning_rate: float = 0.0
+    pruning: dict[str, Tensor] = field(default_factory=dict)
     dev_loss: float = float("nan")
     bad_recordings: int = 0
     stop: bool = False

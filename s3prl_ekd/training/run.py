@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
+import importlib
 import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +31,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.audio.batch import Batch
+from s3prl_ekd.calibration.find import calibrated
 from s3prl_ekd.config.training import Precision, RunConfig, check_resumable
 from s3prl_ekd.devices import default_device
 from s3prl_ekd.distiller import Distiller
@@ -42,8 +45,10 @@ from s3prl_ekd.training.batches import DataError
 from s3prl_ekd.training.checkpoints import Checkpoints, SyncedCheckpointIO, newest_readable, step_files
 from s3prl_ekd.training.module import DistillModule, Inputs, OpenInputs
 from s3prl_ekd.training.progress import Progress
+from s3prl_ekd.training.pruning import smaller_student
 from s3prl_ekd.training.run_folder import run_folder
 from s3prl_ekd.training.run_log import RunLog
+from s3prl_ekd.training.stages import Stage, checkpoints_of_other_stages, stages_of
 from s3prl_ekd.training.stopping import Preempted, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -94,29 +99,75 @@ def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = 
             is at work there; the resumed recipe differs; memory or disk are full; the loss stays infinite.
         KeyboardInterrupt: from Ctrl-C.
     """
-    folder, signals, progress = Path(config.output), StopSignals(), Progress(config.trainer.accumulate)
-    module = DistillModule(config, open_inputs, progress, signals)
-    checkpoints = Checkpoints(progress, folder / "checkpoints", config)
-    callbacks = [signals, RunLog(progress, checkpoints, config.trainer), checkpoints]
-    with run_folder(folder, trained=lambda: progress.trained) if _is_first_process() else contextlib.nullcontext():
-        start = _prepare(folder, config, resume)
-        with signals.listening(), _errors_explained(config, progress, checkpoints):
-            trainer = _trainer(config, start, callbacks)
-            try:
-                trainer.fit(module, ckpt_path=start, weights_only=True)
-            except (Preempted, SIGTERMException) as stop:
-                saved = checkpoints.saved
-                logger.warning("%s%s; go on with --resume (exit status %d)", stop or "stopped", saved, EXIT_PREEMPTED)
-                return EXIT_PREEMPTED
-        if trainer.global_step <= progress.statistics.skipped_ever():
-            raise UserError(
-                f"{folder}: no step has learnt anything, loss or gradient were not finite in all"
-                f" {trainer.global_step}; no student is exported. Look at the recordings; lower optimizer.lr, or use"
-                " trainer.precision: bf16"
-            )
-        if trainer.is_global_zero:
-            save_student(folder / "student", module.distiller.student, module.distiller.heads, config.distill)
+    folder, signals = Path(config.output), StopSignals()
+    progress = [Progress(config.trainer.accumulate) for _ in stages_of(config)]
+    alone = run_folder(folder, trained=lambda: any(one.trained for one in progress))
+    with alone if _is_first_process() else contextlib.nullcontext():
+        if not resume:
+            _require_new(config)
+        config = calibrated(config, resume=resume, first=_is_first_process())
+        stages = stages_of(config)
+        first, start = _find_start(config, stages, resume)
+        if _is_first_process() and config.stages:
+            _write_recipe(folder, config)
+        with signals.listening():
+            for stage, its_progress in list(zip(stages, progress, strict=True))[first:]:
+                if not _train_stage(stage, start, open_inputs, its_progress, signals):
+                    return EXIT_PREEMPTED
+                start = None
+                if stage is not stages[-1]:
+                    _clear(config)
     return 0
+
+
+def _train_stage(
+    stage: Stage, start: Path | None, open_inputs: OpenInputs, progress: Progress, signals: StopSignals
+) -> bool:
+    """Train a stage to its end, and save its student; False where a signal stopped it after a checkpoint.
+
+    Args:
+        stage: a part of the run.
+        start: its checkpoint to go on from; None: its beginning.
+        open_inputs: see :func:`train`.
+        progress: of this stage.
+        signals: of the whole run.
+    """
+    config = stage.config
+    if _is_first_process():
+        for leftover in stage.checkpoints.glob(".step-*.part.ckpt"):  # of killed processes
+            leftover.unlink(missing_ok=True)
+        _write_recipe(stage.folder, stage.resolved())
+    module = DistillModule(stage, open_inputs, progress, signals)
+    checkpoints = Checkpoints(progress, stage.checkpoints, config)
+    callbacks = [signals, RunLog(progress, checkpoints, config.trainer), checkpoints]
+    with _errors_explained(config, progress, checkpoints):
+        trainer = _trainer(config, start, callbacks)
+        try:
+            trainer.fit(module, ckpt_path=start, weights_only=True)
+        except (Preempted, SIGTERMException) as stop:
+            saved = checkpoints.saved
+            logger.warning("%s%s; go on with --resume (exit status %d)", stop or "stopped", saved, EXIT_PREEMPTED)
+            return False
+    if trainer.global_step <= progress.statistics.skipped_ever():
+        raise UserError(
+            f"{stage.folder}: no step has learnt anything, loss or gradient were not finite in all"
+            f" {trainer.global_step}; no student is exported. Look at the recordings; lower optimizer.lr, or use"
+            " trainer.precision: bf16"
+        )
+    if trainer.is_global_zero:
+        distiller = module.distiller
+        student = smaller_student(distiller.student, distiller.gates) if distiller.gates else distiller.student
+        save_student(stage.student, student, distiller.heads, stage.distilled(student))
+    return True
+
+
+def _clear(config: RunConfig) -> None:
+    """Let go of a stage's loaders, networks and device memory, and close its Weights & Biases run."""
+    gc.collect()  # Trainer and module refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if config.trainer.wandb_project is not None and importlib.util.find_spec("wandb") is not None:
+        importlib.import_module("wandb").finish()
 
 
 def _is_first_process() -> bool:
@@ -124,28 +175,45 @@ def _is_first_process() -> bool:
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # an attribute that Lightning gives its function
 
 
-def _prepare(folder: Path, config: RunConfig, resume: bool) -> Path | None:
-    """Write the recipe into the run's folder, and find the checkpoint to start from, if any."""
-    checkpoints = folder / "checkpoints"
-    found = newest_readable(checkpoints) if resume else None
-    if found is not None:
-        check_resumable(found[1]["recipe"], config)
-        logger.info("resuming from %s", found[0])
-    elif resume:
-        logger.info("%s: no checkpoint to resume from, starting anew", checkpoints)
-    if _is_first_process():
-        if not resume and step_files(checkpoints):
+def _require_new(config: RunConfig) -> None:
+    """Refuse to start a run where there is one."""
+    for place in [*(stage.checkpoints for stage in reversed(stages_of(config))), *checkpoints_of_other_stages(config)]:
+        if files := step_files(place):
             raise UserError(
-                f"{folder}: holds a run already ({step_files(checkpoints)[-1].name}); add --resume to go on with it,"
+                f"{place.parent}: holds a run already ({files[-1].name}); add --resume to go on with it,"
                 " or name another output"
             )
-        try:
-            for leftover in checkpoints.glob(".step-*.part.ckpt"):  # of killed processes
-                leftover.unlink(missing_ok=True)
-            write_yaml(folder / "recipe.yaml", config.to_mapping())
-        except OSError as error:
-            raise UserError(f"output: {folder} cannot be written ({error.strerror or error})") from error
-    return found[0] if found is not None else None
+
+
+def _find_start(config: RunConfig, stages: Sequence[Stage], resume: bool) -> tuple[int, Path | None]:
+    """Number of the stage to go on with, and the checkpoint to go on from, if any.
+
+    All processes look before one of them changes anything, so that all find the same.
+
+    Raises:
+        UserError: the run is one of another recipe.
+    """
+    places = {stage.checkpoints: number for number, stage in enumerate(stages)}
+    every = [*reversed(places), *checkpoints_of_other_stages(config)]
+    if not resume:
+        return 0, None
+    for place in every:
+        found = newest_readable(place)
+        if found is not None:
+            check_resumable(found[1]["recipe"], config)
+            stage = stages[places[place]]
+            over = stage is not stages[-1] and stage.student.exists()
+            logger.info("resuming %s %s", "after" if over else "from", found[0])
+            return (places[place] + 1, None) if over else (places[place], found[0])
+    logger.info("%s: no checkpoint to resume from, starting anew", stages[0].checkpoints)
+    return 0, None
+
+
+def _write_recipe(folder: Path, recipe: RunConfig) -> None:
+    try:
+        write_yaml(folder / "recipe.yaml", recipe.to_mapping())
+    except OSError as error:
+        raise UserError(f"output: {folder} cannot be written ({error.strerror or error})") from error
 
 
 @contextlib.contextmanager

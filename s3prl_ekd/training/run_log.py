@@ -12,12 +12,15 @@ from typing import Any, NoReturn
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from torch import Tensor
 from tqdm import tqdm
 
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
 from s3prl_ekd.config.training import TrainerConfig
+from s3prl_ekd.cost import amount_in_words
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.training.checkpoints import Checkpoints
+from s3prl_ekd.training.curve import expected_and_target
 from s3prl_ekd.training.progress import Progress
 from s3prl_ekd.training.statistics import Summary
 
@@ -100,6 +103,7 @@ class RunLog(ProgressBar):
             "speed/hours_per_hour": speed,
             "speed/seconds_per_step": seconds_per_step,
             **{f"train/{name}": value for name, value in summary.details.items()},
+            **_floats(self.progress.pruning),
         }
         if torch.cuda.is_available():
             metrics["speed/gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -108,6 +112,9 @@ class RunLog(ProgressBar):
             return
         left = timedelta(seconds=round((trainer.max_steps - step) * seconds_per_step))
         text = f"loss {summary.loss:.4f}, {speed:.0f} h of audio/h, {left} left"
+        if pruned := expected_and_target(metrics):
+            kind, expected, target = pruned
+            text += f", {amount_in_words(kind, expected)} (target {amount_in_words(kind, target)})"
         self._bar.set_postfix_str(text)
         if self._bar.disable:
             logger.info("step %d/%d: %s", step, trainer.max_steps, text)
@@ -137,6 +144,12 @@ class RunLog(ProgressBar):
 def _write(trainer: Trainer, metrics: dict[str, float]) -> None:
     for writer in trainer.loggers:
         writer.log_metrics(metrics, step=trainer.global_step)
+
+
+def _floats(values: dict[str, Tensor]) -> dict[str, float]:
+    """Waits for the device once."""
+    together = torch.stack([value.double() for value in values.values()]).tolist() if values else []
+    return dict(zip(values, together, strict=True))
 
 
 def _of_all_processes(trainer: Trainer, names: list[str]) -> list[str]:

@@ -7,11 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from s3prl_ekd.weights.pickles import CONVERT_FAIRSEQ
-
 CHECKPOINT_KEY = "EKD_Student"  # the Distiller's state dict in a checkpoint of s3prl's run_pretrain
 
-_FAIRSEQ = f"a fairseq checkpoint ({CONVERT_FAIRSEQ} for s3prl)"
+_FAIRSEQ = "a fairseq checkpoint (of a HuBERT or wav2vec 2.0, as a teacher: student: FILE)"
 
 # Entries by which a checkpoint is recognised -> what it is, for the message; the first row that is found whole counts.
 _OTHER_KINDS: tuple[tuple[tuple[str, ...], str], ...] = (

@@ -108,6 +108,23 @@ _OLD_OWN = tuple(  # before torch had parametrizations
 )
 TRANSFORMERS_OLD = KeyTable("transformers 4", _OLD_OWN, ("adapter.*",))
 
+
+def _in_torchaudio(name: str) -> str:
+    """torchaudio has transformers' names, but for where the encoder's parts are."""
+    encoder, _, rest = name.partition("encoder.")
+    if not encoder:
+        return f"encoder.transformer.{rest}"
+    return f"encoder.{name}" if name.startswith("feature_projection.") else name
+
+
+TORCHAUDIO = KeyTable(
+    "torchaudio",
+    (
+        *((_in_torchaudio(theirs), ours) for theirs, ours in dict.fromkeys(_OWN + _OLD_OWN)),
+        ("feature_extractor.dummy_weight", "feature_projection.scale"),  # DPHuBERT's factors of the last channels
+    ),
+)
+
 TABLES = (TRANSFORMERS, TRANSFORMERS_OLD, HUBERT, HUBERT_LARGE, WAVLM, WAVLM_LARGE)
 """What :func:`recognize` looks through; a HuBERT's names are a subset of a WavLM's, so it comes first."""
 

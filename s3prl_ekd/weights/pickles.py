@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +39,44 @@ _SCHEDULES = tuple(
 )
 
 
+class StandIn:
+    """An object of a class that is not there: it keeps what the pickle gives it and does nothing.
+
+    Attributes:
+        state: what was to be put into the object; None if nothing was.
+    """
+
+    state: Any = None
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __new__(cls, *arguments: object) -> StandIn:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+# What fairseq's checkpoints name: its own classes, omegaconf's, and the types of Python's that omegaconf's settings
+# mention. In Python 2's names, which torch.save uses.
+_FAIRSEQ = re.compile(r"(fairseq|omegaconf)(\.\w+)+")
+_TYPES = re.compile(
+    r"typing\.\w+|collections\.defaultdict|(__builtin__|builtins)\.(bool|dict|float|int|list|long|str|tuple|unicode)"
+)
+_PYTHON_3 = {"__builtin__.unicode": "builtins.str", "__builtin__.long": "builtins.int"}
+
+
+def _stand_ins(names: Iterable[str]) -> list[Any]:
+    """A stand-in for each of these names in a pickle, as torch wants them: (class, the name that it stands for)."""
+    found = [_PYTHON_3.get(name, name.replace("__builtin__.", "builtins.")) for name in names]
+    return [(type(name.rpartition(".")[2], (StandIn,), {}), name) for name in found]
+
+
 def load_pickle_safely(path: str | Path, *, mapped: bool = False) -> Any:
     """``torch.load`` with ``weights_only=True``, allowing what s3prl's runners store beside tensors: their options as
     ``argparse.Namespace`` and the schedule objects of the ``*_with_schedule`` optimizers (as empty stand-ins, if s3prl
-    is not loaded).
+    is not loaded). Objects of fairseq and omegaconf become a :class:`StandIn` each, whatever is installed.
 
     Args:
         path: the file.
@@ -52,29 +88,37 @@ def load_pickle_safely(path: str | Path, *, mapped: bool = False) -> Any:
     # Only what is not allowed yet: at the end of the block torch takes all of these off its list, whoever added them.
     known = {_full_name(item) for item in torch.serialization.get_safe_globals() if isinstance(item, type)}
     allowed: list[Any] = [item for item in (argparse.Namespace, *_SCHEDULES) if _full_name(item) not in known]
+    known |= {_full_name(item) for item in allowed}
     try:
-        with torch.serialization.safe_globals([*allowed]):
-            mmap = mapped and zipfile.is_zipfile(path)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return _load(path, allowed, mapped)
     except Exception as error:  # a file of any other kind makes the unpickler raise nearly anything
         if isinstance(error, OSError) and not (Path(path).is_file() and os.access(path, os.R_OK)):
             raise UserError(f"{path}: {error.strerror or error}") from error
-        objects = [name for name in objects_in(path) if name not in known | {_full_name(item) for item in allowed}]
-        if objects:
-            raise UserError(f"{path}: {_refused_objects(objects)}") from error
-        problem = problem_of(path, pickled=True) or f"{type(error).__name__} while reading it; {again(path)}"
-        raise UserError(f"{path}: not a checkpoint, or a damaged one: {problem}") from error
+        objects = [name for name in objects_in(path) if name not in known]
+        of_fairseq = any(_FAIRSEQ.fullmatch(name) for name in objects)
+        harmless = (_FAIRSEQ, _TYPES) if of_fairseq else ()
+        others = [name for name in objects if not any(pattern.fullmatch(name) for pattern in harmless)]
+        problem: Exception = error
+        if objects and not others:
+            try:
+                return _load(path, [*allowed, *_stand_ins(objects)], mapped)
+            except Exception as second:
+                problem = second
+        elif objects:
+            raise UserError(f"{path}: {_refused_objects(others[0], of_fairseq)}") from error
+        said = problem_of(path, pickled=True) or f"{type(problem).__name__} while reading it; {again(path)}"
+        raise UserError(f"{path}: not a checkpoint, or a damaged one: {said}") from problem
 
 
-def _refused_objects(names: list[str]) -> str:
-    """Why a pickle is not loaded that would import these classes and functions."""
-    fairseq = [name for name in names if name.split(".")[0] in ("fairseq", "omegaconf")]
-    if fairseq:
-        return (
-            f"a fairseq checkpoint that holds Python objects ({fairseq[0]}), so it is not loaded (it could run code);"
-            f" {CONVERT_FAIRSEQ} for s3prl's hubert_local, or take the same model from s3prl or the Hugging Face hub"
-        )
-    return (
-        f"holds Python objects besides tensors and plain values ({names[0]}), so it is not loaded (it could run code);"
-        " it is no checkpoint of this package"
-    )
+def _load(path: str | Path, allowed: list[Any], mapped: bool) -> Any:
+    with torch.serialization.safe_globals(allowed):
+        mmap = mapped and zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _refused_objects(name: str, of_fairseq: bool) -> str:
+    """Why a pickle is not loaded that would import this class or function."""
+    refused = f"({name}), so it is not loaded (it could run code)"
+    if of_fairseq:
+        return f"a fairseq checkpoint that holds objects of others, too {refused}; {CONVERT_FAIRSEQ}"
+    return f"holds Python objects besides tensors and plain values {refused}; it is no checkpoint of this package"

@@ -258,7 +258,58 @@ def test_every_number_of_every_configuration_is_bounded():
     assert fields > 70
 
 
-@pytest.mark.parametrize("changes", [{}, {"conv_dim": [16, 8, 24, 16, 8, 16, 40], "num_conv_pos_embeddings": 5}])
+LAYERS_DIFFER = {"num_attention_heads": [2, 0], "intermediate_size": [0, 9], "head_dim": 6}
+LARGE = {"conv_bias": True, "conv_layer_norm": True, "feat_proj_layer_norm": True, "do_stable_layer_norm": True}
+WAVLM = {"kind": "wavlm", "num_buckets": 32, "feat_proj_layer_norm": True}
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [
+        ({"num_attention_heads": [12, 12, 12]}, "num_attention_heads: 3 numbers for 2 layers; give one for each"),
+        ({"intermediate_size": [9]}, "intermediate_size: 1 numbers for 2 layers"),
+        ({"num_attention_heads": [12, 8]}, "num_attention_heads: a list needs student.head_dim"),
+        ({"intermediate_size": [-1, 3]}, r"intermediate_size\[0\]: expected at least 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads: expected at least 1"),
+        ({"num_buckets": 320}, "num_buckets: a hubert has no relative positions"),
+        ({"kind": "wavlm", "feat_proj_layer_norm": True}, "num_buckets: kind wavlm needs some; WavLM has 320"),
+        ({"kind": "wavlm", "num_buckets": 320}, "feat_proj_layer_norm: kind wavlm has this LayerNorm"),
+        ({"remaining_heads": [[0], [1]]}, "remaining_heads: only the heads of a WavLM"),
+        ({**WAVLM, "num_buckets": 3}, "num_buckets: 3 buckets are too few"),
+        ({**WAVLM, "max_bucket_distance": 8}, "max_bucket_distance: 8 is not beyond the first 8 frames"),
+        ({**WAVLM, "head_dim": 65}, "hidden_size 768 is not divisible by head_dim 65"),
+        (
+            {**WAVLM, "head_dim": 64, "num_attention_heads": 11},
+            "num_attention_heads: of the 12 heads of width 64 .* some are gone",
+        ),
+        (
+            {**WAVLM, "head_dim": 64, "num_attention_heads": [1, 0], "remaining_heads": [[0], [1]]},
+            r"remaining_heads: names \[1, 1\] heads a layer, where num_attention_heads is \[1, 0\]",
+        ),
+        (
+            {**WAVLM, "head_dim": 64, "num_attention_heads": [2, 1], "remaining_heads": [[1, 12], [1]]},
+            r"remaining_heads: \[1, 12\] are not numbers of heads, from 0 to 11 in rising order",
+        ),
+        (
+            {**WAVLM, "head_dim": 64, "num_attention_heads": 2, "remaining_heads": [[1, 1], [0, 1]]},
+            r"remaining_heads: \[1, 1\] are not numbers",
+        ),
+    ],
+)
+def test_sizes_of_layers_that_do_not_fit_together(student, words):
+    with pytest.raises(UserError, match=f"^student.{words}"):
+        DistillConfig.from_mapping(recipe(student=student))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"conv_dim": [16, 8, 24, 16, 8, 16, 40], "num_conv_pos_embeddings": 5},
+        LARGE | LAYERS_DIFFER,
+        WAVLM | LAYERS_DIFFER | {"remaining_heads": [[1, 3], []]},
+    ],
+)
 def test_parameters_are_counted_without_building_the_network(changes):
     config = StudentConfig.from_mapping({**TINY, **changes})
     assert config.parameters == sum(parameter.numel() for parameter in Student(config).parameters())

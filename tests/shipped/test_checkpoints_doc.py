@@ -12,13 +12,12 @@ import yaml
 from helpers_files import (
     IMPOSTORS,
     as_pickle,
-    object_of,
     save_again,
     save_classification,
     save_ctc,
     save_in_parts,
-    save_with_objects,
 )
+from helpers_foreign import as_fairseq_writes_it, masked_hubert, of_torchaudio
 from helpers_models import ROOT, TINY, speech_like
 from helpers_teachers import KERNELS, STRIDES, padded_states, s3prl_checkpoint, tiny_model
 from helpers_weights import distiller_weights
@@ -112,8 +111,13 @@ def of_s3prl(kind: str) -> Callable[[Path], Path]:
 
 
 def fairseq_checkpoint(place: Path) -> Path:
-    save_with_objects({"model": object_of("fairseq.data.dictionary", "Dictionary")}, place / "fairseq.pt")
-    return place / "fairseq.pt"
+    return as_fairseq_writes_it(of_s3prl("hubert")(place), place / "fairseq.pt")
+
+
+def torchaudio_checkpoint(place: Path) -> Path:
+    torch.save(of_torchaudio().state_dict(), place / "model.pt")
+    (place / "model.json").write_text('{"encoder_num_heads": 4}')  # published sizes tell it
+    return place / "model.pt"
 
 
 def downstream_checkpoint(place: Path) -> Path:
@@ -141,6 +145,8 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "a wav2vec 2.0 as s3prl converts it (`.pt`)": of_s3prl("wav2vec2"),
     "a WavLM as released (`.pt`)": of_s3prl("wavlm"),
     "a HuBERT as fairseq writes it, with its `Dictionary`": fairseq_checkpoint,
+    "a HuBERT of torchaudio, saved by `torch.save(model.state_dict(), WHERE)`": torchaudio_checkpoint,
+    "a MaskHuBERT (Lightning's `.ckpt`), its `.yaml` beside it": lambda place: masked_hubert(place)[1],
     "a downstream checkpoint of s3prl (`dev-best.ckpt`)": downstream_checkpoint,
 }
 
@@ -154,7 +160,7 @@ def test_what_loads(tmp_path, row, caplog):
     what, as_student, as_teacher, auto = row
     where = MAKERS[what](tmp_path)
     caplog.clear()
-    check_student(where, as_student)
+    check_student(where, as_student, a_student()[0] if "student" in what or "DistilHuBERT" in what else None)
     for module in re.findall(r"without `(\w+)`", as_student):
         assert f"{where}: " in caplog.text
         assert module in caplog.text
@@ -162,7 +168,8 @@ def test_what_loads(tmp_path, row, caplog):
     check_auto_model(where, auto)
 
 
-def check_student(where: Path, answer: str) -> None:
+def check_student(where: Path, answer: str, reference: Student | None) -> None:
+    """``reference``: None for another project's model, whose numbers tests/student/test_other_projects.py compares."""
     patches.apply()
     import s3prl.hub
 
@@ -175,7 +182,7 @@ def check_student(where: Path, answer: str) -> None:
     wave = speech_like(8000)
     with torch.no_grad():
         student = load_student(where)
-        expected = a_student()[0](wave[None]).hidden_states
+        expected = (reference or student)(wave[None]).hidden_states
         hub = torch.hub.load(str(ROOT), "ekd_student", ckpt=str(where), source="local", verbose=False)
         runner = s3prl.hub.ekd_student(ckpt=str(where), model_config=None, refresh=False)  # as -u calls it
         found = [student(wave[None]).hidden_states, hub([wave])["hidden_states"], runner([wave])["hidden_states"]]
@@ -215,7 +222,7 @@ def test_a_distiller_that_s3prl_has_resumed(tmp_path):
     path = distiller_checkpoint(tmp_path)
     states = torch.load(path, weights_only=True)
     torch.save(states | {"Config": {"runner": {}}, RECIPE_KEY: states["Config"]}, path)
-    check_student(path, "yes")
+    check_student(path, "yes", a_student()[0])
     torch.save(states | {"Config": {"runner": {}}}, path)
     with pytest.raises(UserError, match=f"{path}: .*its configuration is not there"):
         load_student(path)
@@ -228,7 +235,7 @@ REFUSED = {
     "cut off": "truncated",
     "packed": "gzip",
     "a zip of something else": "zip",
-    "fairseq's": "fairseq with its Dictionary",
+    "fairseq's, with objects of others": "fairseq with objects of others",
     "a pickle of objects": "code",
 }
 

@@ -158,7 +158,7 @@ def assert_equals_distiller(reference, student, heads, waveforms, mask, **option
 
 
 def test_conv_layers_of_s3prl_are_read_not_run():
-    from s3prl_ekd.student.s3prl_distiller import conv_layers
+    from s3prl_ekd.weights.sizes import conv_layers
 
     assert conv_layers("[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2")[4:6] == [(512, 3, 2), (512, 2, 2)]
     for bad in ("__import__('os').getcwd()", "[(1, 2)]", "(", "None"):

@@ -141,10 +141,17 @@ def test_traced_upstream(tiny_student):
         torch.testing.assert_close(trace(*inputs), wanted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("variant", [{}, WAVLM_LARGE], ids=["hubert", "wavlm-large"])
+LAYERS_DIFFER = {"num_attention_heads": (2, 0), "intermediate_size": (0, 9), "head_dim": 6}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [{}, WAVLM_LARGE, LAYERS_DIFFER, WAVLM_LARGE | LAYERS_DIFFER | {"remaining_heads": ((1, 3), ())}],
+    ids=["hubert", "wavlm-large", "layers differ", "wavlm-large, layers differ"],
+)
 def test_recorded_encoder_of_each_kind(variant):
-    """Both orders of normalization, convolutions with LayerNorm, relative positions."""
-    states = States(hubert_encoder(EncoderConfig(**SIZES, **variant)).eval())
+    """Both orders of normalization, convolutions with LayerNorm, relative positions, layers that lack something."""
+    states = States(hubert_encoder(EncoderConfig(**SIZES | variant)).eval())
     trace = traced(states, RECORDED)
     for inputs in REPLAYED.values():
         for found, wanted in zip(trace(*inputs), states(*inputs), strict=True):

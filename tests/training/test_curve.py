@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import helpers_train as h
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboardX import SummaryWriter
 
 from s3prl_ekd import cli, pictures
-from s3prl_ekd.training.curve import draw, read_log
+from s3prl_ekd.files import write_yaml
+from s3prl_ekd.training.curve import draw, joined, read_log, stage_folders
 
 
 def log_of_distill(run: Path, step: int, text: str) -> Path:
@@ -162,3 +164,36 @@ def test_the_legend_stays_inside():
     assert figure.bbox.y0 <= box.y0
     assert box.y1 <= figure.bbox.y1
     assert box.x1 <= figure.bbox.x1
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def test_stages_are_drawn_as_one(tmp_path):
+    """Steps are counted on, a dotted line says where a stage begins, and the size of a pruned student is shown."""
+    for name, text in (
+        (
+            "prune",
+            "step,train/loss,pruning/expected_parameters,pruning/target_parameters\n10,3.0,90,95\n20,2.0,50,50\n",
+        ),
+        ("recover", "step,train/loss\n10,1.0\n"),
+    ):
+        log_of_distill(tmp_path / name, 0, text)
+    stages = [
+        {"name": "prune", "max_steps": 20},
+        {"name": "recover", "max_steps": 10},
+        {"name": "later", "max_steps": 9},
+    ]
+    write_yaml(tmp_path / "recipe.yaml", h.recipe(tmp_path, more={"stages": stages}).to_mapping())
+    folders = stage_folders(tmp_path)
+    assert folders == [tmp_path / "prune", tmp_path / "recover"], "the third has not begun"
+    series, begins = joined([read_log(folder) for folder in folders])
+    assert series["train/loss"] == [(10, 3.0), (20, 2.0), (30, 1.0)]
+    assert begins == [0, 20]
+    losses, sizes, _ = draw(series, dict(zip(begins, ("prune", "recover"), strict=True))).get_axes()
+    assert [text.get_text() for text in losses.texts] == ["prune", "recover"]
+    assert [list(line.get_ydata()) for line in sizes.get_lines()[:2]] == [[90, 50], [95, 50]]
+    assert sizes.get_ylabel() == "parameters"
+    for runs in ([tmp_path], folders):
+        assert cli.main(["curve", *map(str, runs), str(tmp_path / "curve.png")]) == 0
+        assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

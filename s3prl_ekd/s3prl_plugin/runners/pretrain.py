@@ -91,6 +91,10 @@ def _top_level_modules() -> Iterator[Path]:
     folder = upstream_names.s3prl_folder()
     if folder is None:
         raise UserError("s3prl is not installed; pip install s3prl")
+    # After a checkpoint that it could not read, s3prl's distiller leaves s3prl.optimizers under this name; the classes
+    # of runs' checkpoints, which are "optimizers.NAME", would not be found in it.
+    if "optimizers" in sys.modules and sys.modules["optimizers"] is sys.modules.get("s3prl.optimizers"):
+        del sys.modules["optimizers"]
     sys.path.insert(0, str(folder))  # first, so that a folder 'pretrain' or 'utility' of the user's is not taken
     try:
         pretrain = importlib.import_module("pretrain")

@@ -37,6 +37,7 @@ _LINES = (
     "export-checkpoint GOOD/student student --half",
     "init-student GOOD/model.yaml student --seed 3",
     "cache-targets GOOD/recipe.yaml cache --part 0/1 --shard-gb 1 --device cpu",
+    "cluster-layers GOOD/recipe.yaml -o layers --device cpu",
     "--version",
 )
 _WORDS = (
@@ -53,6 +54,7 @@ def prepare(good: Path) -> None:
     for module in (
         "s3prl_ekd.training.run",
         "s3prl_ekd.target_cache.filling",
+        "s3prl_ekd.calibration.find",
         "s3prl_ekd.cuts.manifests",
         "torch._dynamo",
     ):

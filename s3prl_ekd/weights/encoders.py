@@ -1,0 +1,44 @@
+"""Other projects' checkpoints: what they hold, as sizes and weights, for students and teachers alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.errors import UserError, one_line
+from s3prl_ekd.weights.from_fairseq import read_converted, read_lightning, read_released
+from s3prl_ekd.weights.from_torchaudio import is_torchaudio, read_dphubert, read_weights_alone
+from s3prl_ekd.weights.sizes import StoredEncoder
+
+# Entries that a checkpoint must have -> what reads it.
+_READERS: tuple[tuple[frozenset[str], Callable[[Mapping[str, Any], Path], StoredEncoder | None]], ...] = (
+    (frozenset({"config", "state_dict"}), read_dphubert),
+    (frozenset({"pytorch-lightning_version", "state_dict"}), read_lightning),
+    (frozenset({"model_cfg", "model_weight"}), read_converted),
+    (frozenset({"cfg", "model"}), read_released),
+    (frozenset({"args", "model"}), read_released),
+)
+
+
+def read_encoder(states: Any, path: Path) -> StoredEncoder | None:
+    """The encoder in a checkpoint of another project; None if it is of no kind that can be read.
+
+    Args:
+        states: what was loaded from ``path``.
+        path: some formats keep sizes in a file beside it.
+
+    Raises:
+        UserError: why it cannot be held, or what is damaged or missing.
+    """
+    if not isinstance(states, Mapping):
+        return None
+    try:
+        if is_torchaudio(states):
+            return read_weights_alone(states, path)
+        for entries, read in _READERS:
+            if entries <= states.keys() and (found := read(states, path)) is not None:
+                return found
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"a damaged checkpoint ({type(error).__name__}: {one_line(error)})") from error
+    return None

@@ -1,0 +1,110 @@
+"""Other projects' files as students and as teachers: the same features as the reference, by every door."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_foreign import LARGE, as_fairseq_writes_it, masked_hubert, of_torchaudio, states_of_torchaudio
+from helpers_models import speech_like
+from helpers_teachers import padded_states, s3prl_checkpoint, tiny_model
+from torch import Tensor
+
+from s3prl_ekd import load_student
+from s3prl_ekd.config.recipe import TeacherConfig
+from s3prl_ekd.errors import UserError
+from s3prl_ekd.s3prl_compat import patches
+from s3prl_ekd.student.folder import save_student
+from s3prl_ekd.teachers import load_teacher
+from s3prl_ekd.teachers.own_encoder import FastTeacher
+from s3prl_ekd.upstream import ekd_student
+
+patches.apply()
+WAVE = speech_like(8000)
+
+
+def torchaudio_base(folder: Path) -> tuple[Path, list[Tensor]]:
+    model = of_torchaudio()
+    torch.save(model.state_dict(), folder / "model.pt")
+    (folder / "model.json").write_text(json.dumps({"encoder_num_heads": 4}))
+    return folder / "model.pt", states_of_torchaudio(model, WAVE[None])
+
+
+def torchaudio_large(folder: Path) -> tuple[Path, list[Tensor]]:
+    """It gives the last layer without the final LayerNorm, and expects waveforms that are normalised already."""
+    model = of_torchaudio(**LARGE)
+    torch.save(model.state_dict(), folder / "model.pt")
+    (folder / "model.json").write_text(json.dumps({"encoder_num_heads": 4, "normalize_waveform": False}))
+    states = states_of_torchaudio(model, WAVE[None])
+    return folder / "model.pt", [*states[:-1], model.encoder.transformer.layer_norm(states[-1])]
+
+
+def fairseq_hubert(folder: Path) -> tuple[Path, list[Tensor]]:
+    """By s3prl's copy of fairseq's model."""
+    from s3prl.upstream.hubert.convert import load_converted_model
+
+    path = s3prl_checkpoint(tiny_model("hubert"), "hubert", folder / "converted.pt")
+    model = load_converted_model(str(path))[0].eval()
+    projected = model.post_extract_proj(model.layer_norm(model.forward_features(WAVE[None]).transpose(1, 2)))
+    _, layers = model.encoder(projected, padding_mask=None)
+    return as_fairseq_writes_it(path, folder / "fairseq.pt"), [projected, *(x.transpose(0, 1) for x, *_ in layers)]
+
+
+def maskhubert(folder: Path) -> tuple[Path, list[Tensor]]:
+    model, path = masked_hubert(folder)
+    waves = WAVE[None]
+    _, projected, _, _, hidden = model(waves, torch.ones_like(waves), get_hidden=True, no_pred=True)
+    return path, [projected, *hidden]
+
+
+FORMATS: dict[str, Callable[[Path], tuple[Path, list[Tensor]]]] = {
+    "torchaudio": torchaudio_base,
+    "torchaudio, large": torchaudio_large,
+    "fairseq": fairseq_hubert,
+    "MaskHuBERT": maskhubert,
+}
+
+
+def assert_close(states, expected):
+    assert len(states) == len(expected)
+    for ours, theirs in zip(states, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@torch.no_grad()
+def test_the_same_features_by_every_door(tmp_path, name):
+    path, expected = FORMATS[name](tmp_path)
+    frames = expected[0].shape[1]
+    assert_close(load_student(path)(WAVE[None]).hidden_states, expected)
+    assert_close([state[:, :frames] for state in ekd_student(path)([WAVE])["hidden_states"]], expected)
+    teacher = load_teacher(TeacherConfig(name="t", student=str(path), layers=(1, 3)), initializes=3)
+    assert isinstance(teacher, FastTeacher)
+    states, _ = padded_states(teacher, WAVE[None], torch.tensor([len(WAVE)]))
+    assert_close(states, [expected[1], expected[3]])
+
+
+def test_a_teacher_that_is_no_student(tmp_path):
+    with pytest.raises(UserError, match=r"teacher 't': .*no such file or folder"):
+        load_teacher(TeacherConfig(name="t", student=str(tmp_path / "absent"), layers=(1,)))
+
+
+def test_a_student_teaches_as_its_folder_of_transformers_does(tmp_path, tiny_student):
+    """Its hidden state 0 is then the input of the first layer, and a student can start from its weights."""
+    folder = save_student(tmp_path / "student", tiny_student)
+    waves, lengths = torch.stack([speech_like(9000, 1), speech_like(9000, 2)]), torch.tensor([9000, 6000])
+    found = []
+    for options in (
+        {"student": str(folder)},
+        {"student": str(folder), "own_forward": True},
+        {"transformers": str(folder)},
+    ):
+        teacher = load_teacher(TeacherConfig(name="t", layers=(0, 1), **options), initializes=2)
+        found.append((padded_states(teacher, waves, lengths)[0], teacher.encoder_state()))
+    for states, weights in found:
+        assert_close(states, found[-1][0])
+        for key, tensor in tiny_student.state_dict().items():
+            torch.testing.assert_close(weights[key], tensor)
