@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
 import re
@@ -11,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.cost import IN_WORDS
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.pictures import COLOURS, colours, literal, new_figure, save
+from s3prl_ekd.training.run_folder import stage_folders
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,17 +30,14 @@ def plot(runs: Sequence[Path], path: Path) -> None:
     Raises:
         UserError: there is no log, matplotlib is not installed, or such a file cannot be written.
     """
-    parts = [part for run in runs for part in stage_folders(run)]
+    parts = [part for run in runs for part in begun(run)]
     series, begins = joined([read_log(part) for part in parts])
     save(draw(series, dict(zip(begins, [part.name for part in parts], strict=True)) if len(parts) > 1 else {}), path)
 
 
-def stage_folders(run: Path) -> list[Path]:
-    """The folders of a run's stages that have begun, in their order; of a run without stages, its own."""
-    with contextlib.suppress(UserError):  # no recipe, or one of another version: then no stages are known
-        stages = RunConfig.from_yaml(run / "recipe.yaml").stages
-        return [run / stage.name for stage in stages if (run / stage.name / "logs").is_dir()] or [run]
-    return [run]
+def begun(run: Path) -> list[Path]:
+    """The folders of a run's stages that have logged something, in their order; of a run without stages, its own."""
+    return [folder for folder in stage_folders(run) if (folder / "logs").is_dir()] or [run]
 
 
 def joined(logs: Sequence[Series]) -> tuple[Series, list[int]]:
@@ -132,9 +128,8 @@ _MARKS = (None, "o", "s", "^", "D")
 
 
 def draw(series: Series, begins: Mapping[int, str] | None = None) -> Figure:
-    """Losses on the left, then the cosine of every target: the colour tells the teacher, the dashes the layer. Between
-    them, where the student is pruned, what it is expected to cost; on the right, where they are learnt, the teachers'
-    weights.
+    """Losses on the left, then what a pruned student is expected to cost, the cosine of every target, and the teachers'
+    weights where they are learnt: the colour tells the teacher, the dashes the layer.
 
     Args:
         series: what is logged.
@@ -143,28 +138,29 @@ def draw(series: Series, begins: Mapping[int, str] | None = None) -> Figure:
     Raises:
         UserError: matplotlib is not installed.
     """
-    pruned, learnt = expected_and_target(series), any(name.startswith(_WEIGHT) for name in series)
+    pruned = expected_and_target(series)
+    learnt = any(name.startswith(_WEIGHT) for name in series)
     panels = 2 + (pruned is not None) + learnt
-    figure = new_figure(3 + 4 * panels, 4)
+    figure = new_figure(5 * panels + 1, 4)
     from matplotlib.ticker import MaxNLocator
 
-    losses, *others = figure.subplots(1, panels)
-    losses.set(title="Loss", ylabel="loss, mean over frames (no unit)")
-    _losses(losses, series)
+    every = list(figure.subplots(1, panels))
+    losses, cosines = every[0], every[1 + (pruned is not None)]
     if pruned is not None:
-        _cost(others[0], *pruned)
-    cosines = others[-2] if learnt else others[-1]
+        _cost(every[1], *pruned)
+    losses.set(title="Loss", ylabel="loss, mean over frames (no unit)")
     cosines.set(title="Agreement of predictions and targets", ylabel="cosine similarity, mean over frames")
+    _losses(losses, series)
     legends = [(cosines, _by_teacher(cosines, series, _COSINE))]
     if learnt:
-        others[-1].set(title="Learnt weights of the teachers", ylabel="share of a slot (no unit)", ylim=(0, 1))
-        legends.append((others[-1], _by_teacher(others[-1], series, _WEIGHT)))
+        every[-1].set(title="Learnt weights of the teachers", ylabel="share of a slot (no unit)", ylim=(0, 1))
+        legends.append((every[-1], _by_teacher(every[-1], series, _WEIGHT)))
     figure.set_figheight(max(4.0, 0.8 + 0.19 * max(len(entries) for _, entries in legends)))
     for axes, entries in legends:
         if entries:
             outside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
             axes.legend(handles=entries, fontsize="small", handlelength=3.5, **outside)
-    for axes in (losses, *others):
+    for axes in every:
         for step, name in (begins or {}).items():
             axes.axvline(step, color="dimgray", linewidth=0.8, linestyle=":")
             axes.annotate(

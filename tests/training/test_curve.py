@@ -12,7 +12,7 @@ from tensorboardX import SummaryWriter
 
 from s3prl_ekd import cli, pictures
 from s3prl_ekd.files import write_yaml
-from s3prl_ekd.training.curve import draw, joined, read_log, stage_folders
+from s3prl_ekd.training.curve import begun, draw, joined, read_log
 
 
 def log_of_distill(run: Path, step: int, text: str) -> Path:
@@ -185,7 +185,7 @@ def test_stages_are_drawn_as_one(tmp_path):
         {"name": "later", "max_steps": 9},
     ]
     write_yaml(tmp_path / "recipe.yaml", h.recipe(tmp_path, more={"stages": stages}).to_mapping())
-    folders = stage_folders(tmp_path)
+    folders = begun(tmp_path)
     assert folders == [tmp_path / "prune", tmp_path / "recover"], "the third has not begun"
     series, begins = joined([read_log(folder) for folder in folders])
     assert series["train/loss"] == [(10, 3.0), (20, 2.0), (30, 1.0)]
