@@ -27,7 +27,7 @@ from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import PretrainDataConfig, PretrainDataset, PretrainLoader
 from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.pretrain_expert import UpstreamPretrainExpert
-from s3prl_ekd.student.folder import load_student
+from s3prl_ekd.student.folder import load_student, load_student_and_heads
 from s3prl_ekd.teachers import load_teachers
 
 # Runs s3prl's runner as the user does, and notes what each forward pass of the Distiller gets and gives.
@@ -304,6 +304,27 @@ def test_what_is_found_on_a_runs_data_is_refused(teacher, says, in_workplace, re
 def test_a_checkpoint_of_another_kind_is_named(in_workplace, recipe):
     with pytest.raises(UserError, match="run_downstream"):
         expert(in_workplace, recipe).load_model({"Downstream": {}, "Step": 3})
+
+
+def test_groups_taps_terms_and_learnt_weights_on_this_road(in_workplace, recipe, tmp_path):
+    """The expert's loss is the Distiller's, and its checkpoint says which head each tap uses."""
+    mapping = recipe.to_mapping()
+    for teacher in mapping["teachers"]:
+        teacher["layers"] = [0, [1, 2], 3]
+    mapping["heads"] = {"kind": "linear", "share": [[1, 2]], "from": [0, 1, 2]}
+    terms = [{"kind": kind} for kind in ("l2", "gram", "correlation")]
+    mapping["objective"] = {"losses": terms, "learnt_weights": {"floor": 0.2}}
+    config = DistillConfig.from_mapping(mapping)
+    ours = expert(in_workplace, config)
+    batch = next(iter(ours.get_train_dataloader()))
+    loss, records = ours(batch, records=collections.defaultdict(list), global_step=0)
+    other = Distiller(config, load_teachers(config))
+    other.load_state_dict(ours.model.state_dict())
+    torch.testing.assert_close(loss, other(batch).loss)
+    assert {"gram/hubert/1-2", "correlation/wavlm/0", "weight/wavlm/1-2"} < records.keys()
+    torch.save(ours.add_state_to_save({}), tmp_path / "states-1.ckpt")
+    _, heads = load_student_and_heads(tmp_path / "states-1.ckpt")
+    assert (heads.uses, heads.taps[1], heads.kind) == ((0, 1, 1, 2, 3, 3), (1, "hubert/1-2"), "linear")
 
 
 def test_accumulated_batches_count_as_consumed(in_workplace, recipe, expected):
