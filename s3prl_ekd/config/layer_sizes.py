@@ -67,12 +67,13 @@ def kept_heads(config: LayerSizes) -> tuple[tuple[int, ...], ...]:
 
 
 def is_uniform(config: LayerSizes) -> bool:
-    """Whether all layers have the same sizes and the heads make up ``hidden_size``, as in transformers' own models."""
+    """Whether all layers have the same sizes, and heads that fill ``hidden_size``, as in transformers' own models."""
     heads, inner = set(layer_heads(config)), set(layer_intermediate_sizes(config))
-    return heads == {original_heads(config)} and len(inner) == 1 and _heads_fill(config)
+    return heads == {original_heads(config)} and heads_fill(config) and len(inner) == 1 and inner != {0}
 
 
-def _heads_fill(config: LayerSizes) -> bool:
+def heads_fill(config: LayerSizes) -> bool:
+    """Whether the original heads make up ``hidden_size`` exactly."""
     return original_heads(config) * head_size(config) == config.hidden_size
 
 
@@ -119,7 +120,7 @@ def _check_relative_positions(config: LayerSizes, where: str) -> None:
     )
     original = original_heads(config)
     require(
-        _heads_fill(config),
+        heads_fill(config),
         f"{where}hidden_size {config.hidden_size} is not divisible by head_dim {config.head_dim}: each head of a WavLM"
         " reads a slice of the layer's input",
     )

@@ -148,7 +148,10 @@ class GatedRelativeAttention(SelfAttention):
         self.gru_rel_pos_linear = nn.Linear(head_size(config), 8).requires_grad_(bool(kept))
         # The first layer's serves all, so it has all heads, even where the first layer has lost them.
         self.original_heads = original_heads(config)
-        self.rel_attn_embed = nn.Embedding(config.num_buckets, self.original_heads) if index == 0 else None
+        self.rel_attn_embed = None
+        if index == 0:
+            self.rel_attn_embed = nn.Embedding(config.num_buckets, self.original_heads)
+            self.rel_attn_embed.requires_grad_(any(layer_heads(config)))
         self.kept: Tensor | None
         pruned = len(kept) < self.original_heads
         self.register_buffer("kept", torch.tensor(kept, dtype=torch.long) if pruned else None, persistent=False)
@@ -197,6 +200,9 @@ class EncoderLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout
         self.pre_norm = config.do_stable_layer_norm
+        if self.pre_norm:  # nothing reads a LayerNorm before an empty block
+            self.layer_norm.requires_grad_(self.attention.num_heads > 0)
+            self.final_layer_norm.requires_grad_(self.feed_forward.inner_size > 0)
 
     def forward(self, x: Tensor, packing: Layout, mask: Tensor | None, bias: Tensor | None) -> Tensor:
         attended = self.attention(self.layer_norm(x) if self.pre_norm else x, packing, mask, bias)

@@ -1,12 +1,12 @@
 """The student's one format on disk, and everything that can be read as a student.
 
-A student is a folder: ``config.json`` + ``model.safetensors`` in transformers' HuBERT names (it opens with
-``AutoModel.from_pretrained``), ``preprocessor_config.json``, ``heads.safetensors``, ``recipe.yaml`` and a model card.
+A student is a folder: ``config.json`` + ``model.safetensors`` in transformers' HuBERT or WavLM names (it opens with
+``AutoModel.from_pretrained``; :mod:`s3prl_ekd.student.config_json` says how where layers differ in size),
+``preprocessor_config.json``, ``heads.safetensors``, ``recipe.yaml`` and a model card.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from s3prl_ekd.config.layer_sizes import is_uniform, layer_heads, layer_intermediate_sizes
 from s3prl_ekd.config.recipe import PREDICTION_HEADS, DistillConfig, StudentConfig, slot_name
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, write_json, write_yaml
 from s3prl_ekd.student.checkpoint import Contents, read_checkpoint
+from s3prl_ekd.student.config_json import MODELING_FILE, from_config_json, to_config_json
 from s3prl_ekd.student.heads import HeadPlan, PredictionHeads, Tap, stored_sizes
-from s3prl_ekd.student.kinds import StudentKind, kind_of_folder, student_kind
+from s3prl_ekd.student.kinds import StudentKind, student_kind
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.weights.file_kind import again
 from s3prl_ekd.weights.folders import (
@@ -32,27 +34,11 @@ from s3prl_ekd.weights.folders import (
     read_metadata,
     read_shapes,
     read_tensors,
-    stated_normalization,
     weight_files,
 )
 from s3prl_ekd.weights.names import base_model, recognize, to_transformers_keys
 
 logger = logging.getLogger(__name__)
-
-# transformers' defaults would mask inputs and drop layers in training.
-_NO_AUGMENTATION: dict[str, Any] = {
-    "apply_spec_augment": False,
-    "mask_time_prob": 0.0,
-    "mask_feature_prob": 0.0,
-    "layerdrop": 0.0,
-    "feat_proj_dropout": 0.0,
-    "final_dropout": 0.0,
-}
-_NOT_IN_CONFIG_JSON = {  # normalize_waveform is the preprocessor's
-    "kind", "initialize_from", "normalize_waveform", "copy", "copy_layers", "head_dim", "conv_bias", "conv_layer_norm",
-    "feat_proj_layer_norm", "do_stable_layer_norm", "layer_norm_eps", "num_buckets", "max_bucket_distance",
-    "remaining_heads",
-}  # fmt: skip
 
 
 def load_student(where: str | Path) -> Student:
@@ -60,8 +46,8 @@ def load_student(where: str | Path) -> Student:
 
     Args:
         where: a student folder, also as transformers writes it (fine-tuned: what stands on top of the student is left
-            out); a ``states-*.ckpt`` of run_pretrain (ours or s3prl's distiller); or a hub id. A local path wins over a
-            hub id.
+            out), or that of a HuBERT or WavLM; a ``states-*.ckpt`` of run_pretrain (ours or s3prl's distiller); or a
+            hub id. A local path wins over a hub id.
 
     Raises:
         UserError: nothing is there, it is not a student (said what it is), or its weights are damaged or not finite.
@@ -115,8 +101,10 @@ def save_student(
         raise UserError(f"{folder}: holds other files; name a new folder for the student")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        write_json(temporary / "config.json", _to_transformers(student.config))
+        write_json(temporary / "config.json", to_config_json(student.config))
         write_json(temporary / "preprocessor_config.json", _preprocessor(student.config))
+        if not is_uniform(student.config):
+            (temporary / MODELING_FILE.name).write_bytes(MODELING_FILE.read_bytes())
         # save_file would write a file that only its owner can read.
         weights = _portable(student.state_dict(), dtype, folder)
         (temporary / "model.safetensors").write_bytes(save(weights, {"format": "pt"}))
@@ -151,21 +139,6 @@ def _head_metadata(heads: PredictionHeads) -> dict[str, str]:
     return {"format": "pt", "kind": heads.kind, **{key: json.dumps(value) for key, value in lists.items()}}
 
 
-def _to_transformers(config: StudentConfig) -> dict[str, Any]:
-    sizes = {key: value for key, value in config.to_mapping().items() if key not in _NOT_IN_CONFIG_JSON}
-    return {
-        "architectures": ["HubertModel"],
-        **student_kind(config).architecture,
-        **sizes,
-        "num_feat_extract_layers": len(config.conv_dim),
-        "layer_norm_eps": 1e-5,
-        **_NO_AUGMENTATION,
-        # Also here where it is true: when transformers saves the model again, the preprocessor's file is lost.
-        **({"normalize_waveform": True} if config.normalize_waveform else {}),
-        "dtype": "float32",  # AutoModel opens it in this type, also where it is stored in half precision
-    }
-
-
 def _preprocessor(config: StudentConfig) -> dict[str, Any]:
     return {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
@@ -187,23 +160,8 @@ def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
             )
         raise UserError(f"{folder}: no student folder, it has no config.json; name the folder that has it")
     raw = read_json(folder / "config.json")
-    name, kind = kind_of_folder(raw)
-    found = {**kind.defaults, **raw}
-    for key, wanted in kind.architecture.items():
-        if found.get(key) != wanted:
-            raise UserError(
-                f"{folder}: not a student, its config.json says {key}: {found.get(key)!r} where a student has"
-                f" {wanted!r}; a {raw.get('model_type', 'model')} like this can be a teacher (transformers: {folder})"
-            )
-    names = {field.name for field in dataclasses.fields(StudentConfig)} - _NOT_IN_CONFIG_JSON
-    mapping = {"kind": name} | {key: raw[key] for key in (*names, "normalize_waveform") if key in raw}
-    stated = stated_normalization(lambda name: folder / name if (folder / name).is_file() else None)
-    if stated is not None:
-        mapping["normalize_waveform"] = stated
-    try:
-        config = StudentConfig.from_mapping(mapping, "student")
-    except UserError as error:
-        raise UserError(f"{folder / 'config.json'}: {error}") from error
+    config = from_config_json(raw, folder)
+    kind = student_kind(config)
     files = weight_files(folder)
     if not files:
         raise UserError(f"{folder}: has no model.safetensors; a student folder needs one (or {', '.join(WEIGHTS[1:])})")
@@ -346,18 +304,26 @@ def _download(name: str) -> Path:
 
 
 def _model_card(student: Student, recipe: DistillConfig | None) -> str:
+    config = student.config
     parameters = sum(parameter.numel() for parameter in student.parameters())
     lines = [
         "---",
         "library_name: s3prl_ekd",
-        "tags: [speech, self-supervised, knowledge-distillation, hubert]",
+        f"tags: [speech, self-supervised, knowledge-distillation, {config.kind}]",
         "---",
         "# A speech student",
         "",
-        f"{parameters / 1e6:.1f} M parameters, {student.config.num_hidden_layers} transformer layers of width"
-        f" {student.config.hidden_size}, a frame every 20 ms of 16 kHz audio.",
+        f"{parameters / 1e6:.1f} M parameters, {config.num_hidden_layers} transformer layers of width"
+        f" {config.hidden_size}, a frame every 20 ms of 16 kHz audio.",
         "",
     ]
+    uniform = is_uniform(config)
+    if not uniform:
+        heads, inner = layer_heads(config), layer_intermediate_sizes(config)
+        lines += [
+            f"Attention heads of each layer: {', '.join(map(str, heads))}; inner units: {', '.join(map(str, inner))}.",
+            "",
+        ]
     if recipe is not None:
         teachers = ", ".join(f"{t.name} (layers {', '.join(map(slot_name, t.slots))})" for t in recipe.teachers)
         lines += [f"Distilled from {teachers} by {recipe.objective.aggregation}; `recipe.yaml` has it all.", ""]
@@ -367,7 +333,11 @@ def _model_card(student: Student, recipe: DistillConfig | None) -> str:
         'student = load_student("this folder")            # or transformers.AutoModel.from_pretrained("this folder")',
         "```",
         "",
-        "s3prl: `python -m s3prl_ekd.run_downstream -m train -u ekd_student -k 'this folder' ...`",
-        "",
     ]
+    if not uniform:
+        lines += [
+            f"Without s3prl_ekd, transformers needs `trust_remote_code=True`: it reads `{MODELING_FILE.name}`.",
+            "",
+        ]
+    lines += ["s3prl: `python -m s3prl_ekd.run_downstream -m train -u ekd_student -k 'this folder' ...`", ""]
     return "\n".join(lines)

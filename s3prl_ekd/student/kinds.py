@@ -1,4 +1,4 @@
-"""What students can be put together from, and how their folders tell."""
+"""What students can be put together from."""
 
 from __future__ import annotations
 
@@ -45,32 +45,23 @@ def encoder_config(config: StudentConfig) -> EncoderConfig:
     return EncoderConfig(**{item.name: getattr(config, item.name) for item in dataclasses.fields(EncoderConfig)})
 
 
-_BASE = {  # what HubertConfig takes where a config.json says nothing
-    "feat_extract_norm": "group",
-    "feat_extract_activation": "gelu",
-    "conv_bias": False,
-    "feat_proj_layer_norm": True,
-    "do_stable_layer_norm": False,
-    "hidden_act": "gelu",
-    "conv_pos_batch_norm": False,
-}
+_ACTIVATIONS = {"feat_extract_activation": "gelu", "hidden_act": "gelu"}
+_BASE = {"feat_extract_norm": "group", "feat_proj_layer_norm": True, "num_hidden_layers": 12}
 HUBERT = StudentKind(
     front_end=ConvStack,
     encoder=Transformer,
-    architecture={"model_type": "hubert", **_BASE, "feat_proj_layer_norm": False},
-    defaults=_BASE,
+    architecture={"model_type": "hubert", **_ACTIVATIONS, "conv_pos_batch_norm": False},
+    defaults={**_ACTIVATIONS, "conv_pos_batch_norm": False, **_BASE},
 )
-WAVLM = StudentKind(front_end=ConvStack, encoder=Transformer, architecture={"model_type": "wavlm"})
+WAVLM = StudentKind(
+    front_end=ConvStack,
+    encoder=Transformer,
+    architecture={"model_type": "wavlm", **_ACTIVATIONS},
+    defaults={**_ACTIVATIONS, **_BASE, "num_buckets": 320, "max_bucket_distance": 800},
+)
 
 
 def student_kind(config: StudentConfig) -> StudentKind:
     """What a recipe's student is put together from."""
     kind: StudentKind = STUDENT_KINDS.load(config.kind)
     return kind
-
-
-def kind_of_folder(config_json: Mapping[str, Any]) -> tuple[str, StudentKind]:
-    """The kind that a folder's ``config.json`` names as its ``model_type``, and its name; else HuBERT's, the first."""
-    kinds: dict[str, StudentKind] = {name: STUDENT_KINDS.load(name) for name in STUDENT_KINDS}
-    same = [(n, kind) for n, kind in kinds.items() if kind.architecture["model_type"] == config_json.get("model_type")]
-    return same[0] if same else next(iter(kinds.items()))
