@@ -22,6 +22,7 @@ from helpers_foreign import (
 from helpers_models import speech_like
 from helpers_teachers import padded_states, s3prl_checkpoint, tiny_model
 from torch import Tensor
+from transformers import AutoModel
 
 from s3prl_ekd import load_student
 from s3prl_ekd.config.recipe import TeacherConfig
@@ -146,6 +147,20 @@ def test_the_same_features_by_every_door(tmp_path, name):
     assert isinstance(teacher, FastTeacher)
     states, _ = padded_states(teacher, WAVE[None], torch.tensor([len(WAVE)]))
     assert_close(states, [expected[1], expected[3]])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@torch.no_grad()
+def test_saved_as_a_folder(tmp_path, name):
+    """Which transformers opens too; it leaves waveforms to be normalised by an extractor of its own."""
+    path, expected = FORMATS[name](tmp_path)
+    folder = save_student(tmp_path / "student", load_student(path))
+    student = load_student(folder)
+    assert_close(student(WAVE[None]).hidden_states, expected)
+    if not student.config.normalize_waveform:
+        model = AutoModel.from_pretrained(folder)
+        output = model(WAVE[None], output_hidden_states=True)
+        assert_close([*output.hidden_states[1:-1], output.last_hidden_state], expected[1:])
 
 
 def test_a_teacher_that_is_no_student(tmp_path):
