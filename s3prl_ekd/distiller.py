@@ -175,10 +175,11 @@ class Distiller(nn.Module):
     def _check_depths(self) -> None:
         depth = self.student.config.num_hidden_layers
         for teacher in self.teachers:
+            found = getattr(teacher, "num_hidden_layers", depth)  # of a cached teacher it is not known
             require(
-                teacher.num_hidden_layers in (None, depth),
-                f"heads.from: same, but teacher {teacher.name!r} has {teacher.num_hidden_layers} layers and the student"
-                f" {depth}; use last, or one layer for each slot",
+                found == depth,
+                f"heads.from: same, but teacher {teacher.name!r} has {found} layers and the student {depth}; use last,"
+                " or one layer for each slot",
             )
 
     def _teach(self, batch: Batch) -> list[HiddenStates]:

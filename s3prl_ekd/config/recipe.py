@@ -338,6 +338,25 @@ class TeacherConfig(Config):
         return self.layers
 
     @property
+    def needs_calibration(self) -> bool:
+        """Whether something is found on the run's own data before it begins: groups of layers, units, components."""
+        asked = (self.units, self.principal_components)
+        return isinstance(self.layers, LayerClusters) or any(one is not None for one in asked)
+
+    def require_calibrated(self) -> None:
+        """Check that nothing is to be found on the run's own data, where that is not done.
+
+        Raises:
+            UserError: something is.
+        """
+        _ = self.slots
+        require(
+            not self.needs_calibration,
+            f"teacher {self.name!r}: units and principal_components are found on a run's own data, which s3prl-ekd"
+            " distill does; leave them out here",
+        )
+
+    @property
     def slot_count(self) -> int:
         """How many slots there are, or will be."""
         return self.layers.clusters if isinstance(self.layers, LayerClusters) else len(self.layers)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS, SourceError, listed
+from s3prl_ekd.calibration import result as calibration
 from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
 from s3prl_ekd.cuts.read import Cut, cut_key
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.network.config import Architecture
-from s3prl_ekd.target_cache.files import CheckedFile, command
+from s3prl_ekd.target_cache.files import CheckedFile, checksum, command
 from s3prl_ekd.target_cache.initial_weights import Start, read_start
 from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same
 from s3prl_ekd.target_cache.shards import Shard
@@ -107,6 +108,9 @@ class TargetCache:
     def identity(self) -> str:
         """Equal for caches of the same targets."""
         text = json.dumps(self._stored["made_with"], sort_keys=True)
+        found = calibration.read(self.folder)
+        if found is not None and (fits := found.fits.state()):
+            text += f" {checksum(tensor.reshape(-1) for _, tensor in sorted(fits.items()))}"
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def start(self, student: StudentConfig) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ class Teacher(ABC):
         padded: how it computes a batch. False: each utterance as if alone. True: the zero-padded batch in one pass,
             padding and all, with the model's own masking: what s3prl's distiller trains on
             (``objective.loss_on_padding``).
-        num_hidden_layers: the index of its last hidden state; None: not known, its targets are cached.
+        num_hidden_layers: the index of its last hidden state; absent where only its cached targets are known.
         hidden_size: width D of these hidden states.
     """
 
@@ -46,7 +46,7 @@ class Teacher(ABC):
     source: str
     padded: bool = False
     module: nn.Module
-    num_hidden_layers: int | None
+    num_hidden_layers: int
     hidden_size: int
     _device: torch.device
     _normalize: bool

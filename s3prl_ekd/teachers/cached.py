@@ -34,7 +34,6 @@ class CachedTeacher(Teacher):
         self.layers = config.computed_layers
         self.weight = config.weight
         self.hidden_size = cache.widths[config.name]
-        self.num_hidden_layers = None
         self.module = nn.Module()
         self._device = torch.device("cpu")
         self._cache = cache

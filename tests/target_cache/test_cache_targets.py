@@ -131,18 +131,22 @@ class Rounded:
     def __getattr__(self, name):
         return getattr(self.exactly, name)
 
-    def combine(self, states):
-        return [value.half().float() for value in self.exactly.combine(states)]
+    def __call__(self, states):
+        return [value.half().float() for value in self.exactly(states)]
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_a_cached_step_is_an_online_step(aggregation, root, tmp_path):
+@pytest.mark.parametrize(
+    ("aggregation", "layers"), [*((name, [1, 3]) for name in AGGREGATIONS), ("teacher-differences", [[1, 2], 3])]
+)
+def test_a_cached_step_is_an_online_step(aggregation, layers, root, tmp_path):
     """Without crops: the loss up to float16's rounding, and the loss of rounded targets nearly exactly."""
     layer_norm = aggregation == "layerwise-concatenation"
     config = recipe(
         root,
         objective__aggregation=aggregation,
         data__max_crop_samples=None,
+        teachers__0__layers=layers,
+        teachers__1__layers=layers,
         teachers__1__layer_norm_targets=layer_norm,
         **{"teachers__1__weight": 3.0} if not layer_norm else {},
     )

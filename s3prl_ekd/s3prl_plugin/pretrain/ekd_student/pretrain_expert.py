@@ -70,6 +70,8 @@ class UpstreamPretrainExpert(nn.Module):
             if isinstance(upstream_config, Mapping)
             else DistillConfig.from_yaml(upstream_config)
         )
+        for teacher in self.config.teachers:
+            teacher.require_calibrated()
         data = PretrainDataConfig.from_mapping(datarc, "pretrain_expert.datarc")
         self.dataset = PretrainDataset(data, self.config.distortion)  # before the teachers: its mistakes show at once
         teachers = [teacher.to(device) for teacher in load_teachers(self.config)]
