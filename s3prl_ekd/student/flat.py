@@ -30,9 +30,14 @@ def flatten(student: Student) -> Student:
         student: of any kind; one with layers of equal size is given back.
 
     Raises:
-        UserError: stock models have no place for heads of this width.
+        UserError: stock models have no place for heads of this width, or for factors of channels.
     """
     config = student.config
+    require(
+        not config.feature_scale,
+        "cannot be made flat: stock models have no factors of channels before the LayerNorm of the feature projection,"
+        " which this one has from DPHuBERT's gates; export it without --flat",
+    )
     if is_uniform(config):
         return student
     size, heads, most = head_size(config), layer_heads(config), original_heads(config)
@@ -42,8 +47,10 @@ def flatten(student: Student) -> Student:
         f" are up to {max(heads)} of width {size}; export it without --flat",
     )
     inner = max(1, *layer_intermediate_sizes(config))
-    sizes = {"num_attention_heads": most, "head_dim": None, "remaining_heads": None, "intermediate_size": inner}
-    padded = Student(dataclasses.replace(config, **sizes))
+    equal = dataclasses.replace(
+        config, num_attention_heads=most, head_dim=None, remaining_heads=None, intermediate_size=inner
+    )
+    padded = Student(equal)
     places = _places(config)
     state = padded.state_dict()
     for name, tensor in student.state_dict().items():

@@ -188,7 +188,7 @@ class EkdWavLMAttention(WavLMAttention):
         self.gru_rel_pos_const = nn.Parameter(torch.ones(1, len(self.remaining_heads), 1, 1))
         _resize_attention(self, config, len(self.remaining_heads))
 
-    def forward(
+    def forward(  # type: ignore[override] # transformers has the third value wrong, and the rest in versions
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -263,7 +263,8 @@ class _OnTop:
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         wanted = config._attn_implementation
         config._attn_implementation = "eager"  # all that the WavLM can do which is made here, and not kept
-        super().__init__(config, *args, **kwargs)
+        stock: Any = super()
+        stock.__init__(config, *args, **kwargs)
         config._attn_implementation = wanted
         model: Any = self
         setattr(model, model.base_model_prefix, self.encoder_class(config))
