@@ -98,6 +98,8 @@ class StudentConfig(Config):
     """Factor on the gradient that reaches the conv stack (DistilHuBERT: 0.1)."""
     normalize_waveform: bool = False
     """Whether each utterance is brought to zero mean and unit variance before the conv stack."""
+    normalization_eps: Annotated[float, Range(more_than=0, at_most=1)] = 1e-7
+    """Added to the waveform's variance then: transformers' 1e-7; models of fairseq and torchaudio are used to 1e-5."""
     conv_bias: bool = False
     """Whether the convolutions have a bias (HuBERT Large: yes)."""
     conv_layer_norm: bool = False

@@ -113,6 +113,8 @@ class Teacher(ABC):
 class ModelTeacher(Teacher):
     """A teacher that runs by its source's own code."""
 
+    _epsilon = WAVEFORM_EPSILON
+
     def __init__(
         self, config: TeacherConfig, module: nn.Module, *, source: str, normalize_waveform: bool, batches: bool
     ) -> None:
@@ -209,7 +211,7 @@ class ModelTeacher(Teacher):
         with torch.no_grad():
             self.module.eval()  # in case somebody called .train() on it
             if self._normalize:
-                utterances = [F.layer_norm(wave, wave.shape, eps=WAVEFORM_EPSILON) for wave in utterances]
+                utterances = [F.layer_norm(wave, wave.shape, eps=self._epsilon) for wave in utterances]
             for group in self._groups(samples):
                 layers = self._selected([utterances[i] for i in group])
                 for i, *of_utterance in zip(group, *layers, strict=True):
@@ -260,7 +262,7 @@ class ModelTeacher(Teacher):
 
     def waveform_epsilon(self) -> float | None:
         """What is added to the waveform's variance when it is normalised; None: it is not."""
-        return WAVEFORM_EPSILON if self._normalize else None
+        return self._epsilon if self._normalize else None
 
 
 def _layer_of(name: str) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.weights.folders import read_json
 from s3prl_ekd.weights.names import SCALE, TORCHAUDIO, to_transformers_keys
-from s3prl_ekd.weights.sizes import StoredEncoder, add_missing_blocks, sizes_of, strides_of
+from s3prl_ekd.weights.sizes import NORMALIZED, StoredEncoder, add_missing_blocks, sizes_of, strides_of
 
 _FINAL_NORM = "encoder.transformer.layer_norm.weight"
 """Every encoder of torchaudio has it; what stands before it in a file's names is the encoder's own name there."""
@@ -28,7 +28,6 @@ _SAME: dict[str, str] = {
     "encoder_ff_interm_dropout": "activation_dropout",
     "encoder_dropout": "hidden_dropout",
     "encoder_max_distance": "max_bucket_distance",
-    "normalize_waveform": "normalize_waveform",
 }
 _ON_TOP = ("aux", "mask_generator", "logit_generator")
 """Modules that torchaudio's models have beside the encoder: a CTC head and what pretraining needs."""
@@ -93,9 +92,9 @@ def read_encoder(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> S
     layers = arguments.get("extractor_conv_layer_config")
     sizes |= {
         "conv_stride": strides_of(sizes["conv_kernel"]) if layers is None else [stride for _, _, stride in layers],
-        # In all published models both LayerNorms go together.
+        # In all published models these LayerNorms and normalised waveforms go together.
         "do_stable_layer_norm": sizes["conv_layer_norm"],
-        "normalize_waveform": sizes["conv_layer_norm"],
+        **(NORMALIZED if arguments.get("normalize_waveform", sizes["conv_layer_norm"]) else {}),
         **{ours: arguments[theirs] for theirs, ours in _SAME.items() if theirs in arguments},
     }
     scale = weights.get(SCALE)

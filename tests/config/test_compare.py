@@ -118,6 +118,7 @@ student                    run        hidden_dropout attention_dropout activatio
 student                    run        normalize_waveform initialize_from head_dim conv_bias conv_layer_norm
 student                    run        feat_proj_layer_norm do_stable_layer_norm layer_norm_eps num_buckets
 student                    run        max_bucket_distance remaining_heads copy copy_layers feature_scale
+student                    run        normalization_eps
 teachers                   run,cache  s3prl transformers mini student ckpt layers layer_norm_targets
 teachers                   run,cache  normalize_waveform
 teachers                   run,cache  units principal_components

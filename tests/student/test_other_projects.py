@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers_foreign import (
     LARGE,
     as_fairseq_writes_it,
@@ -21,6 +22,7 @@ from helpers_foreign import (
 from helpers_models import speech_like
 from helpers_teachers import padded_states, s3prl_checkpoint, tiny_model
 from torch import Tensor
+from transformers import AutoModel
 
 from s3prl_ekd import load_student
 from s3prl_ekd.config.recipe import TeacherConfig
@@ -37,25 +39,30 @@ WAVE = speech_like(8000)
 
 def torchaudio(kind: str = "hubert", **sizes: Any) -> Callable[[Path], tuple[Path, list[Tensor]]]:
     def make(folder: Path) -> tuple[Path, list[Tensor]]:
-        """Waveforms are given as they are: torchaudio leaves normalising them to the user."""
+        """torchaudio's users normalise waveforms themselves where the model wants it, as its bundles do."""
         model = of_torchaudio(kind, **sizes)
         torch.save(model.state_dict(), folder / "model.pt")
-        arguments = {"encoder_num_heads": 4, "encoder_max_distance": 40, "normalize_waveform": False}
-        (folder / "model.json").write_text(json.dumps(arguments))
-        return folder / "model.pt", states_of_torchaudio(model, WAVE[None])
+        (folder / "model.json").write_text(json.dumps({"encoder_num_heads": 4, "encoder_max_distance": 40}))
+        wave = F.layer_norm(WAVE, WAVE.shape) if sizes else WAVE
+        return folder / "model.pt", states_of_torchaudio(model, wave[None])
 
     return make
 
 
-def fairseq_hubert(folder: Path) -> tuple[Path, list[Tensor]]:
-    """By s3prl's copy of fairseq's model."""
-    from s3prl.upstream.hubert.convert import load_converted_model
+def fairseq(*, large: bool = False) -> Callable[[Path], tuple[Path, list[Tensor]]]:
+    def make(folder: Path) -> tuple[Path, list[Tensor]]:
+        """By s3prl's copy of fairseq's model; Large ones hear normalised waveforms."""
+        from s3prl.upstream.hubert.convert import load_converted_model
 
-    path = s3prl_checkpoint(tiny_model("hubert"), "hubert", folder / "converted.pt")
-    model = load_converted_model(str(path))[0].eval()
-    projected = model.post_extract_proj(model.layer_norm(model.forward_features(WAVE[None]).transpose(1, 2)))
-    _, layers = model.encoder(projected, padding_mask=None)
-    return as_fairseq_writes_it(path, folder / "fairseq.pt"), [projected, *(x.transpose(0, 1) for x, *_ in layers)]
+        path = s3prl_checkpoint(tiny_model("hubert", large=large), "hubert", folder / "converted.pt", large=large)
+        model = load_converted_model(str(path))[0].eval()
+        wave = F.layer_norm(WAVE, WAVE.shape) if large else WAVE
+        projected = model.post_extract_proj(model.layer_norm(model.forward_features(wave[None]).transpose(1, 2)))
+        last, layers = model.encoder(projected, padding_mask=None)
+        states = [projected, *(layer.transpose(0, 1) for layer, *_ in layers[:-1]), last]
+        return as_fairseq_writes_it(path, folder / "fairseq.pt"), states
+
+    return make
 
 
 def maskhubert(folder: Path) -> tuple[Path, list[Tensor]]:
@@ -109,13 +116,14 @@ FORMATS: dict[str, Callable[[Path], tuple[Path, list[Tensor]]]] = {
     "torchaudio": torchaudio(),
     "torchaudio, large": torchaudio(**LARGE),
     "torchaudio, WavLM": torchaudio("wavlm"),
-    "fairseq": fairseq_hubert,
+    "fairseq": fairseq(),
+    "fairseq, large": fairseq(large=True),
     "WavLM as released": released_wavlm,
     "MaskHuBERT": maskhubert,
     "DPHuBERT": dphubert(),
     "DPHuBERT, all gates open or closed": dphubert(soft=False),
     "DPHuBERT, blocks dropped": dphubert(remaining=[[0, 1], [], [3]], inner=[0, 32, 5]),
-    "DPHuBERT, large": dphubert(**LARGE),
+    "DPHuBERT, large": dphubert(**LARGE),  # whose file says that waveforms are not normalised
     "DPWavLM": dpwavlm,
     "DPWavLM, a block dropped": dpwavlm_without_a_block,
     "DiariZen": diarizen,
@@ -139,6 +147,20 @@ def test_the_same_features_by_every_door(tmp_path, name):
     assert isinstance(teacher, FastTeacher)
     states, _ = padded_states(teacher, WAVE[None], torch.tensor([len(WAVE)]))
     assert_close(states, [expected[1], expected[3]])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@torch.no_grad()
+def test_saved_as_a_folder(tmp_path, name):
+    """Which transformers opens too; it leaves waveforms to be normalised by an extractor of its own."""
+    path, expected = FORMATS[name](tmp_path)
+    folder = save_student(tmp_path / "student", load_student(path))
+    student = load_student(folder)
+    assert_close(student(WAVE[None]).hidden_states, expected)
+    if not student.config.normalize_waveform:
+        model = AutoModel.from_pretrained(folder)
+        output = model(WAVE[None], output_hidden_states=True)
+        assert_close([*output.hidden_states[1:-1], output.last_hidden_state], expected[1:])
 
 
 def test_a_teacher_that_is_no_student(tmp_path):
