@@ -66,7 +66,7 @@ class Gates(nn.Module):
     def by_group(self, values: Tensor) -> list[Tensor]:
         """One value for each gate (n,), split into (size,); nested gates multiplied up."""
         parts = values.split([group.size for group in self.groups])
-        return [part.cumprod(0) if group.nested else part for group, part in zip(self.groups, parts, strict=True)]
+        return [_products(part) if group.nested else part for group, part in zip(self.groups, parts, strict=True)]
 
     # ---- what is left
 
@@ -131,6 +131,13 @@ class Gates(nn.Module):
             for group, gates in zip(self.groups, values, strict=True):
                 stack.enter_context(_gated(modules, group, gates))
             yield
+
+
+def _products(values: Tensor) -> Tensor:
+    """The cumulative product of values (n,) from 0 to 1; as a sum of logarithms, since the gradient of torch's cumprod
+    waits for the GPU to learn whether there is a zero."""
+    from_zero_on = (values == 0).cumsum(0) > 0
+    return values.clamp(min=1e-12).log().cumsum(0).exp().masked_fill(from_zero_on, 0.0)
 
 
 @contextlib.contextmanager
