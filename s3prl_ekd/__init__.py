@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from s3prl_ekd.s3prl_compat import import_hook
+
 __version__ = "0.1.0"
 
 SAMPLE_RATE = 16000  # samples per second, everywhere in this package
@@ -26,6 +28,15 @@ else:
             return load_student
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
+
+def _announce_models(configuration_auto: object) -> None:
+    from s3prl_ekd import transformers_model
+
+    transformers_model.announce(configuration_auto)
+
+
+# Now, or when transformers is imported: its AutoModel opens students with layers of different size, too.
+import_hook.after("transformers.models.auto.configuration_auto", _announce_models)
 
 __all__ = ["FRAME_SHIFT", "MIN_SAMPLES", "SAMPLE_RATE", "__version__", "load_student"]
 

@@ -18,6 +18,7 @@ from s3prl_ekd.config.recipe import DistillConfig, TeacherInput
 from s3prl_ekd.loss import Loss
 from s3prl_ekd.network.frames import HiddenStates, Packing
 from s3prl_ekd.pruning.gates import Gates
+from s3prl_ekd.student.copies import copy_of
 from s3prl_ekd.student.heads import new_heads
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.targets import Fits, Part, aggregator, teacher_targets
@@ -40,12 +41,19 @@ class DistillOutput:
 
 
 def build_student(config: DistillConfig, teachers: Sequence[Teacher]) -> Student:
-    """A new student, initialised as the recipe says: from a named teacher, or at random."""
-    student = Student(config.student)
-    start = config.student.initialize_from
-    if start is not None:
-        teacher = next(teacher for teacher in teachers if teacher.name == start)
-        student.initialize_from(teacher.encoder_state(), start)
+    """A new student, as the recipe says: a copy of a named teacher, started from some of its weights, or random.
+
+    Raises:
+        UserError: the teacher cannot be copied, or does not fit to the student's sizes.
+    """
+    settings = config.student
+    if settings.origin is None:
+        return Student(settings)
+    origin = next(teacher for teacher in teachers if teacher.name == settings.origin)
+    if settings.copy is not None:
+        return copy_of(settings, origin.architecture(), origin.encoder_state())
+    student = Student(settings)
+    student.initialize_from(origin.encoder_state(), origin.name)
     return student
 
 
@@ -167,10 +175,11 @@ class Distiller(nn.Module):
     def _check_depths(self) -> None:
         depth = self.student.config.num_hidden_layers
         for teacher in self.teachers:
+            found = getattr(teacher, "num_hidden_layers", depth)  # of a cached teacher it is not known
             require(
-                teacher.num_hidden_layers in (None, depth),
-                f"heads.from: same, but teacher {teacher.name!r} has {teacher.num_hidden_layers} layers and the student"
-                f" {depth}; use last, or one layer for each slot",
+                found == depth,
+                f"heads.from: same, but teacher {teacher.name!r} has {found} layers and the student {depth}; use last,"
+                " or one layer for each slot",
             )
 
     def _teach(self, batch: Batch) -> list[HiddenStates]:

@@ -40,7 +40,6 @@ class FakeTeacher:
     """Hidden state i of an utterance is a fixed random projection of its frames' samples."""
 
     weight = 1.0
-    num_hidden_layers = None
 
     def __init__(self, name="fake", layers=(1, 2), size=24, surplus=0, padded=False):
         self.padded = padded

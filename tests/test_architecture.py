@@ -24,6 +24,7 @@ FORBIDDEN = {
     "cost": (*MODELS, "config", "torch"),
     "network": ("student", "teachers", "s3prl", "transformers", "lightning", "lhotse"),
     "weights": ("student", "teachers", "network", "s3prl", "transformers", "lightning", "lhotse"),
+    "transformers_model": (*MODELS, "config", "training", "s3prl", "lightning", "lhotse"),
     "pruning": ("teachers", "distiller", "training", "s3prl", "transformers", "lightning", "lhotse"),
     "student": ("teachers", "s3prl", "transformers", "lightning", "lhotse"),
     "teachers": ("student", "target_cache", "training", "lightning", "lhotse"),

@@ -15,7 +15,7 @@ from s3prl_ekd.config.recipe import StudentConfig
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.encoder import hubert_encoder
 from s3prl_ekd.student.model import Student
-from s3prl_ekd.teachers.own_encoder import layout
+from s3prl_ekd.teachers.layouts import layout
 
 SIZES = {
     "conv_dim": (8, 12, 16, 8, 12, 8, 20),

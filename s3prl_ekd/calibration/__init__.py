@@ -1,5 +1,6 @@
-"""What is found on a run's own data before it begins: groups of a teacher's layers that are alike.
+"""What is found on a run's own data before it begins: groups of layers that are alike, units, principal components.
 
-Each module is a step: :mod:`.speech` (which utterances), :mod:`.similarity` (how alike layers are), :mod:`.groups`
-(which belong together), :mod:`.picture`, and :mod:`.find`, which does all of it for a recipe and keeps the result.
+:mod:`.speech` chooses the utterances, and :mod:`.find` does all that a recipe asks for by :mod:`.similarity` (how alike
+layers are), :mod:`.groups` (which belong together) and :mod:`.fits` (units and components). :mod:`.result` is what
+comes out, as a file; :mod:`.places` knows which folder keeps it: a run's or a cache's.
 """

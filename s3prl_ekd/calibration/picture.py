@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from s3prl_ekd.calibration.groups import FoundGroups
+from s3prl_ekd.calibration.groups import FoundGroups, join
 from s3prl_ekd.pictures import colours, literal, new_figure, save
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def draw(found: FoundGroups) -> Figure:
     side = max(4.0, 0.24 * layers)
     figure = new_figure(2.2 * side + 1, side + 0.6)
     matrix, tree = figure.subplots(1, 2)
-    asked = found.asked
-    title = f"Hidden states of {found.teacher.name} in {asked.clusters} groups ({asked.linkage} linkage)"
+    title = f"Hidden states of {found.teacher} in {len(found.groups)} groups ({found.asked.linkage} linkage)"
     figure.suptitle(literal(title))
     members = [(slot,) if isinstance(slot, int) else slot for slot in found.groups]
     colour = {layer: shade for shade, group in zip(colours(len(members)), members, strict=True) for layer in group}
@@ -49,7 +48,7 @@ def draw(found: FoundGroups) -> Figure:
 
 
 def _matrix(axes: Axes, found: FoundGroups) -> None:
-    image = axes.imshow(found.similarity, cmap="cividis", origin="lower", vmax=1, aspect="auto")
+    image = axes.imshow(found.similarity.numpy(), cmap="cividis", origin="lower", vmax=1, aspect="auto")
     layers = range(len(found.similarity))
     axes.set(xlabel="hidden state", ylabel="hidden state", xticks=layers, yticks=layers)
     axes.set_xticklabels(map(str, layers))
@@ -61,7 +60,7 @@ def _matrix(axes: Axes, found: FoundGroups) -> None:
 def _tree(axes: Axes, found: FoundGroups, colour: dict[int, str]) -> None:
     from scipy.cluster.hierarchy import dendrogram
 
-    tree = found.tree()
+    tree = join(found.similarity, found.asked.linkage)
     shade = dict(colour)  # of the node, where all layers below it are of one group
     for number, (left, right, *_) in enumerate(tree, start=len(colour)):
         below = shade[int(left)], shade[int(right)]

@@ -12,13 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from s3prl_ekd.audio.bad_recordings import BadRecordings
 from s3prl_ekd.audio.distortions import DistortionConfig
-from s3prl_ekd.config.recipe import TeacherConfig
 from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.cuts.sources import digest, mix_sources, resolve_sources
 from s3prl_ekd.cuts.stream import BatchReader
@@ -67,23 +65,13 @@ def waveforms(config: RunConfig, utterances: int) -> Iterator[Tensor]:
         raise UserError(f"data.cuts: not one usable recording among {len(entries)}; see the messages above")
 
 
-def hidden_states(
-    config: RunConfig, entry: TeacherConfig, teacher: Teacher, utterances: int, doing: str
-) -> Iterator[tuple[Tensor, ...]]:
-    """What a teacher makes of each of so many utterances: (F, D) on the CPU for each of its layers.
+def hidden_states(config: RunConfig, teacher: Teacher, utterances: int, doing: str) -> Iterator[dict[int, Tensor]]:
+    """What a teacher makes of each of so many utterances: (F, D) on the CPU by layer.
 
-    They are layer-normalised where ``entry``, the recipe's, asks for it. ``doing`` is what the progress bar says.
+    ``doing`` is what the progress bar says before the teacher's name.
     """
-    bar = tqdm(
-        waveforms(config, utterances),
-        desc=f"{doing} {entry.name}",
-        unit=" utterances",
-        total=utterances,
-        delay=2,
-        leave=False,
-    )
-    for waveform in bar:
+    heard = waveforms(config, utterances)
+    doing = f"{doing} {teacher.name}"
+    for waveform in tqdm(heard, desc=doing, unit=" utterances", total=utterances, delay=2, leave=False):
         rows = teacher.hidden_states(waveform.unsqueeze(0), torch.tensor([waveform.numel()])).rows
-        if entry.layer_norm_targets:
-            rows = tuple(F.layer_norm(layer, layer.shape[-1:]) for layer in rows)
-        yield tuple(layer.cpu() for layer in rows)
+        yield {layer: states.cpu() for layer, states in zip(teacher.layers, rows, strict=True)}

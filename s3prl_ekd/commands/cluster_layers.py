@@ -31,16 +31,17 @@ def run(args: argparse.Namespace) -> int:
 
     config = RunConfig.from_yaml(recipe_files.find(args.recipe), args.overrides)
     from s3prl_ekd.calibration import groups
-    from s3prl_ekd.calibration.find import calibrate
+    from s3prl_ekd.calibration.find import find
     from s3prl_ekd.devices import check_device
 
-    calibration = calibrate(config, device=check_device(args.device) if args.device else None)
-    if not calibration.found:
+    if not any(groups.asked_of(teacher) for teacher in config.teachers):
         raise UserError(f"{args.recipe}: no teacher asks for groups of layers; give one layers: {{clusters: 4}}")
-    for one in calibration.found:
-        print(f"# {one.teacher.name}: {one.asked.clusters} groups of {len(one.similarity)} hidden states")
+    device = check_device(args.device) if args.device else None
+    calibration = find(config, device)
+    for one in calibration.groups:
+        print(f"# {one.teacher}: {len(one.groups)} groups of {len(one.similarity)} hidden states")
         print(f"layers: {groups.line(one.groups)}")
     if args.out is not None:
-        calibration.write(args.out)
+        calibration.draw(args.out)
         print(f"# {args.out}: similarities and pictures")
     return 0

@@ -1,4 +1,4 @@
-"""``s3prl-ekd curve``: a distillation as a picture."""
+"""``s3prl-ekd curve``: a distillation as a picture: losses, agreement, and weights of teachers that are learnt."""
 
 from __future__ import annotations
 

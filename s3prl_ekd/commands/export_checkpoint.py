@@ -38,10 +38,11 @@ def _last(where: Path) -> Path:
     """The checkpoint itself, or the furthest readable one of a run's folder (of either road)."""
     if not where.is_dir():
         return where
-    if (where / "checkpoints").is_dir():
-        from s3prl_ekd.training.checkpoints import newest_readable
+    from s3prl_ekd.training.checkpoints import newest_readable
+    from s3prl_ekd.training.run_folder import stage_folders
 
-        found = newest_readable(where / "checkpoints")
+    for folder in reversed(stage_folders(where)):
+        found = newest_readable(folder / "checkpoints")
         if found is not None:
             return found[0]
     from s3prl_ekd.s3prl_plugin.runners.checkpoints import newest_checkpoint

@@ -30,9 +30,9 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     student = config.student
     start = [
-        load_teacher(teacher, initializes=student.num_hidden_layers)
+        load_teacher(teacher, initializes=student.origin_layers)
         for teacher in config.teachers
-        if teacher.name == student.initialize_from
+        if teacher.name == student.origin
     ]
     save_student(args.folder, build_student(config, start), recipe=config)
     return 0

@@ -21,6 +21,8 @@ Layer = Annotated[int, Range(at_least=0, at_most=1000)]
 Slot = int | tuple[int, ...]
 """What one slot of a teacher's ``layers`` names: a layer, or a group of layers, whose mean it is."""
 
+ALL_LAYERS = 1000
+"""As many as any teacher has."""
 MAX_PARAMETERS = 10**9
 """Of a student: four gigabytes of weights, sixteen with gradients and AdamW's state."""
 
@@ -64,7 +66,8 @@ class StudentConfig(Config):
     """The student's architecture (DistilHuBERT, arXiv 2110.01900); names as in transformers' HubertConfig."""
 
     kind: Annotated[str, STUDENT_KINDS] = "hubert"
-    """What it is put together from; ``hubert``: a stack of convolutions over the waveform and post-norm layers."""
+    """What it is put together from; ``hubert``: a stack of convolutions over the waveform and a transformer;
+    ``wavlm``: the same with relative positions."""
     conv_dim: tuple[Size, ...] = (512,) * 7
     """Output channels of each convolution of the waveform encoder."""
     conv_kernel: tuple[Size, ...] = (10, 3, 3, 3, 3, 2, 2)
@@ -74,7 +77,7 @@ class StudentConfig(Config):
     hidden_size: Size = 768
     """Width D of the transformer."""
     num_hidden_layers: Depth = 2
-    """Number of transformer layers (post-norm)."""
+    """Number of transformer layers."""
     num_attention_heads: PerLayer = 12
     """Attention heads of each layer: one number, or one for each layer."""
     intermediate_size: PerLayer = 3072
@@ -116,13 +119,14 @@ class StudentConfig(Config):
     """Name of the teacher whose conv stack, feature projection, position convolution and first layers are copied; null:
     random weights."""
     copy: str | None = None
-    """Name of the teacher that the student is a copy of, in sizes, variants and weights (DPHuBERT, arXiv 2305.17651);
-    null: the sizes above."""
+    """Name of the teacher that the student is a copy of, in sizes, variants and weights (DPHuBERT, arXiv 2305.17651),
+    dropouts and feature_grad_scale aside; null: the sizes above."""
     copy_layers: tuple[Amount, ...] | None = None
     """Which of its transformer layers, from 0 on; null: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_copy()
         lengths = {len(self.conv_dim), len(self.conv_kernel), len(self.conv_stride)}
         require(len(lengths) == 1, "student: conv_dim, conv_kernel and conv_stride need the same number of entries")
         require(len(self.conv_dim) <= 32, f"student.conv_dim: {len(self.conv_dim)} convolutions, 32 are the most")
@@ -158,6 +162,33 @@ class StudentConfig(Config):
             " num_conv_pos_embeddings or num_hidden_layers",
         )
 
+    def _check_copy(self) -> None:
+        layers = self.copy_layers
+        if self.copy is None:
+            require(layers is None, "student.copy_layers: says which layers of student.copy; name a teacher there")
+            return
+        for item in fields(self):
+            require(
+                item.name in _OF_A_COPY or getattr(self, item.name) == item.default,
+                f"student.{item.name}: a copy has what its teacher has; leave this out, or student.copy",
+            )
+        require(
+            layers is None or (len(layers) > 0 and list(layers) == sorted(set(layers))),
+            f"student.copy_layers: expected numbers of layers in rising order, found {list(layers or ())}",
+        )
+
+    @property
+    def origin(self) -> str | None:
+        """Name of the teacher whose weights it starts from; None: random weights."""
+        return self.initialize_from if self.copy is None else self.copy
+
+    @property
+    def origin_layers(self) -> int:
+        """Of that teacher, how many of the first layers are needed; ALL_LAYERS: all."""
+        if self.copy is None:
+            return self.num_hidden_layers
+        return ALL_LAYERS if self.copy_layers is None else max(self.copy_layers) + 1
+
     @property
     def receptive_field(self) -> int:
         """Samples that a frame is computed from."""
@@ -168,6 +199,12 @@ class StudentConfig(Config):
     def parameters(self) -> int:
         """How many parameters the student has, prediction heads excluded."""
         return int(cost.parameters(cost.Architecture.of(self), cost.Counts.of(self)))
+
+
+_OF_A_COPY = frozenset(
+    {"copy", "copy_layers", "hidden_dropout", "attention_dropout", "activation_dropout", "feature_grad_scale"}
+)
+"""The settings of a student that a copy has of its own."""
 
 
 def slot_name(slot: Slot) -> str:
@@ -294,6 +331,25 @@ class TeacherConfig(Config):
         )
         assert not isinstance(self.layers, LayerClusters)
         return self.layers
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether something is found on the run's own data before it begins: groups of layers, units, components."""
+        asked = (self.units, self.principal_components)
+        return isinstance(self.layers, LayerClusters) or any(one is not None for one in asked)
+
+    def require_calibrated(self) -> None:
+        """Check that nothing is to be found on the run's own data, where that is not done.
+
+        Raises:
+            UserError: something is.
+        """
+        _ = self.slots
+        require(
+            not self.needs_calibration,
+            f"teacher {self.name!r}: units and principal_components are found on a run's own data, which s3prl-ekd"
+            " distill does; leave them out here",
+        )
 
     @property
     def slot_count(self) -> int:

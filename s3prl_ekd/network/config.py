@@ -45,3 +45,13 @@ class EncoderConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_layer_sizes(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(Config):
+    """All that a network like this one needs beside weights."""
+
+    encoder: EncoderConfig
+    """Sizes and variants."""
+    normalize_waveform: bool = False
+    """Whether each utterance is brought to zero mean and unit variance first."""

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 RECIPE_KEY = "Upstream_Config"
 """Where a checkpoint has its recipe, as plain values; s3prl's runner gives it back on resume."""
+ARCHITECTURE_KEY = "EKD_Architecture"
+"""Where it has its student's sizes, as plain values: the recipe does not say those of a copy or a pruned student."""
 
 
 class Contents(NamedTuple):
@@ -109,7 +111,9 @@ def _read_ours(states: Mapping[str, Any]) -> Contents:
     recipe = DistillConfig.from_mapping(states[RECIPE_KEY])
     if any(name.startswith("distiller.gates.") for name in states.get("state_dict", ())):
         logger.warning("a checkpoint in the middle of pruning: its student is the whole one, without gates")
-    return Contents(recipe.student, *_split(states[CHECKPOINT_KEY]), *taps_of(recipe), recipe.heads.kind)
+    # Checkpoints of version 0.1.0 have no such entry, and students of the recipe's sizes.
+    student = StudentConfig.from_mapping(states.get(ARCHITECTURE_KEY, recipe.student.to_mapping()), "student")
+    return Contents(student, *_split(states[CHECKPOINT_KEY]), *taps_of(recipe), recipe.heads.kind)
 
 
 def _read_s3prl_distiller(states: Mapping[str, Any]) -> Contents:

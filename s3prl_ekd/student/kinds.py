@@ -35,11 +35,14 @@ class StudentKind:
 
     def parts(self, config: StudentConfig) -> tuple[FrontEnd, FeatureProjection, Transformer]:
         """Front end, projection and encoder with new weights."""
-        names = {item.name for item in dataclasses.fields(EncoderConfig)}
-        shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
-        sizes = EncoderConfig(**shared)
+        sizes = encoder_config(config)
         front_end = self.front_end(sizes)
         return front_end, FeatureProjection(front_end.channels, sizes), self.encoder(sizes)
+
+
+def encoder_config(config: StudentConfig) -> EncoderConfig:
+    """The sizes and variants of a student's network."""
+    return EncoderConfig(**{item.name: getattr(config, item.name) for item in dataclasses.fields(EncoderConfig)})
 
 
 _BASE = {  # what HubertConfig takes where a config.json says nothing

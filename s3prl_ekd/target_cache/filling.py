@@ -29,7 +29,7 @@ from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.audio.batch import Batch
 from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.manifests import Entry
-from s3prl_ekd.calibration.find import calibrate
+from s3prl_ekd.calibration.places import calibration_of_cache
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.training import Precision, RunConfig
 from s3prl_ekd.cuts.read import cut_key
@@ -157,10 +157,10 @@ class Caching:
         self.part = part
         self.device = torch.device(check_device(device) if device else default_device(config.trainer.accelerator))
         config = config.of_processes(max(config.trainer.devices or 1, 1) * config.trainer.num_nodes)
-        # What was found for this cache stays, also when speech is added to it.
-        self._calibration = calibrate(config, self.folder, device=str(self.device), free={"speech"})
-        self.config = config = self._calibration.config
         stored = read_description(self.folder)
+        self._calibration = calibration_of_cache(config, self.folder, str(self.device), made=stored is not None)
+        self.config = config = self._calibration.resolve(config)
+        self._fits = self._calibration.fits.to(self.device)
         if stored is not None:
             require_same(self.folder, stored, config)
         self._teachers: list[Teacher] = []
@@ -270,13 +270,14 @@ class Caching:
             write_description(self.folder, self.config, {one.name: one.hidden_size for one in self.teachers})
 
     def _keep_start(self) -> None:
-        name, layers = self.config.student.initialize_from, self.config.student.num_hidden_layers
-        if name is None or read_start(self.folder, name, layers) is not None:
+        student = self.config.student
+        if student.origin is None or read_start(self.folder, student) is not None:
             return
-        number = next(i for i, teacher in enumerate(self.config.teachers) if teacher.name == name)
+        number = next(i for i, teacher in enumerate(self.config.teachers) if teacher.name == student.origin)
         loaded, entry = self._teachers, self.config.teachers[number]
-        teacher = loaded[number] if loaded else load_teacher(entry, initializes=layers)
-        write_start(self.folder, name, layers, teacher.encoder_state())
+        teacher = loaded[number] if loaded else load_teacher(entry, initializes=student.origin_layers)
+        architecture = None if student.copy is None else teacher.architecture()
+        write_start(self.folder, student, teacher.encoder_state(), architecture)
 
     def _batches(self, work: Work, left: Work, *, list_bad: bool = True) -> Iterator[tuple[BatchStream, Batch]]:
         """Batches of whole utterances of the training and dev data that are ``left`` of ``work``, each once."""
@@ -307,7 +308,7 @@ class Caching:
                 torch.no_grad(),
                 torch.autocast(self.device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST),
             ):
-                outputs = teacher_states(self.config, self.teachers, batch.to(self.device))
+                outputs = teacher_states(self.config, self.teachers, batch.to(self.device), self._fits)
                 frames = common_frames([output.packing for output in outputs])
                 combined = self._aggregator()([output.first(frames) for output in outputs])
                 return torch.cat([value.float() for value in combined], dim=-1), frames.tolist()

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS, SourceError, listed
-from s3prl_ekd.config.recipe import DistillConfig
+from s3prl_ekd.calibration import result as calibration
+from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
 from s3prl_ekd.cuts.read import Cut, cut_key
 from s3prl_ekd.errors import UserError, one_line
-from s3prl_ekd.target_cache.files import CheckedFile, command
-from s3prl_ekd.target_cache.initial_weights import read_start
+from s3prl_ekd.network.config import Architecture
+from s3prl_ekd.target_cache.files import CheckedFile, checksum, command
+from s3prl_ekd.target_cache.initial_weights import Start, read_start
 from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same
 from s3prl_ekd.target_cache.shards import Shard
 from s3prl_ekd.targets import aggregator
@@ -106,21 +108,42 @@ class TargetCache:
     def identity(self) -> str:
         """Equal for caches of the same targets."""
         text = json.dumps(self._stored["made_with"], sort_keys=True)
+        found = calibration.read(self.folder)
+        if found is not None and (fits := found.fits.state()):
+            text += f" {checksum(tensor.reshape(-1) for _, tensor in sorted(fits.items()))}"
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def start(self, teacher: str, layers: int) -> dict[str, Tensor]:
-        """The weights of a teacher that a student of so many layers starts from.
+    def start(self, student: StudentConfig) -> dict[str, Tensor]:
+        """The weights that a student starts from.
 
         Raises:
-            UserError: the cache keeps those of another teacher, or fewer layers.
+            UserError: the cache keeps those of another teacher, or fewer.
         """
-        state = read_start(self.folder, teacher, layers)
-        if state is None:
+        return self._start(student).weights
+
+    def architecture(self, student: StudentConfig) -> Architecture:
+        """That of the teacher that a student is a copy of.
+
+        Raises:
+            UserError: the cache keeps that of another teacher, or none.
+        """
+        architecture = self._start(student).architecture
+        assert architecture is not None, "a copy starts with one"
+        return architecture
+
+    def _start(self, student: StudentConfig) -> Start:
+        found = read_start(self.folder, student)
+        if found is not None:
+            return found
+        if student.copy is not None:
             raise UserError(
-                f"student.initialize_from: {self.folder} does not keep the first {layers} layers of {teacher!r};"
-                f" {command(self.folder)} with this recipe adds them, or set it to null"
+                f"student.copy: {self.folder} does not keep the architecture and all weights of {student.copy!r} that a"
+                f" copy needs; {command(self.folder)} with this recipe adds them"
             )
-        return state
+        raise UserError(
+            f"student.initialize_from: {self.folder} does not keep the first {student.origin_layers} layers of"
+            f" {student.origin!r}; {command(self.folder)} with this recipe adds them, or set it to null"
+        )
 
     def find(self, key: int) -> Place | None:
         """Where a cut is (see :func:`~s3prl_ekd.cuts.read.cut_key`)."""

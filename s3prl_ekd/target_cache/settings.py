@@ -86,6 +86,9 @@ def _in_this_version(description: Mapping[str, Any], where: str) -> dict[str, An
             teachers[section][key] = value
         elif name != "teachers":
             set_value(recipe, name, value)
+    if any(teacher.get("units") for teacher in teachers.values()):
+        # Such a recipe has terms for units, which count for nothing here, and is refused without.
+        set_value(recipe, "objective.losses", [{"kind": "l1"}, {"kind": "kl"}])
     return describe(DistillConfig.from_saved(recipe, where))
 
 

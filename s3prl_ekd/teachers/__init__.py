@@ -51,7 +51,7 @@ def load_teachers(config: DistillConfig) -> list[Teacher]:
         load_teacher(
             teacher,
             padded=config.objective.loss_on_padding,
-            initializes=student.num_hidden_layers if teacher.name == student.initialize_from else 0,
+            initializes=student.origin_layers if teacher.name == student.origin else 0,
         )
         for teacher in tqdm(config.teachers, desc="loading teachers", leave=False)
     ]

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from s3prl_ekd import FRAME_SHIFT, MIN_SAMPLES, SAMPLE_RATE
 from s3prl_ekd.config.recipe import TeacherConfig
 from s3prl_ekd.errors import UserError, one_line
+from s3prl_ekd.network.config import Architecture
 from s3prl_ekd.network.frames import HiddenStates, Packing
+from s3prl_ekd.teachers.layouts import layout
 from s3prl_ekd.weights.folders import check_finite
 from s3prl_ekd.weights.names import recognize, to_transformers_keys
 
@@ -34,7 +36,7 @@ class Teacher(ABC):
         padded: how it computes a batch. False: each utterance as if alone. True: the zero-padded batch in one pass,
             padding and all, with the model's own masking: what s3prl's distiller trains on
             (``objective.loss_on_padding``).
-        num_hidden_layers: the index of its last hidden state; None: not known, its targets are cached.
+        num_hidden_layers: the index of its last hidden state; absent where only its cached targets are known.
         hidden_size: width D of these hidden states.
     """
 
@@ -44,7 +46,7 @@ class Teacher(ABC):
     source: str
     padded: bool = False
     module: nn.Module
-    num_hidden_layers: int | None
+    num_hidden_layers: int
     hidden_size: int
     _device: torch.device
     _normalize: bool
@@ -78,6 +80,14 @@ class Teacher(ABC):
 
         Raises:
             UserError: the layout is not a HuBERT's.
+        """
+
+    @abstractmethod
+    def architecture(self) -> Architecture:
+        """What a student that is a copy of this teacher needs to know beside :meth:`encoder_state`.
+
+        Raises:
+            UserError: it is no HuBERT, WavLM or wav2vec 2.0.
         """
 
     def to(self, device: torch.device | str) -> Self:
@@ -237,6 +247,20 @@ class ModelTeacher(Teacher):
                 " their distilled students; or set student.initialize_from: null"
             ) from error
         return {key: value.float().cpu() for key, value in state.items() if key.startswith(_INITIALIZES)}
+
+    def architecture(self) -> Architecture:
+        assert self.num_hidden_layers is not None, "a loaded model has layers"
+        found = layout(self.module, self.num_hidden_layers)
+        if found is None:
+            raise UserError(
+                f"teacher {self.name!r}: {self.source} is no HuBERT, WavLM or wav2vec 2.0, and no student can be a copy"
+                " of it; leave student.copy out and give the student sizes"
+            )
+        return Architecture(encoder=found, normalize_waveform=self.waveform_epsilon() is not None)
+
+    def waveform_epsilon(self) -> float | None:
+        """What is added to the waveform's variance when it is normalised; None: it is not."""
+        return WAVEFORM_EPSILON if self._normalize else None
 
 
 def _layer_of(name: str) -> int:

@@ -75,6 +75,11 @@ class S3prlTeacher(ModelTeacher):
             raise UserError(f"teacher {self.name!r}: {self.source} gives no hidden states")
         return states
 
+    def waveform_epsilon(self) -> float | None:
+        switches = _normalization_switches(self.module)
+        by_itself = next((epsilon for holder, switch, epsilon in switches if getattr(holder, switch)), None)
+        return super().waveform_epsilon() or by_itself
+
     def _drop_layers(self, depth: int) -> dict[str, nn.Module]:
         if self._encoder is None:
             return {}
@@ -226,12 +231,6 @@ def _normalization_switches(expert: nn.Module) -> Iterator[tuple[object, str, fl
         holder = expert if part is None else getattr(expert, part, None)
         if isinstance(getattr(holder, switch, None), bool):
             yield holder, switch, epsilon
-
-
-def normalization_epsilon(expert: nn.Module) -> float | None:
-    """What an s3prl expert adds to the variance when it normalises its waveforms; None: it does not normalise."""
-    switches = _normalization_switches(expert)
-    return next((epsilon for holder, switch, epsilon in switches if getattr(holder, switch)), None)
 
 
 def _set_normalization(expert: nn.Module, config: TeacherConfig) -> bool:

@@ -1,8 +1,7 @@
-"""A distillation as a picture: its losses, and how well every target is matched."""
+"""A distillation as a picture: its losses, how well every target is matched, and teachers' weights that are learnt."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
 import re
@@ -11,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.cost import IN_WORDS
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.pictures import COLOURS, colours, literal, new_figure, save
+from s3prl_ekd.training.run_folder import stage_folders
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,17 +30,14 @@ def plot(runs: Sequence[Path], path: Path) -> None:
     Raises:
         UserError: there is no log, matplotlib is not installed, or such a file cannot be written.
     """
-    parts = [part for run in runs for part in stage_folders(run)]
+    parts = [part for run in runs for part in begun(run)]
     series, begins = joined([read_log(part) for part in parts])
     save(draw(series, dict(zip(begins, [part.name for part in parts], strict=True)) if len(parts) > 1 else {}), path)
 
 
-def stage_folders(run: Path) -> list[Path]:
-    """The folders of a run's stages that have begun, in their order; of a run without stages, its own."""
-    with contextlib.suppress(UserError):  # no recipe, or one of another version: then no stages are known
-        stages = RunConfig.from_yaml(run / "recipe.yaml").stages
-        return [run / stage.name for stage in stages if (run / stage.name / "logs").is_dir()] or [run]
-    return [run]
+def begun(run: Path) -> list[Path]:
+    """The folders of a run's stages that have logged something, in their order; of a run without stages, its own."""
+    return [folder for folder in stage_folders(run) if (folder / "logs").is_dir()] or [run]
 
 
 def joined(logs: Sequence[Series]) -> tuple[Series, list[int]]:
@@ -88,7 +84,7 @@ def _of_distill(path: Path) -> Iterator[tuple[str, int, float]]:
                     yield name, int(row["step"]), float(value)
 
 
-_OF_PRETRAIN = re.compile(r"[^/]+/train-(?:mean_)?(loss|(?:cosine|l1|magnitude)/.+)")
+_OF_PRETRAIN = re.compile(r"[^/]+/train-(?:mean_)?(loss|\w+/.+)")
 """s3prl's names, UPSTREAM/train-NAME. Its ``loss`` is of the logged step alone; ``mean_loss``, of all steps since the
 log before, comes after it and takes its place."""
 
@@ -124,14 +120,16 @@ def expected_and_target(logged: Mapping[str, Any]) -> tuple[str, Any, Any] | Non
 
 
 _COSINE = "train/cosine/"
+_WEIGHT = "train/weight/"
+_MAGNITUDE = "train/magnitude/"
 _AGGREGATED = {"average": "mean of the teachers", "concatenation": "teachers side by side"}
 _DASHES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
 _MARKS = (None, "o", "s", "^", "D")
 
 
 def draw(series: Series, begins: Mapping[int, str] | None = None) -> Figure:
-    """Losses on the left; on the right the cosine of every target: the colour tells the teacher, the dashes the layer.
-    Between them, where the student is pruned, what it is expected to cost.
+    """Losses on the left, then what a pruned student is expected to cost, the cosine of every target, and the teachers'
+    weights where they are learnt: the colour tells the teacher, the dashes the layer.
 
     Args:
         series: what is logged.
@@ -141,21 +139,28 @@ def draw(series: Series, begins: Mapping[int, str] | None = None) -> Figure:
         UserError: matplotlib is not installed.
     """
     pruned = expected_and_target(series)
-    figure = new_figure(11 if pruned is None else 15, 4)
+    learnt = any(name.startswith(_WEIGHT) for name in series)
+    panels = 2 + (pruned is not None) + learnt
+    figure = new_figure(5 * panels + 1, 4)
     from matplotlib.ticker import MaxNLocator
 
-    losses, *costs, cosines = figure.subplots(1, 2 if pruned is None else 3)
+    every = list(figure.subplots(1, panels))
+    losses, cosines = every[0], every[1 + (pruned is not None)]
     if pruned is not None:
-        _cost(costs[0], *pruned)
+        _cost(every[1], *pruned)
     losses.set(title="Loss", ylabel="loss, mean over frames (no unit)")
     cosines.set(title="Agreement of predictions and targets", ylabel="cosine similarity, mean over frames")
     _losses(losses, series)
-    entries = _cosines(cosines, series)
-    figure.set_figheight(max(4.0, 0.8 + 0.19 * len(entries)))
-    if entries:
-        outside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
-        cosines.legend(handles=entries, fontsize="small", handlelength=3.5, **outside)
-    for axes in (losses, *costs, cosines):
+    legends = [(cosines, _by_teacher(cosines, series, _COSINE))]
+    if learnt:
+        every[-1].set(title="Learnt weights of the teachers", ylabel="share of a slot (no unit)", ylim=(0, 1))
+        legends.append((every[-1], _by_teacher(every[-1], series, _WEIGHT)))
+    figure.set_figheight(max(4.0, 0.8 + 0.19 * max(len(entries) for _, entries in legends)))
+    for axes, entries in legends:
+        if entries:
+            outside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+            axes.legend(handles=entries, fontsize="small", handlelength=3.5, **outside)
+    for axes in every:
         for step, name in (begins or {}).items():
             axes.axvline(step, color="dimgray", linewidth=0.8, linestyle=":")
             axes.annotate(
@@ -191,14 +196,14 @@ def _cost(axes: Axes, kind: str, expected: Sequence[tuple[int, float]], target: 
     axes.legend(fontsize="small")
 
 
-def _cosines(axes: Axes, series: Series) -> list[Line2D]:
-    """Draw the cosine of each target; returns the entries of the legend."""
+def _by_teacher(axes: Axes, series: Series, start: str) -> list[Line2D]:
+    """Draw what is logged of each target under names that ``start`` so; returns the entries of the legend."""
     from matplotlib.lines import Line2D
 
-    targets = {name: name.removeprefix(_COSINE).rpartition("/")[::2] for name in series if name.startswith(_COSINE)}
+    targets = {name: name.removeprefix(start).rpartition("/")[::2] for name in series if name.startswith(start)}
     # What is aggregated of several teachers has no magnitude in the log; so a teacher of that name keeps its name.
     labels = {
-        name: source if name.replace("/cosine/", "/magnitude/") in series else _AGGREGATED.get(source, source)
+        name: source if name.replace(start, _MAGNITUDE, 1) in series else _AGGREGATED.get(source, source)
         for name, (source, _) in targets.items()
     }
     every = list(dict.fromkeys(labels.values()))

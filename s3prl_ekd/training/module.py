@@ -15,11 +15,11 @@ from torch import Tensor
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import Counts
 from s3prl_ekd.audio.batch import Batch
-from s3prl_ekd.config.training import Precision, RunConfig
+from s3prl_ekd.config.training import Precision
 from s3prl_ekd.distiller import Distiller, teacher_states
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.encoder import FeedForward
-from s3prl_ekd.student.checkpoint import RECIPE_KEY
+from s3prl_ekd.student.checkpoint import ARCHITECTURE_KEY, RECIPE_KEY
 from s3prl_ekd.student.heads import PredictionHead
 from s3prl_ekd.training import random_state
 from s3prl_ekd.training.batches import DevBatches, EndlessBatches, Position, PositionedBatch
@@ -51,8 +51,9 @@ class Inputs(NamedTuple):
     distiller: Distiller
 
 
-OpenInputs = Callable[[RunConfig, int, int], Inputs]
-"""(recipe, rank, number of processes) -> inputs of this process."""
+OpenInputs = Callable[..., Inputs]
+"""(recipe, rank, number of processes) -> inputs of this process; of a recipe with units or principal components also
+``fits``, what was found of them."""
 
 
 class DistillModule(LightningModule):
@@ -296,12 +297,13 @@ class DistillModule(LightningModule):
         }
         # As in a checkpoint of s3prl's runner, so that one function reads a student from both. The tensors are those of
         # `state_dict`, and stored once.
-        checkpoint[RECIPE_KEY] = self.stage.distilled(self.distiller.student).to_mapping()
+        checkpoint[RECIPE_KEY] = self.config.distill.to_mapping()
         checkpoint[CHECKPOINT_KEY] = {
             name.removeprefix("distiller."): tensor
             for name, tensor in checkpoint["state_dict"].items()
             if name.startswith(("distiller.student.", "distiller.heads."))
         }
+        checkpoint[ARCHITECTURE_KEY] = self.distiller.student.config.to_mapping()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         run = checkpoint[RUN_KEY]

@@ -10,6 +10,7 @@ from torch import Tensor
 from s3prl_ekd import cost
 from s3prl_ekd.config.pruning import PruningConfig
 from s3prl_ekd.pruning.gates import Gates
+from s3prl_ekd.pruning.shrink import shrink
 from s3prl_ekd.student.model import Student
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,6 @@ def smaller_student(student: Student, gates: Gates) -> Student:
     gates.eval()
     kind, budget = gates.budget.kind, gates.budget.amount
     expected = float(gates.expected_cost(kind).detach())
-    from s3prl_ekd.pruning.shrink import shrink
-
     smaller = shrink(student, gates)
     after = cost.Counts.of(smaller.config)
     logger.info(

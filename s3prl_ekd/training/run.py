@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gc
 import importlib
 import importlib.util
@@ -31,7 +32,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.audio.batch import Batch
-from s3prl_ekd.calibration.find import calibrated
+from s3prl_ekd.calibration.places import calibrated
 from s3prl_ekd.config.training import Precision, RunConfig, check_resumable
 from s3prl_ekd.devices import default_device
 from s3prl_ekd.distiller import Distiller
@@ -39,6 +40,7 @@ from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import write_yaml
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.target_cache.reading import TargetCache
+from s3prl_ekd.targets import Fits
 from s3prl_ekd.teachers import load_teachers
 from s3prl_ekd.teachers.cached import cached_teachers
 from s3prl_ekd.training.batches import DataError
@@ -59,8 +61,14 @@ EXIT_PREEMPTED = 75
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
-def open_inputs(config: RunConfig, rank: int, world_size: int) -> Inputs:
+def open_inputs(config: RunConfig, rank: int, world_size: int, fits: Fits | None = None) -> Inputs:
     """What one process trains with: its part of the speech, and the Distiller.
+
+    Args:
+        config: the recipe, of a stage.
+        rank: number of the process.
+        world_size: how many there are.
+        fits: units and principal components where teachers run and the recipe has some.
 
     Raises:
         UserError: something in recipe, data or teachers is wrong; the cache of targets is incomplete or another
@@ -80,7 +88,7 @@ def open_inputs(config: RunConfig, rank: int, world_size: int) -> Inputs:
     dev = stream.dev_loader()
     teachers = load_teachers(config) if cache is None else cached_teachers(config, cache)
     seed_everything(config.seed, verbose=False)  # the student's random weights depend on the seed alone
-    return Inputs(stream, dev, Distiller(config.distill, teachers))
+    return Inputs(stream, dev, Distiller(config.distill, teachers, fits))
 
 
 def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = open_inputs) -> int:
@@ -105,7 +113,9 @@ def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = 
     with alone if _is_first_process() else contextlib.nullcontext():
         if not resume:
             _require_new(config)
-        config = calibrated(config, resume=resume, first=_is_first_process())
+        config, fits = calibrated(config, resume=resume, first=_is_first_process())
+        if fits is not None:
+            open_inputs = functools.partial(open_inputs, fits=fits)
         stages = stages_of(config)
         first, start = _find_start(config, stages, resume)
         if _is_first_process() and config.stages:
@@ -133,6 +143,8 @@ def _train_stage(
         signals: of the whole run.
     """
     config = stage.config
+    if stage.folder != Path(stage.run.output):
+        logger.info("stage %s: %d steps", stage.folder.name, config.trainer.max_steps)
     if _is_first_process():
         for leftover in stage.checkpoints.glob(".step-*.part.ckpt"):  # of killed processes
             leftover.unlink(missing_ok=True)
@@ -157,7 +169,7 @@ def _train_stage(
     if trainer.is_global_zero:
         distiller = module.distiller
         student = smaller_student(distiller.student, distiller.gates) if distiller.gates else distiller.student
-        save_student(stage.student, student, distiller.heads, stage.distilled(student))
+        save_student(stage.student, student, distiller.heads, config.distill)
     return True
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
+from s3prl_ekd.config.pruning import StageConfig
+from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import only_writer
 
@@ -34,6 +36,15 @@ def run_folder(folder: Path, *, trained: Callable[[], bool]) -> Iterator[None]:
             if not trained():
                 _remove(sorted(set(folder.rglob("*")) - before, reverse=True))  # contents before their folder
             raise
+
+
+def stage_folders(run: Path) -> list[Path]:
+    """Where the parts of a run have their checkpoints and logs, in their order: the folders of the stages that its
+    recipe names; a run without stages has its own."""
+    stages: tuple[StageConfig, ...] = ()
+    with contextlib.suppress(UserError):  # there is no recipe, or one of another version
+        stages = RunConfig.from_yaml(run / "recipe.yaml").stages
+    return [run / stage.name for stage in stages] or [run]
 
 
 def _remove(paths: list[Path]) -> None:

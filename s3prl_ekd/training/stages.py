@@ -7,19 +7,17 @@ goes on there.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.folder import load_student
-from s3prl_ekd.student.model import Student
 from s3prl_ekd.training.checkpoints import newest_states
+from s3prl_ekd.training.run_folder import stage_folders
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,6 @@ class Stage:
         if self.before is None:
             return self.config
         return replace(self.config, student=load_student(self.before.student).config)
-
-    def distilled(self, student: Student) -> DistillConfig:
-        """What is saved with a student of this stage: the model side of its recipe, with the student's own sizes."""
-        return replace(self.config.distill, student=student.config)
 
     def last_checkpoint(self) -> Mapping[str, Any]:
         """Contents of the checkpoint that the stage has ended with.
@@ -106,9 +100,5 @@ def stages_of(config: RunConfig) -> list[Stage]:
 
 def checkpoints_of_other_stages(config: RunConfig) -> list[Path]:
     """Where a run in the same folder may have checkpoints that has other stages than ``config``, or none."""
-    folder = Path(config.output)
-    names: list[str] = []
-    with contextlib.suppress(UserError):  # there is no recipe, or one of another version
-        names = [stage.name for stage in RunConfig.from_yaml(folder / "recipe.yaml").stages]
-    there = [folder / "checkpoints", *(folder / name / "checkpoints" for name in names)]
-    return [place for place in there if place not in {stage.checkpoints for stage in stages_of(config)}]
+    folder, own = Path(config.output), {stage.folder for stage in stages_of(config)}
+    return [place / "checkpoints" for place in (folder, *stage_folders(folder)) if place not in own]

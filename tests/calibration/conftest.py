@@ -57,7 +57,7 @@ def recipe(speech, repeating, tmp_path):
             "student": TINY,
             "teachers": teachers,
             "data": settings | (data or {}),
-            "trainer": {"accelerator": "cpu", "precision": "32", "devices": 1, "max_steps": 2},
+            "trainer": {"accelerator": "cpu", "precision": "32", "devices": 1, "max_steps": 2, "log_every": 1},
             "output": str(output or tmp_path / "run"),
         }
         return RunConfig.from_mapping(mapping | changes)

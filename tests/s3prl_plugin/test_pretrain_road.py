@@ -283,6 +283,24 @@ def test_multi_gpu_and_mistakes_are_refused(in_workplace, recipe):
         UpstreamPretrainExpert(datarc(in_workplace), "missing.yaml", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("teacher", "says"),
+    [
+        (
+            {"layers": {"clusters": 2}},
+            "its groups of layers have not been found yet; s3prl-ekd cluster-layers writes them",
+        ),
+        ({"principal_components": 3}, "found on a run's own data, which s3prl-ekd distill does; leave them out here"),
+    ],
+)
+def test_what_is_found_on_a_runs_data_is_refused(teacher, says, in_workplace, recipe, monkeypatch):
+    monkeypatch.setattr(f"{UpstreamPretrainExpert.__module__}.load_teachers", None)
+    mapping = recipe.to_mapping()
+    mapping["teachers"] = [one | teacher for one in mapping["teachers"]]
+    with pytest.raises(UserError, match=says):
+        expert(in_workplace, DistillConfig.from_mapping(mapping))
+
+
 def test_a_checkpoint_of_another_kind_is_named(in_workplace, recipe):
     with pytest.raises(UserError, match="run_downstream"):
         expert(in_workplace, recipe).load_model({"Downstream": {}, "Step": 3})

@@ -131,18 +131,22 @@ class Rounded:
     def __getattr__(self, name):
         return getattr(self.exactly, name)
 
-    def combine(self, states):
-        return [value.half().float() for value in self.exactly.combine(states)]
+    def __call__(self, states):
+        return [value.half().float() for value in self.exactly(states)]
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_a_cached_step_is_an_online_step(aggregation, root, tmp_path):
+@pytest.mark.parametrize(
+    ("aggregation", "layers"), [*((name, [1, 3]) for name in AGGREGATIONS), ("teacher-differences", [[1, 2], 3])]
+)
+def test_a_cached_step_is_an_online_step(aggregation, layers, root, tmp_path):
     """Without crops: the loss up to float16's rounding, and the loss of rounded targets nearly exactly."""
     layer_norm = aggregation == "layerwise-concatenation"
     config = recipe(
         root,
         objective__aggregation=aggregation,
         data__max_crop_samples=None,
+        teachers__0__layers=layers,
+        teachers__1__layers=layers,
         teachers__1__layer_norm_targets=layer_norm,
         **{"teachers__1__weight": 3.0} if not layer_norm else {},
     )
@@ -252,7 +256,7 @@ def test_what_a_cache_holds(root, cache):
         assert whole(cache, config, name).shape == (cache.find(key).frames, 4 * 24)
     for path in paths[:-1]:
         assert 30_000 <= Shard(path).size * 96 * 2 < 30_000 + 2 * 96 * 90, "a shard is closed by the cut that fills it"
-    start = cache.start("hubert", 2)
+    start = cache.start(config.student)
     assert "encoder.layers.1.attention.q_proj.weight" in start
     assert not any(name.startswith("encoder.layers.2") for name in start), "the student has two layers"
     # Nothing is missing: nothing is computed, and no teacher is loaded.
@@ -543,9 +547,29 @@ def test_start_of_another_student_is_added(root, cache, tmp_path):
     config = recipe(root, student__initialize_from="wavlm", targets__cache=str(tmp_path / "out"))
     Caching(config, tmp_path / "out").run()
     state = load_teachers(config)[1].encoder_state()
-    start = TargetCache(tmp_path / "out").start("wavlm", 2)
+    start = TargetCache(tmp_path / "out").start(config.student)
     assert all(torch.equal(state[name], tensor) for name, tensor in start.items())
     open_inputs(config, 0, 1)
+
+
+@pytest.mark.parametrize("layers", [None, [0, 2]])
+def test_a_copy_starts_from_the_cache(root, cache, tmp_path, layers):
+    """What it needs is added to a cache that lacks it: final LayerNorm, all layers asked for, architecture."""
+    shutil.copytree(cache.folder, tmp_path / "out")
+    student = {"copy": "hubert", "copy_layers": layers}
+    config = recipe(root, student=student, targets__cache=str(tmp_path / "out"))
+    stored = TargetCache(tmp_path / "out")
+    with pytest.raises(UserError, match=r"student.copy: .*out does not keep the architecture and all weights of 'hub"):
+        Distiller(config.distill, cached_teachers(config, stored))
+    Caching(config, tmp_path / "out").run()
+    copies = [
+        Distiller(config.distill, teachers).student
+        for teachers in (cached_teachers(config, stored), load_teachers(config))
+    ]
+    assert copies[0].config == copies[1].config
+    assert copies[0].config.num_hidden_layers == (3 if layers is None else 2)
+    weights = [one.state_dict() for one in copies]
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
 
 
 def test_no_cache_and_unknown_cuts(root, cache, tmp_path):

@@ -12,7 +12,7 @@ from tensorboardX import SummaryWriter
 
 from s3prl_ekd import cli, pictures
 from s3prl_ekd.files import write_yaml
-from s3prl_ekd.training.curve import draw, joined, read_log, stage_folders
+from s3prl_ekd.training.curve import begun, draw, joined, read_log
 
 
 def log_of_distill(run: Path, step: int, text: str) -> Path:
@@ -140,6 +140,17 @@ def test_axes_have_units_and_losses_names():
     assert agreement.get_ylabel() == "cosine similarity, mean over frames"
 
 
+def test_learnt_weights_are_drawn_where_there_are_any():
+    """In the teachers' colours of the agreement beside them."""
+    weights = {f"train/weight/{name}": [(1, 0.5), (2, 0.5 + 0.1 * i)] for i, name in enumerate(("a/1-3", "b/1-3"))}
+    _, agreement, learnt = draw({"train/loss": [(1, 2.0)], **targets("a/1-3", "b/1-3"), **weights}).get_axes()
+    assert learnt.get_title() == "Learnt weights of the teachers"
+    assert learnt.get_ylim() == (0, 1)
+    assert [list(line.get_ydata()) for line in learnt.lines] == [[0.5, 0.5], [0.5, 0.6]]
+    assert legend(learnt) == legend(agreement)
+    assert len(draw(targets("a/1-3")).get_axes()) == 2
+
+
 def test_one_point_is_seen_and_none_is_said():
     losses, agreement = draw({"train/loss": [(5, 2.0)]}).get_axes()
     assert losses.lines[0].get_marker() == "."
@@ -174,7 +185,7 @@ def test_stages_are_drawn_as_one(tmp_path):
         {"name": "later", "max_steps": 9},
     ]
     write_yaml(tmp_path / "recipe.yaml", h.recipe(tmp_path, more={"stages": stages}).to_mapping())
-    folders = stage_folders(tmp_path)
+    folders = begun(tmp_path)
     assert folders == [tmp_path / "prune", tmp_path / "recover"], "the third has not begun"
     series, begins = joined([read_log(folder) for folder in folders])
     assert series["train/loss"] == [(10, 3.0), (20, 2.0), (30, 1.0)]

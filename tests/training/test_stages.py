@@ -11,6 +11,7 @@ import pytest
 from helpers_train import assert_same_run
 
 import s3prl_ekd.training.run
+from s3prl_ekd.cli import main
 from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.folder import load_student_and_heads
@@ -76,6 +77,11 @@ def test_the_first_stage_is_a_run_of_its_own(whole, tmp_path):
     assert h.run(h.recipe(tmp_path / "run", max_steps=6, checkpoint_every=2)) == 0
     assert h.logged(tmp_path / "run") == h.logged(whole / "first")
     h.assert_equal(weights(tmp_path / "run" / "student"), weights(whole / "first" / "student"))
+
+
+def test_the_last_checkpoint_is_the_last_stages(whole, tmp_path):
+    assert main(["export-checkpoint", str(whole), str(tmp_path / "student")]) == 0
+    h.assert_equal(weights(tmp_path / "student"), weights(whole / "student"))
 
 
 def die_at_the_switch(*, after):
@@ -153,7 +159,7 @@ def test_another_recipe_is_refused(whole):
     with pytest.raises(UserError, match=r"second: holds a run already \(step-00000007.ckpt\); add --resume"):
         h.run(recipe(whole))
     for changed in (h.recipe(whole), recipe(whole, STAGES[:1]), recipe(whole, [STAGES[0], {**STAGES[1], "lr": 1e-4}])):
-        with pytest.raises(UserError, match="cannot resume: the checkpoint's recipe differs .stages"):
+        with pytest.raises(UserError, match=r"cannot resume: the checkpoint's recipe differs \(stages"):
             h.run(changed, resume=True)
     with pytest.raises(UserError, match="holds a run already"):
         h.run(h.recipe(whole))

@@ -12,8 +12,9 @@ import torch
 
 from fuzz.change import Change
 from fuzz.kinds.good import MODEL_KEYS, RECIPE
-from s3prl_ekd.config.recipe import DistillConfig
+from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
 from s3prl_ekd.cuts.read import cut_key
+from s3prl_ekd.network.config import Architecture, EncoderConfig
 from s3prl_ekd.target_cache.initial_weights import write_start
 from s3prl_ekd.target_cache.reading import TargetCache
 from s3prl_ekd.target_cache.settings import write_description
@@ -23,6 +24,7 @@ ABOUT = "caches of targets: bytes of index, shards and start flipped or cut, val
 
 _CUTS = [types.SimpleNamespace(id=f"cut{number}", start=0.0, duration=1.0 + number) for number in range(5)]
 _CONFIG = {key: RECIPE[key] for key in MODEL_KEYS}
+_STUDENT = StudentConfig(copy="hubert", copy_layers=(0,))
 
 
 def _frames(seconds: float) -> int:
@@ -39,7 +41,7 @@ def prepare(good: Path) -> None:
         writer.add(cut_key(cut.id, cut.start, round(16000 * cut.duration)), targets)
     writer.flush()
     write_index(folder)
-    write_start(folder, "hubert", 1, {"encoder.layers.0.x": torch.ones(3, 3)})
+    write_start(folder, _STUDENT, {"encoder.layers.0.x": torch.ones(3, 3)}, Architecture(encoder=EncoderConfig()))
 
 
 def draw(good: Path, change: Change) -> Callable[[], object]:
@@ -63,4 +65,4 @@ def _read(folder: Path) -> None:
         targets = cache.read(cut, 0, round(16000 * cut.duration))
         assert targets.shape == (_frames(cut.duration), 8)
         assert targets.isfinite().all(), "targets are not finite"
-    cache.start("hubert", 1)
+    cache.start(_STUDENT)

@@ -17,7 +17,7 @@ from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import PretrainDataConfig, PretrainDataset, PretrainLoader
-from s3prl_ekd.student.checkpoint import RECIPE_KEY
+from s3prl_ekd.student.checkpoint import ARCHITECTURE_KEY, RECIPE_KEY
 from s3prl_ekd.teachers import load_teachers
 from s3prl_ekd.weights.kinds import CHECKPOINT_KEY, kind_of
 
@@ -70,6 +70,8 @@ class UpstreamPretrainExpert(nn.Module):
             if isinstance(upstream_config, Mapping)
             else DistillConfig.from_yaml(upstream_config)
         )
+        for teacher in self.config.teachers:
+            teacher.require_calibrated()
         data = PretrainDataConfig.from_mapping(datarc, "pretrain_expert.datarc")
         self.dataset = PretrainDataset(data, self.config.distortion)  # before the teachers: its mistakes show at once
         teachers = [teacher.to(device) for teacher in load_teachers(self.config)]
@@ -97,7 +99,7 @@ class UpstreamPretrainExpert(nn.Module):
         self._finite = all_states["Step"]
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
-        """Add the recipe as plain values and the weights of student and heads to the runner's checkpoint.
+        """Add recipe and sizes as plain values, and the weights of student and heads, to the runner's checkpoint.
 
         Raises:
             UserError: no update has learnt anything so far.
@@ -108,6 +110,7 @@ class UpstreamPretrainExpert(nn.Module):
                 " written. Look at the recordings; lower optimizer.lr, or turn runner.fp16 off"
             )
         all_states[RECIPE_KEY] = self.config.to_mapping()
+        all_states[ARCHITECTURE_KEY] = self.model.student.config.to_mapping()
         all_states[CHECKPOINT_KEY] = self.model.state_dict()
         return all_states
 
