@@ -16,12 +16,16 @@ from s3prl_ekd.devices import check_device
 from s3prl_ekd.errors import UserError, nearest, shorten
 from s3prl_ekd.files import parse_yaml, write_yaml
 from s3prl_ekd.s3prl_compat.upstream_names import check_file
+from s3prl_ekd.superb.cluster import ENGINES, Cluster, Resources
 from s3prl_ekd.superb.evaluation import Evaluation, label_of
 from s3prl_ekd.superb.grid import UNITS, Upstream, units
 from s3prl_ekd.superb.summary import write_summary
 from s3prl_ekd.superb.tables import tables
 from s3prl_ekd.tasks import DEFAULT, TASKS, inputs
 from s3prl_ekd.tasks.corpora import Corpora, Split, mini_corpora
+
+_ON_SLURM = 256
+"""Trainings at a time there, if nothing is said: submitit's own default."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,8 +107,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compute an utterance's features once and keep them (default: on the mini corpus, unless --fine-tune)",
     )
     training.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
-    training.add_argument("--jobs", type=whole_number(1), default=1, help="trainings at a time (default: %(default)s)")
+    training.add_argument(
+        "--jobs", type=whole_number(1), help=f"trainings at a time (default: 1; with --cluster slurm {_ON_SLURM})"
+    )
     training.add_argument("--threads", type=whole_number(1), default=1, help="threads of each (default: %(default)s)")
+    cluster = parser.add_argument_group("cluster (needs submitit)")
+    cluster.add_argument(
+        "--cluster",
+        choices=ENGINES,
+        help="run each training as a job of SLURM, or of this machine as a rehearsal; Ctrl-C leaves SLURM's jobs alone,"
+        " and the same command waits for them again",
+    )
+    cluster.add_argument("--partition", metavar="NAME", help="SLURM's partition")
+    cluster.add_argument("--gpus", type=whole_number(0), metavar="N", help="GPUs of each job")
+    cluster.add_argument(
+        "--hours",
+        type=_amount,
+        metavar="H",
+        help="time limit of each job, which then goes on as a new one (default: 24)",
+    )
+    cluster.add_argument("--memory", type=_amount, metavar="GIB", help="memory of each job")
+    cluster.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another option of sbatch, such as account=speech or cpus-per-task=8; may be repeated",
+    )
 
 
 class _OfUpstream(Repeated):
@@ -163,10 +192,15 @@ def run(args: argparse.Namespace) -> int:
         evaluations = units(base, upstreams, rates, _all_seeds(args))
     for upstream, ckpt in dict.fromkeys((one.upstream, one.ckpt) for one in evaluations):
         _check_weights(upstream, ckpt)
-    jobs = [job for one in evaluations for job in one.jobs(prefix=_prefix(one, base))]
+    cluster = _cluster(args)
+    elsewhere = cluster.at_work if cluster else frozenset()
+    jobs = [job for one in evaluations for job in one.jobs(prefix=_prefix(one, base), elsewhere=elsewhere)]
     status = 0
     try:
-        run_jobs(jobs, at_a_time=args.jobs, threads=args.threads, title="superb", keep_going=several)
+        if cluster:
+            cluster.run(jobs, title="superb")
+        else:
+            run_jobs(jobs, at_a_time=args.jobs or 1, threads=args.threads, title="superb", keep_going=several)
     except JobError as error:
         print(f"s3prl-ekd: {error}", file=sys.stderr)
         status = 1
@@ -178,6 +212,35 @@ def run(args: argparse.Namespace) -> int:
     print("\n\n".join(table.text() for table in made))
     print(f"\n{base.out / 'summary.json'}")
     return status
+
+
+def _cluster(args: argparse.Namespace) -> Cluster | None:
+    """Where the jobs run, if not here."""
+    given = {name: getattr(args, name) for name in ("partition", "gpus", "hours", "memory")}
+    slurm = dict(_option_of_sbatch(text) for text in args.slurm)
+    if args.cluster is None:
+        alone = [name for name, value in {**given, "slurm": slurm or None}.items() if value is not None]
+        if alone:
+            raise UserError(f"--{alone[0]} is for jobs of a cluster: give --cluster {' or '.join(ENGINES)} too")
+        return None
+    at_a_time = args.jobs or (_ON_SLURM if args.cluster == "slurm" else 1)
+    given = {name: value for name, value in given.items() if value is not None}
+    resources = Resources(**given, threads=args.threads, at_a_time=at_a_time, slurm=slurm)
+    return Cluster(args.cluster, args.out.resolve() / "cluster", resources)
+
+
+def _option_of_sbatch(text: str) -> tuple[str, str | bool]:
+    key, equals, value = text.removeprefix("--").partition("=")
+    if not key.replace("-", "").replace("_", "").isalnum():
+        raise UserError(f"--slurm {text}: expected an option of sbatch, such as account=speech")
+    return key, value if equals else True
+
+
+def _amount(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (amount := float(text)) < 1e6:
+            return amount
+    raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
 
 
 def _prefix(evaluation: Evaluation, base: Evaluation) -> str:

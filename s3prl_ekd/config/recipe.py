@@ -104,6 +104,9 @@ class StudentConfig(Config):
     """LayerNorm after every convolution (Large) instead of GroupNorm after the first (Base)."""
     feat_proj_layer_norm: bool = False
     """LayerNorm before the feature projection, as HuBERT and WavLM have it and DistilHuBERT does not."""
+    feature_scale: bool = False
+    """A fixed factor for each channel of the conv stack, before that LayerNorm: what DPHuBERT's files have kept of the
+    last convolution's gates."""
     do_stable_layer_norm: bool = False
     """Pre-norm layers and a LayerNorm at the end (Large) instead of post-norm layers (Base)."""
     layer_norm_eps: Annotated[float, Range(more_than=0, at_most=1)] = 1e-5

@@ -117,8 +117,9 @@ student                    run        intermediate_size num_conv_pos_embeddings 
 student                    run        hidden_dropout attention_dropout activation_dropout feature_grad_scale
 student                    run        normalize_waveform initialize_from head_dim conv_bias conv_layer_norm
 student                    run        feat_proj_layer_norm do_stable_layer_norm layer_norm_eps num_buckets
-student                    run        max_bucket_distance remaining_heads copy copy_layers
-teachers                   run,cache  s3prl transformers mini ckpt layers layer_norm_targets normalize_waveform
+student                    run        max_bucket_distance remaining_heads copy copy_layers feature_scale
+teachers                   run,cache  s3prl transformers mini student ckpt layers layer_norm_targets
+teachers                   run,cache  normalize_waveform
 teachers                   run,cache  units principal_components
 teachers                   run        name weight own_forward
 heads                      run        kind from initialize share

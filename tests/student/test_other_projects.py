@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers_foreign import LARGE, as_fairseq_writes_it, masked_hubert, of_torchaudio, states_of_torchaudio
+from helpers_foreign import (
+    LARGE,
+    as_fairseq_writes_it,
+    masked_hubert,
+    of_torchaudio,
+    pruned_hubert,
+    pruned_wavlm,
+    states_of_torchaudio,
+)
 from helpers_models import speech_like
 from helpers_teachers import padded_states, s3prl_checkpoint, tiny_model
 from torch import Tensor
@@ -26,20 +35,16 @@ patches.apply()
 WAVE = speech_like(8000)
 
 
-def torchaudio_base(folder: Path) -> tuple[Path, list[Tensor]]:
-    model = of_torchaudio()
-    torch.save(model.state_dict(), folder / "model.pt")
-    (folder / "model.json").write_text(json.dumps({"encoder_num_heads": 4}))
-    return folder / "model.pt", states_of_torchaudio(model, WAVE[None])
+def torchaudio(kind: str = "hubert", **sizes: Any) -> Callable[[Path], tuple[Path, list[Tensor]]]:
+    def make(folder: Path) -> tuple[Path, list[Tensor]]:
+        """Waveforms are given as they are: torchaudio leaves normalising them to the user."""
+        model = of_torchaudio(kind, **sizes)
+        torch.save(model.state_dict(), folder / "model.pt")
+        arguments = {"encoder_num_heads": 4, "encoder_max_distance": 40, "normalize_waveform": False}
+        (folder / "model.json").write_text(json.dumps(arguments))
+        return folder / "model.pt", states_of_torchaudio(model, WAVE[None])
 
-
-def torchaudio_large(folder: Path) -> tuple[Path, list[Tensor]]:
-    """It gives the last layer without the final LayerNorm, and expects waveforms that are normalised already."""
-    model = of_torchaudio(**LARGE)
-    torch.save(model.state_dict(), folder / "model.pt")
-    (folder / "model.json").write_text(json.dumps({"encoder_num_heads": 4, "normalize_waveform": False}))
-    states = states_of_torchaudio(model, WAVE[None])
-    return folder / "model.pt", [*states[:-1], model.encoder.transformer.layer_norm(states[-1])]
+    return make
 
 
 def fairseq_hubert(folder: Path) -> tuple[Path, list[Tensor]]:
@@ -60,11 +65,60 @@ def maskhubert(folder: Path) -> tuple[Path, list[Tensor]]:
     return path, [projected, *hidden]
 
 
+def dphubert(**options: Any) -> Callable[[Path], tuple[Path, list[Tensor]]]:
+    def make(folder: Path) -> tuple[Path, list[Tensor]]:
+        model, states = pruned_hubert(**options)
+        torch.save(states, folder / "pruned.pth")
+        return folder / "pruned.pth", states_of_torchaudio(model, WAVE[None])
+
+    return make
+
+
+def dpwavlm(folder: Path) -> tuple[Path, list[Tensor]]:
+    """By the dense model in which the heads that are gone have no effect."""
+    model, states = pruned_wavlm()
+    torch.save(states, folder / "pruned.pth")
+    return folder / "pruned.pth", states_of_torchaudio(model, WAVE[None])
+
+
+def dpwavlm_without_a_block(folder: Path) -> tuple[Path, list[Tensor]]:
+    """The file has nothing of a layer's attention, the dense model no effect of it."""
+    model, states = pruned_wavlm([[0, 2], [], [1, 2, 3]], drop=True)
+    torch.save(states, folder / "pruned.pth")
+    return folder / "pruned.pth", states_of_torchaudio(model, WAVE[None])
+
+
+def diarizen(folder: Path) -> tuple[Path, list[Tensor]]:
+    """The same encoder inside a larger model."""
+    model, states = pruned_wavlm()
+    weights = {f"wavlm_model.{name}": tensor for name, tensor in states["state_dict"].items()}
+    torch.save(weights | {"classifier.bias": torch.zeros(2)}, folder / "pytorch_model.bin")
+    (folder / "pytorch_model.json").write_text(json.dumps(states["config"]))
+    return folder / "pytorch_model.bin", states_of_torchaudio(model, WAVE[None])
+
+
+def released_wavlm(folder: Path) -> tuple[Path, list[Tensor]]:
+    """By transformers' model of the same weights; its hidden state 0 is the input of the first layer."""
+    model = tiny_model("wavlm")
+    path = s3prl_checkpoint(model, "wavlm", folder / "WavLM.pt")
+    features = model.feature_projection(model.feature_extractor(WAVE[None]).transpose(1, 2))[0]
+    return path, [features, *model(WAVE[None], output_hidden_states=True).hidden_states[1:]]
+
+
 FORMATS: dict[str, Callable[[Path], tuple[Path, list[Tensor]]]] = {
-    "torchaudio": torchaudio_base,
-    "torchaudio, large": torchaudio_large,
+    "torchaudio": torchaudio(),
+    "torchaudio, large": torchaudio(**LARGE),
+    "torchaudio, WavLM": torchaudio("wavlm"),
     "fairseq": fairseq_hubert,
+    "WavLM as released": released_wavlm,
     "MaskHuBERT": maskhubert,
+    "DPHuBERT": dphubert(),
+    "DPHuBERT, all gates open or closed": dphubert(soft=False),
+    "DPHuBERT, blocks dropped": dphubert(remaining=[[0, 1], [], [3]], inner=[0, 32, 5]),
+    "DPHuBERT, large": dphubert(**LARGE),
+    "DPWavLM": dpwavlm,
+    "DPWavLM, a block dropped": dpwavlm_without_a_block,
+    "DiariZen": diarizen,
 }
 
 
