@@ -190,13 +190,16 @@ def allowance(
     full, least = float(count(sizes, counts)), float(count(sizes, counts.least(units)))
     amount = (1 - value) * full if name == "sparsity" else float(value)
     if amount < least:
-        reachable = f"{1 - least / full:.4f}" if name == "sparsity" else f"{least:.6g}"
+        # Rounded to the side that can be reached.
+        limit = f"the most is {math.floor(1e4 * (1 - least / full)) / 1e4}"
+        limit = limit if name == "sparsity" else f"the least is {math.ceil(least)}"
         raise UserError(
-            f"pruning.budget.{name}: {value:g} cannot be reached by pruning {', '.join(units) or 'nothing'};"
-            f" {'the most' if name == 'sparsity' else 'the least'} is {reachable}"
+            f"pruning.budget.{name}: {value:.10g} cannot be reached by pruning {', '.join(units) or 'nothing'}; {limit}"
         )
     if amount >= full:
-        raise UserError(f"pruning.budget.{name}: {value:g} leaves nothing to prune, the student has {full:.6g} {kind}")
+        raise UserError(
+            f"pruning.budget.{name}: {value:.10g} leaves nothing to prune; the student has {full:.10g} {IN_WORDS[kind]}"
+        )
     return kind, amount
 
 

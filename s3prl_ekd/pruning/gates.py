@@ -147,7 +147,7 @@ def _gated(modules: Mapping[str, nn.Module], group: Group, gates: Tensor) -> Ite
     parameters: dict[str, Any] = modules[path]._parameters
     original = parameters[name]
     norms = [norm for norm in map(modules.get, group.norms) if isinstance(norm, LayerNorm)]
-    parameters[name] = original * group.factor(gates)
+    parameters[name] = original * group.factor(gates).to(original.dtype)
     for norm in norms:
         norm.kept = gates.detach() > 0
     try:
