@@ -20,6 +20,7 @@ from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.superb import run_experiment
 from s3prl_ekd.superb.evaluation import Evaluation
+from s3prl_ekd.superb.outcomes import read_outcomes
 from s3prl_ekd.superb.summary import read_summary
 from s3prl_ekd.tasks import DEFAULT, TASKS
 from s3prl_ekd.tasks.corpora import mini_corpora
@@ -65,9 +66,16 @@ def test_four_tasks_are_trained_judged_reused_and_resumed(corpus, student, tmp_p
             assert row.metric == TASKS[row.task].metric
             assert row.value >= 0
             assert row.seconds > 0
+            outcomes = read_outcomes(Path(row.outcomes[0]))  # of s3prl's own names and answers
+            assert len(outcomes) == row.utterances
+            errors, length = map(sum, zip(*outcomes.values(), strict=True))
+            assert TASKS[row.task].percent(errors, length) == pytest.approx(row.value, abs=0.01)
         asr = next(row for row in rows if row.task == "asr")
         assert asr.value >= 90  # nothing is learnt in three steps, so no evaluation is better than 100 %
         assert asr.checkpoint == "states-3.ckpt"
+        assert asr.dev is None
+        assert all((row.dev is None) == (row.checkpoint != TASKS[row.task].best) for row in rows)
+        assert all(row.dev > 50 for row in rows if row.task == "pr")  # percent
         assert "judging the last checkpoint, states-3.ckpt" in caplog.text
         speakers = {row.task: row.chance for row in rows}["sid"]
         assert speakers == pytest.approx(100 / MiniCorpusConfig.tiny().sid_speakers)

@@ -19,6 +19,7 @@ from s3prl_ekd import cli, pictures
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.superb import picture, run_experiment
 from s3prl_ekd.superb.evaluation import Evaluation
+from s3prl_ekd.superb.outcomes import write_outcomes
 from s3prl_ekd.superb.summary import Row, read_summary, write_summary
 from s3prl_ekd.superb.tables import tables
 from s3prl_ekd.tasks import TASKS
@@ -404,6 +405,23 @@ def test_intervals_are_those_of_the_seeds_or_else_of_the_utterances():
     assert legend(picture.draw(tables([*alone, *several])))[1:] == [of_seeds, of_utterances]
     assert legend(picture.draw(tables(alone)))[1:] == [of_utterances]
     assert legend(picture.draw(tables(several)))[1:] == [of_seeds]
+
+
+def test_intervals_that_were_asked_for_are_drawn_with_what_they_say(tmp_path):
+    def judged(label: str, wrong: int) -> Row:
+        path = tmp_path / f"{label}.csv"
+        write_outcomes(path, map(str, range(60)), [int(number < wrong) for number in range(60)], [1] * 60)
+        return row(task="pr", label=label, value=100 * wrong / 60, outcomes=(str(path),))
+
+    made = tables([judged("fbank", 40), judged("mine", 10)], baseline="fbank")
+    figure = picture.draw(made)
+    (axes,) = figure.get_axes()
+    assert intervals(axes) == [pytest.approx(cell.interval) for cell in made[0].columns[0].cells]
+    assert texts(axes) == ["66.7", "16.7 ▲"]
+    assert legend(figure)[1:] == [
+        "95 % interval over utterances and seeds",
+        "▲ better, ▼ worse than fbank",
+    ]
 
 
 def test_chance_and_where_better_is_are_marked_in_every_panel():
