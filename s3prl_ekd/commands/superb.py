@@ -20,11 +20,11 @@ from s3prl_ekd.s3prl_compat.upstream_names import check_file
 from s3prl_ekd.superb.cluster import ENGINES, Cluster, Resources
 from s3prl_ekd.superb.evaluation import Evaluation, label_of
 from s3prl_ekd.superb.grid import UNITS, Upstream, units
-from s3prl_ekd.superb.plans import RATE
 from s3prl_ekd.superb.summary import Row, write_summary
 from s3prl_ekd.superb.tables import tables
 from s3prl_ekd.tasks import DEFAULT, TASKS, inputs
 from s3prl_ekd.tasks.corpora import Corpora, Split, mini_corpora
+from s3prl_ekd.tasks.task import RATE
 
 logger = logging.getLogger(__name__)
 

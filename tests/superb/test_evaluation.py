@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -116,6 +117,19 @@ def test_four_tasks_are_trained_judged_reused_and_resumed(corpus, student, tmp_p
     os.replace(changed / "model.safetensors", student / "model.safetensors")
     assert superb(student, corpus, out, *options) == 2
     assert "has changed since" in capfd.readouterr().err
+
+
+def test_rates_are_compared_by_what_s3prl_saw_on_the_development_set(corpus, tmp_path, in_process, capfd):
+    words = ["--upstream", "fbank", "--tasks", "er", "--lr", "1e-3,0.1", "--steps", "er=3", "--device", "cpu"]
+    arguments = ["superb", "--corpus", "mini", "--data", str(corpus), "--out", str(tmp_path / "out"), *words]
+    assert cli.main(arguments) == 0
+    assert in_process == ["fbank/lr-0.001/seed-1337/er", "fbank/lr-0.1/seed-1337/er"]
+    rows = read_summary(tmp_path / "out")
+    for row, rate in zip(rows, ("0.001", "0.1"), strict=True):
+        log = (tmp_path / f"out/units/fbank/lr-{rate}/seed-1337/er/train/log.log").read_text()
+        best = re.findall(r"New best on dev at step \d+: (\S+)", log)
+        assert row.dev == (pytest.approx(100 * float(best[-1])) if best else None)
+    assert "with one seed, an interval knows nothing of how trainings scatter" in capfd.readouterr().out
 
 
 def test_only_what_cost_time_keeps_its_folder(corpus, tmp_path):

@@ -66,6 +66,16 @@ def test_what_is_written_is_read(tmp_path):
     assert stored["rows"][0]["settings"]["downstream"]["optimizer"] == {"lr": 0.001}
 
 
+def test_outcomes_may_be_moved_with_the_summary(tmp_path):
+    judged = row(outcomes=(str(tmp_path / "before/er/outcomes.csv"), str(tmp_path / "other.csv")), dev=70.0)
+    write_summary(tmp_path / "before/summary.json", [judged])
+    stored = json.loads((tmp_path / "before/summary.json").read_text())
+    assert stored["rows"][0]["outcomes"] == ["er/outcomes.csv", "../other.csv"]
+    assert read_summary(tmp_path / "before") == [judged]
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert read_summary(tmp_path / "after")[0].outcomes[0] == str(tmp_path / "after/er/outcomes.csv")
+
+
 def test_a_rerun_replaces_its_own_row_and_no_other(tmp_path):
     path = tmp_path / "summary.json"
     write_summary(path, [row(), row(split="hidden", test_set="hidden", value=40.0)])
@@ -325,6 +335,10 @@ def test_corpora_and_splits_have_tables_of_their_own(tmp_path, capsys, caplog):
         ({"folds": 3}, "folds is 3"),
         ({"settings": []}, "settings is []"),
         ({"task": "prr"}, "unknown task 'prr'"),
+        ({"dev": "50"}, "dev is '50'"),
+        ({"outcomes": [1]}, "outcomes is [1]"),
+        ({"searched": 1}, "searched is 1"),
+        ({"searched": True, "settings": None}, "searched, but without a learning rate"),
     ],
 )
 def test_what_is_no_summary_is_said_in_one_line(tmp_path, capsys, content, message):
