@@ -81,10 +81,11 @@ COMMANDS: dict[str, Command] = {
         "save the student that a recipe starts from: the undistilled control",
         ("init-student mini/config_model.yaml undistilled",),
     ),
-    "export-checkpoint": Command(
-        "make a student folder from a checkpoint of run_pretrain or distill",
-        ("export-checkpoint result/pretrain/ekd ekd_student",),
+    "export": Command(
+        "make a student folder from a checkpoint, a run or another folder, also for stock models of transformers",
+        ("export result/pretrain/ekd ekd_student", "export runs/pruned flat_student --flat"),
     ),
+    "export-checkpoint": Command("the older name of export", ("export-checkpoint result/pretrain/ekd ekd_student",)),
 }
 
 

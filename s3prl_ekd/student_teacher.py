@@ -33,6 +33,7 @@ class StudentTeacher(ModelTeacher):
             student = load_student(config.origin)
         except UserError as error:
             raise UserError(f"teacher {config.name!r}: {error}") from error
+        self._epsilon = student.config.normalization_eps
         stated = config.normalize_waveform
         normalize = student.config.normalize_waveform if stated is None else stated
         super().__init__(config, student, source=f"student {config.origin}", normalize_waveform=normalize, batches=True)

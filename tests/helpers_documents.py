@@ -23,12 +23,12 @@ import helpers_warm
 import soundfile
 import yaml
 from helpers_models import ROOT, TESTS
+from helpers_recipes import with_tiny_teachers
 
 from s3prl_ekd import assets
 from s3prl_ekd.cli import main
 from s3prl_ekd.superb.summary import write_summary
 
-_TEACHERS = {"hubert": "hubert", "robust_hubert": "robust_hubert", "wavlm": "wavlm"}  # names in recipes -> `mini:`
 _STUDENT = {
     "hidden_size": 192,
     "num_attention_heads": 4,
@@ -178,16 +178,16 @@ def _environment(folder: Path) -> Path:
 
 def small(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe of ours with tiny teachers, a student of their size and few steps; all else as it is."""
-    for teacher in recipe.get("teachers", ()):
-        if "s3prl" in teacher:
-            del teacher["s3prl"]
-            teacher["mini"] = _TEACHERS[teacher["name"]]
-            teacher["layers"] = [2, 3, 4][: len(teacher["layers"])]
-    if "student" in recipe:
+    with_tiny_teachers(recipe)
+    if "student" in recipe and "copy" not in recipe["student"]:
         recipe["student"] |= {key: value for key, value in _STUDENT.items() if key in recipe["student"]}
         recipe["student"]["conv_dim"] = _STUDENT["conv_dim"]
     if "trainer" in recipe:
         recipe["trainer"]["max_steps"] = _STEPS
+    for stage in recipe.get("stages", ()):
+        stage["max_steps"] = _STEPS
+    if "pruning" in recipe:
+        recipe["pruning"]["warmup_steps"] = 1
     if "runner" in recipe:
         every = {"log_step": 1, "save_step": 1, "eval_step": _STEPS}
         recipe["runner"] |= {"total_steps": _STEPS, "gradient_accumulate_steps": 1}

@@ -58,10 +58,13 @@ def of_torchaudio(kind: str = "hubert", **sizes: Any) -> Wav2Vec2Model:
 
 
 def states_of_torchaudio(model: Wav2Vec2Model, waveforms: Tensor) -> list[Tensor]:
-    """The projected features, then each layer's output, (B, F, D) each."""
+    """The projected features, then each layer's output, (B, F, D) each; a pre-norm model's last with its LayerNorm."""
     features, _ = model.feature_extractor(waveforms, None)
-    layers, _ = model.extract_features(waveforms)
-    return [model.encoder.feature_projection(features), *layers]
+    *layers, last = model.extract_features(waveforms)[0]
+    transformer: Any = model.encoder.transformer
+    if transformer.layers[-1].layer_norm_first:
+        last = transformer.layer_norm(last)
+    return [model.encoder.feature_projection(features), *layers, last]
 
 
 class _NoBlock(nn.Module):
@@ -149,8 +152,13 @@ def pruned_hubert(
     return model, {"config": config, "state_dict": model.state_dict(), "distill_linear_projs": projections}
 
 
-def pruned_wavlm(remaining: Sequence[Sequence[int]] = REMAINING) -> tuple[Wav2Vec2Model, dict[str, Any]]:
-    """A WavLM of torchaudio's of whose heads some have no effect, and the file of the same without these heads."""
+def pruned_wavlm(
+    remaining: Sequence[Sequence[int]] = REMAINING, *, drop: bool = False
+) -> tuple[Wav2Vec2Model, dict[str, Any]]:
+    """A WavLM of torchaudio's of whose heads some have no effect, and the file of the same without these heads.
+
+    ``drop``: attention without any heads has no effect at all, and nothing of it is in the file.
+    """
     model: Any = of_torchaudio("wavlm")
     state = model.state_dict()
     weights = {name: tensor for name, tensor in state.items() if ".attention." not in name or "rel_" in name}
@@ -166,6 +174,9 @@ def pruned_wavlm(remaining: Sequence[Sequence[int]] = REMAINING) -> tuple[Wav2Ve
         }
         gone = units_of([head for head in range(4) if head not in heads])
         inside.out_proj.weight[:, gone] = 0.0
+        if drop and not heads:
+            inside.out_proj.bias[:] = 0.0
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}
     config = SIZES | WAVLM | {
         "encoder_use_attention": [True] * 3,
         "encoder_use_feed_forward": [True] * 3,

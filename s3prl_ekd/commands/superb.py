@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,19 @@ from s3prl_ekd.devices import check_device
 from s3prl_ekd.errors import UserError, nearest, shorten
 from s3prl_ekd.files import parse_yaml, write_yaml
 from s3prl_ekd.s3prl_compat.upstream_names import check_file
+from s3prl_ekd.superb.cluster import ENGINES, Cluster, Resources
 from s3prl_ekd.superb.evaluation import Evaluation, label_of
 from s3prl_ekd.superb.grid import UNITS, Upstream, units
-from s3prl_ekd.superb.summary import write_summary
+from s3prl_ekd.superb.summary import Row, write_summary
 from s3prl_ekd.superb.tables import tables
 from s3prl_ekd.tasks import DEFAULT, TASKS, inputs
 from s3prl_ekd.tasks.corpora import Corpora, Split, mini_corpora
+from s3prl_ekd.tasks.task import RATE
+
+logger = logging.getLogger(__name__)
+
+_ON_SLURM = 256
+"""Trainings at a time there, if nothing is said: submitit's own default."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHERE",
         help="its weights: a student folder, a states-*.ckpt or a hub id",
     )
-    parser.add_argument("--label", action=_OfUpstream, help="name in tables (default: made from upstream and ckpt)")
+    parser.add_argument(
+        "--label", action=_OfUpstream, metavar="LABEL", help="name in tables (default: made from upstream and ckpt)"
+    )
     parser.add_argument(
         "--tasks", default=",".join(DEFAULT), help=f"comma-separated, of {', '.join(TASKS)} (default: %(default)s)"
     )
@@ -103,8 +113,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compute an utterance's features once and keep them (default: on the mini corpus, unless --fine-tune)",
     )
     training.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
-    training.add_argument("--jobs", type=whole_number(1), default=1, help="trainings at a time (default: %(default)s)")
+    training.add_argument(
+        "--jobs", type=whole_number(1), help=f"trainings at a time (default: 1; with --cluster slurm {_ON_SLURM})"
+    )
     training.add_argument("--threads", type=whole_number(1), default=1, help="threads of each (default: %(default)s)")
+    cluster = parser.add_argument_group("cluster (needs submitit)")
+    cluster.add_argument(
+        "--cluster",
+        choices=ENGINES,
+        help="run each training as a job of SLURM, or of this machine as a rehearsal; Ctrl-C leaves SLURM's jobs alone,"
+        " and the same command waits for them again",
+    )
+    cluster.add_argument("--partition", metavar="NAME", help="SLURM's partition")
+    cluster.add_argument("--gpus", type=whole_number(0), metavar="N", help="GPUs of each job")
+    cluster.add_argument(
+        "--hours",
+        type=_amount,
+        metavar="H",
+        help="time limit of each job, which then goes on as a new one (default: 24)",
+    )
+    cluster.add_argument("--memory", type=_amount, metavar="GIB", help="memory of each job")
+    cluster.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another option of sbatch, such as account=speech or cpus-per-task=8; may be repeated",
+    )
 
 
 class _OfUpstream(Repeated):
@@ -136,6 +171,9 @@ def run(args: argparse.Namespace) -> int:
             s3prl_hub.check_name(one["upstream"], "--upstream")
     tasks = _tasks(args.tasks)
     rates = _rates(args.lr, tasks)
+    options = [_option(text) for text in args.options]
+    if rates and any(key == RATE and task in (None, *rates) for task, key, _ in options):
+        raise UserError(f"--set {RATE} and --lr: leave one of the two out")
     base = Evaluation(
         upstream=said[0].get("upstream", ""),
         ckpt=None if args.prepare else _where(said[0]),
@@ -146,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out.resolve(),
         seed=args.seed,
         steps=dict(_steps(text) for text in args.steps),
-        options=[_option(text) for text in args.options],
+        options=options,
         fine_tune=args.fine_tune,
         remember_features=_remember(args),
         device=args.device and check_device(args.device),
@@ -157,16 +195,23 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--prepare writes one configuration per task: leave --lr, --seeds, other upstreams out")
         return _prepare(base)
     evaluations = [base]
+    if args.baseline is not None and not several:
+        raise UserError("--baseline compares upstreams of one call; for those of several: s3prl-ekd report --baseline")
     if several:
         upstreams = [_upstream(one) for one in said]
         _check_baseline(args.baseline, upstreams)
         evaluations = units(base, upstreams, rates, _all_seeds(args))
     for upstream, ckpt in dict.fromkeys((one.upstream, one.ckpt) for one in evaluations):
         _check_weights(upstream, ckpt)
-    jobs = [job for one in evaluations for job in one.jobs(prefix=_prefix(one, base))]
+    cluster = _cluster(args)
+    elsewhere = cluster.at_work if cluster else frozenset()
+    jobs = [job for one in evaluations for job in one.jobs(prefix=_prefix(one, base), elsewhere=elsewhere)]
     status = 0
     try:
-        run_jobs(jobs, at_a_time=args.jobs, threads=args.threads, title="superb", keep_going=several)
+        if cluster:
+            cluster.run(jobs, title="superb")
+        else:
+            run_jobs(jobs, at_a_time=args.jobs or 1, threads=args.threads, title="superb", keep_going=several)
     except JobError as error:
         print(f"s3prl-ekd: {error}", file=sys.stderr)
         status = 1
@@ -174,10 +219,51 @@ def run(args: argparse.Namespace) -> int:
     if not finished:
         return status
     rows = write_summary(base.out / "summary.json", [row for one in finished for row in one.rows()])
+    if several:
+        rows = _with_outcomes(rows)
     made = tables(rows, intervals=several, baseline=args.baseline)
     print("\n\n".join(table.text() for table in made))
     print(f"\n{base.out / 'summary.json'}")
     return status
+
+
+def _with_outcomes(rows: Sequence[Row]) -> list[Row]:
+    """Those that can have intervals: a summary may hold results of an earlier version too."""
+    found = [row for row in rows if row.outcomes]
+    if len(found) < len(rows):
+        logger.warning(
+            "%d earlier results have no outcomes per utterance: left out of the table", len(rows) - len(found)
+        )
+    return found
+
+
+def _cluster(args: argparse.Namespace) -> Cluster | None:
+    """Where the jobs run, if not here."""
+    given = {name: getattr(args, name) for name in ("partition", "gpus", "hours", "memory")}
+    slurm = dict(_option_of_sbatch(text) for text in args.slurm)
+    if args.cluster is None:
+        alone = [name for name, value in {**given, "slurm": slurm or None}.items() if value is not None]
+        if alone:
+            raise UserError(f"--{alone[0]} is for jobs of a cluster: give --cluster {' or '.join(ENGINES)} too")
+        return None
+    at_a_time = args.jobs or (_ON_SLURM if args.cluster == "slurm" else 1)
+    given = {name: value for name, value in given.items() if value is not None}
+    resources = Resources(**given, threads=args.threads, at_a_time=at_a_time, slurm=slurm)
+    return Cluster(args.cluster, args.out.resolve() / "cluster", resources)
+
+
+def _option_of_sbatch(text: str) -> tuple[str, str | bool]:
+    key, equals, value = text.removeprefix("--").partition("=")
+    if not key.replace("-", "").replace("_", "").isalnum():
+        raise UserError(f"--slurm {text}: expected an option of sbatch, such as account=speech")
+    return key, value if equals else True
+
+
+def _amount(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (amount := float(text)) < 1e6:
+            return amount
+    raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
 
 
 def _prefix(evaluation: Evaluation, base: Evaluation) -> str:

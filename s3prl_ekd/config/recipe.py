@@ -98,12 +98,17 @@ class StudentConfig(Config):
     """Factor on the gradient that reaches the conv stack (DistilHuBERT: 0.1)."""
     normalize_waveform: bool = False
     """Whether each utterance is brought to zero mean and unit variance before the conv stack."""
+    normalization_eps: Annotated[float, Range(more_than=0, at_most=1)] = 1e-7
+    """Added to the waveform's variance then: transformers' 1e-7; models of fairseq and torchaudio are used to 1e-5."""
     conv_bias: bool = False
     """Whether the convolutions have a bias (HuBERT Large: yes)."""
     conv_layer_norm: bool = False
     """LayerNorm after every convolution (Large) instead of GroupNorm after the first (Base)."""
     feat_proj_layer_norm: bool = False
     """LayerNorm before the feature projection, as HuBERT and WavLM have it and DistilHuBERT does not."""
+    feature_scale: bool = False
+    """A fixed factor for each channel of the conv stack, before that LayerNorm: what DPHuBERT's files have kept of the
+    last convolution's gates."""
     do_stable_layer_norm: bool = False
     """Pre-norm layers and a LayerNorm at the end (Large) instead of post-norm layers (Base)."""
     layer_norm_eps: Annotated[float, Range(more_than=0, at_most=1)] = 1e-5
@@ -243,7 +248,7 @@ class UnitsConfig(Config):
     count: Annotated[int, Range(at_least=2, at_most=10_000)] = 100
     """How many clusters."""
     layer: Layer
-    """The hidden state that is clustered."""
+    """The hidden state that is clustered, as it is, whatever ``layer_norm_targets`` says."""
     temperature: Annotated[float, Range(more_than=0, at_most=1e6)] = 1.0
     """A frame's logits are minus its squared distances to the centres, in units of their mean over frames and centres,
     divided by this."""

@@ -33,6 +33,8 @@ class EncoderConfig(Config):
     """LayerNorm after every convolution (Large) instead of GroupNorm after the first (Base)."""
     feat_proj_layer_norm: bool = True
     """LayerNorm before the feature projection; DistilHuBERT-style students have none."""
+    feature_scale: bool = False
+    """A fixed factor for each channel of the conv stack, before that LayerNorm (files of DPHuBERT have them)."""
     do_stable_layer_norm: bool = False
     """Pre-norm layers and a LayerNorm at the end (Large) instead of post-norm layers (Base)."""
     num_buckets: Annotated[int, Range(at_least=0, at_most=65_536)] = 0

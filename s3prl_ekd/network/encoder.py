@@ -271,10 +271,13 @@ class FeatureProjection(nn.Module):
 
     def __init__(self, channels: int, config: EncoderConfig) -> None:
         super().__init__()
+        self.scale: Tensor | None
+        self.register_buffer("scale", torch.ones(channels) if config.feature_scale else None)
         self.layer_norm = LayerNorm(channels, eps=config.layer_norm_eps) if config.feat_proj_layer_norm else None
         self.projection = nn.Linear(channels, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x if self.scale is None else x * self.scale
         return self.projection(x if self.layer_norm is None else self.layer_norm(x))
 
 

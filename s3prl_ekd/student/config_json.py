@@ -60,6 +60,11 @@ _SAME_NAME = tuple(
 )  # fmt: skip
 
 
+def is_stock(config: StudentConfig) -> bool:
+    """Whether it is a plain HuBERT or WavLM to transformers."""
+    return is_uniform(config) and not config.feature_scale
+
+
 def to_config_json(config: StudentConfig) -> dict[str, Any]:
     """What a student's ``config.json`` holds."""
     values = config.to_mapping()
@@ -73,7 +78,7 @@ def to_config_json(config: StudentConfig) -> dict[str, Any]:
         "num_attention_heads": original_heads(config),
         "intermediate_size": max(layer_intermediate_sizes(config)),
         **({name: values[name] for name in _RELATIVE} if config.num_buckets else {}),
-        **({} if is_uniform(config) else _of_layers(config, model, family)),
+        **({} if is_stock(config) else _of_layers(config, model, family)),
         "feat_extract_norm": "layer" if config.conv_layer_norm else "group",
         "num_feat_extract_layers": len(config.conv_dim),
         **_NO_AUGMENTATION,

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from s3prl_ekd.config.layer_sizes import is_uniform, layer_heads, layer_intermediate_sizes
+from s3prl_ekd.config.layer_sizes import layer_heads, layer_intermediate_sizes
 from s3prl_ekd.config.recipe import PREDICTION_HEADS, DistillConfig, StudentConfig, slot_name
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import atomic_path, write_json, write_yaml
 from s3prl_ekd.student.checkpoint import Contents, read_checkpoint
-from s3prl_ekd.student.config_json import MODELING_FILE, from_config_json, to_config_json
+from s3prl_ekd.student.config_json import MODELING_FILE, from_config_json, is_stock, to_config_json
 from s3prl_ekd.student.heads import HeadPlan, PredictionHeads, Tap, stored_sizes
 from s3prl_ekd.student.kinds import StudentKind, student_kind
 from s3prl_ekd.student.model import Student
@@ -103,7 +103,7 @@ def save_student(
         temporary.mkdir()
         write_json(temporary / "config.json", to_config_json(student.config))
         write_json(temporary / "preprocessor_config.json", _preprocessor(student.config))
-        if not is_uniform(student.config):
+        if not is_stock(student.config):
             (temporary / MODELING_FILE.name).write_bytes(MODELING_FILE.read_bytes())
         # save_file would write a file that only its owner can read.
         weights = _portable(student.state_dict(), dtype, folder)
@@ -317,8 +317,7 @@ def _model_card(student: Student, recipe: DistillConfig | None) -> str:
         f" {config.hidden_size}, a frame every 20 ms of 16 kHz audio.",
         "",
     ]
-    uniform = is_uniform(config)
-    if not uniform:
+    if not is_stock(config):
         heads, inner = layer_heads(config), layer_intermediate_sizes(config)
         lines += [
             f"Attention heads of each layer: {', '.join(map(str, heads))}; inner units: {', '.join(map(str, inner))}.",
@@ -334,7 +333,7 @@ def _model_card(student: Student, recipe: DistillConfig | None) -> str:
         "```",
         "",
     ]
-    if not uniform:
+    if not is_stock(config):
         lines += [
             f"Without s3prl_ekd, transformers needs `trust_remote_code=True`: it reads `{MODELING_FILE.name}`.",
             "",

@@ -89,7 +89,8 @@ class Student(SpeechEncoder):
         if lengths is not None:
             lengths = lengths.to(waveforms.device) if in_graph() else lengths.cpu()
         if self.config.normalize_waveform:
-            waveforms = normalize_waveforms(waveforms, whole_lengths(waveforms) if lengths is None else lengths)
+            whole = whole_lengths(waveforms) if lengths is None else lengths
+            waveforms = normalize_waveforms(waveforms, whole, self.config.normalization_eps)
         output = self.encode(waveforms, lengths, padded=padded, feature_grad_scale=self.config.feature_grad_scale)
         rows = (output.projected, *output.states[1:])
         if isinstance(output.packing, Packing):

@@ -114,6 +114,7 @@ class Evaluation:
                     log=folder / "log.txt",
                     steps=experiment.steps,
                     after=after,
+                    results=tuple(self._result(experiment, test.name) for test in experiment.tests),
                 )
             )
         return jobs

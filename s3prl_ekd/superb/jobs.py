@@ -3,6 +3,8 @@
 They are forked off a process that has imported torch and s3prl (multiprocessing's forkserver), since importing them
 takes 5 to 6 seconds, longer than some of the jobs. The pools of concurrent.futures and joblib keep their processes for
 the next job, which must not find what the last one left behind, and end none of them when another one has failed.
+submitit's local jobs (:mod:`s3prl_ekd.superb.cluster`) start a new interpreter and a second one to look after it for
+each job, all at once, and live on when the process that started them is killed.
 """
 
 from __future__ import annotations
@@ -33,6 +35,14 @@ _STEP = re.compile(r"overall:\s+\d+%\|[^|]*\|\s*(\d+)/\d+")
 # A log goes on where an earlier start of the same job has ended; only what follows this line is of the last one.
 _STARTED = re.compile(r"^=== started at .* ===$", flags=re.MULTILINE)
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+ENVIRONMENT = {
+    **dict.fromkeys(THREADS, "1"),
+    "TQDM_MININTERVAL": "1",  # logs stay small
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a process that has initialised CUDA cannot be forked
+}
+"""What libraries read when they are loaded."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -50,6 +60,8 @@ class Job:
     """Optimizer steps it will take."""
     after: tuple[str, ...] = ()
     """Names of jobs that must end before it starts."""
+    results: tuple[Path, ...] = ()
+    """Files that are there when it has ended well."""
 
 
 class JobError(Exception):
@@ -90,7 +102,8 @@ def run_jobs(jobs: Sequence[Job], *, at_a_time: int, threads: int, title: str, k
                 del running[job]
                 ended.add(job.name)
                 if status != 0:
-                    failure = job_failure(job, status)
+                    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+                    failure = job_failure(job, how, bad_input=status == EXIT_USER_ERROR)
                     if not keep_going or not isinstance(failure, JobError):
                         raise failure
                     failures.append(failure)
@@ -118,21 +131,24 @@ def _show(bar: tqdm[NoReturn], ended: Sequence[int], running: Iterable[Job]) -> 
 
 
 def _start(job: Job, threads: int) -> BaseProcess:
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("a", encoding="utf-8") as stream:
-        blank = "\n" if stream.tell() else ""
-        stream.write(f"{blank}=== started at {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
+    mark_start(job)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["s3prl_ekd.superb.preload"])
-    process = context.Process(target=_work, args=(job, threads, dict(os.environ)), name=job.name)
+    process = context.Process(target=work, args=(job, threads, dict(os.environ)), name=job.name)
     process.start()
     return process
 
 
-def _work(job: Job, threads: int, environment: Mapping[str, str]) -> None:
-    """In the new process: be ``python -m MODULE``, its output in the log."""
-    from s3prl_ekd.superb.preload import ENVIRONMENT, THREADS
+def mark_start(job: Job) -> None:
+    """Begin a new part of its log."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("a", encoding="utf-8") as stream:
+        blank = "\n" if stream.tell() else ""
+        stream.write(f"{blank}=== started at {time.strftime('%Y-%m-%d %H:%M:%S')} ===\n")
 
+
+def work(job: Job, threads: int, environment: Mapping[str, str]) -> None:
+    """In the new process: be ``python -m MODULE``, its output in the log."""
     die_with_parent()
     os.environ.clear()
     os.environ.update({**environment, **ENVIRONMENT, **dict.fromkeys(THREADS, str(threads))})
@@ -142,9 +158,8 @@ def _work(job: Job, threads: int, environment: Mapping[str, str]) -> None:
             os.dup2(stream.fileno(), number)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    import torch
-
-    torch.set_num_threads(threads)
+    if torch := sys.modules.get("torch"):  # or else it will read the environment
+        torch.set_num_threads(threads)
     sys.argv = [job.module, *job.arguments]
     try:
         runpy.run_module(job.module, run_name="__main__", alter_sys=True)
@@ -160,14 +175,19 @@ def _tail(log: Path) -> str:
     return ""
 
 
-def job_failure(job: Job, status: int) -> UserError | JobError:
-    """What to say of a job that ended with ``status``, by the end of its log."""
+def job_failure(job: Job, how: str, *, bad_input: bool) -> UserError | JobError:
+    """What to say of a job that failed, by the end of its log.
+
+    Args:
+        job: the job.
+        how: how it ended.
+        bad_input: whether its last error line, if it has one, says why.
+    """
     tail = _tail(job.log)
     said = _ERROR_LINE.findall(tail)
-    if status == EXIT_USER_ERROR and said:
+    if bad_input and said:
         return UserError(f"{said[-1]} ({job.name}, log: {job.log})")
     lines = [line for line in tail.splitlines() if line.strip()][-15:]
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     return JobError("\n".join([*lines, f"{job.name} {how}; log: {job.log}"]))
 
 

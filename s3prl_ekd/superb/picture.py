@@ -124,7 +124,7 @@ def _legend(figure: Figure, tables: Sequence[Table]) -> None:
             entries.append(Line2D([], [], label=label, color=style["color"], linewidth=style["elinewidth"],
                                   marker="|" if "capsize" in style else None))  # fmt: skip
     if baselines := {cell.difference.baseline for cell, _ in every if cell.difference}:
-        label = f"▲ better, ▼ worse than {literal(baselines.pop())}, by the interval of the difference"
+        label = _wrapped(f"▲ better, ▼ worse than {baselines.pop()}")
         entries.append(Line2D([], [], linestyle="none", label=label))
     if any(cell.mean > _end(column) for cell, column in every):
         label = f"▶ longer than the {HIGHEST:.0f} % shown"

@@ -4,13 +4,7 @@ import contextlib
 import importlib
 import os
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-ENVIRONMENT = {
-    **dict.fromkeys(THREADS, "1"),
-    "TQDM_MININTERVAL": "1",  # logs stay small
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a process that has initialised CUDA cannot be forked
-}
-"""What libraries read when they are loaded."""
+from s3prl_ekd.superb.jobs import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)
 

@@ -16,10 +16,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from s3prl_ekd.errors import UserError, nearest
-from s3prl_ekd.superb.plans import RATE
 from s3prl_ekd.superb.selection import best_on_dev, rate_of, searches
 from s3prl_ekd.superb.summary import Row, canonical, distinct
 from s3prl_ekd.tasks import TASKS
+from s3prl_ekd.tasks.task import RATE
 
 UNKNOWN = "settings unknown"
 """Shown for results from a summary of format 1."""

@@ -102,6 +102,7 @@ class Teacher(ABC):
 
     def describe(self) -> str:
         """One line for the log."""
+        assert self.num_hidden_layers is not None, "a loaded model has layers"
         layers = f"layers {' '.join(map(str, self.layers))} of {self.num_hidden_layers}"
         computed = f" ({self._computed} computed)" if self._computed < self.num_hidden_layers else ""
         normalized = ", input normalised" if self._normalize else ""
@@ -111,6 +112,8 @@ class Teacher(ABC):
 
 class ModelTeacher(Teacher):
     """A teacher that runs by its source's own code."""
+
+    _epsilon = WAVEFORM_EPSILON
 
     def __init__(
         self, config: TeacherConfig, module: nn.Module, *, source: str, normalize_waveform: bool, batches: bool
@@ -208,7 +211,7 @@ class ModelTeacher(Teacher):
         with torch.no_grad():
             self.module.eval()  # in case somebody called .train() on it
             if self._normalize:
-                utterances = [F.layer_norm(wave, wave.shape, eps=WAVEFORM_EPSILON) for wave in utterances]
+                utterances = [F.layer_norm(wave, wave.shape, eps=self._epsilon) for wave in utterances]
             for group in self._groups(samples):
                 layers = self._selected([utterances[i] for i in group])
                 for i, *of_utterance in zip(group, *layers, strict=True):
@@ -249,7 +252,6 @@ class ModelTeacher(Teacher):
         return {key: value.float().cpu() for key, value in state.items() if key.startswith(_INITIALIZES)}
 
     def architecture(self) -> Architecture:
-        assert self.num_hidden_layers is not None, "a loaded model has layers"
         found = layout(self.module, self.num_hidden_layers)
         if found is None:
             raise UserError(
@@ -260,7 +262,7 @@ class ModelTeacher(Teacher):
 
     def waveform_epsilon(self) -> float | None:
         """What is added to the waveform's variance when it is normalised; None: it is not."""
-        return WAVEFORM_EPSILON if self._normalize else None
+        return self._epsilon if self._normalize else None
 
 
 def _layer_of(name: str) -> int:

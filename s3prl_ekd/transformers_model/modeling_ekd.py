@@ -56,6 +56,7 @@ class EkdHubertConfig(HubertConfig):
         layer_heads: attention heads of each layer, 0 allowed; None: ``num_attention_heads`` in all.
         layer_intermediate_sizes: inner width of each feed-forward block, 0 allowed; None: ``intermediate_size`` in all.
         head_dim: width of a head; None: ``hidden_size / num_attention_heads``.
+        feature_scale: whether each channel of the conv stack is multiplied by a factor before the feature projection.
         kwargs: as HubertConfig's.
     """
 
@@ -66,9 +67,11 @@ class EkdHubertConfig(HubertConfig):
         layer_heads: Sequence[int] | None = None,
         layer_intermediate_sizes: Sequence[int] | None = None,
         head_dim: int | None = None,
+        feature_scale: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"auto_map": _auto_map("EkdHubert"), **kwargs})
+        self.feature_scale = feature_scale
         _set_sizes(self, layer_heads, layer_intermediate_sizes, head_dim)
 
 
@@ -76,9 +79,8 @@ class EkdWavLMConfig(WavLMConfig):
     """A WavLM's, and the sizes of each layer; ``num_attention_heads`` is H, the heads before pruning.
 
     Args:
-        layer_heads, layer_intermediate_sizes, head_dim: see :class:`EkdHubertConfig`.
+        layer_heads, layer_intermediate_sizes, head_dim, feature_scale: see :class:`EkdHubertConfig`.
         remaining_heads: which of the H heads each layer has kept; None: the first ``layer_heads``.
-        feat_proj_layer_norm: whether there is a LayerNorm before the feature projection; a WavLM has one.
         kwargs: as WavLMConfig's.
     """
 
@@ -89,13 +91,13 @@ class EkdWavLMConfig(WavLMConfig):
         layer_heads: Sequence[int] | None = None,
         layer_intermediate_sizes: Sequence[int] | None = None,
         head_dim: int | None = None,
+        feature_scale: bool = False,
         remaining_heads: Sequence[Sequence[int]] | None = None,
-        feat_proj_layer_norm: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"auto_map": _auto_map("EkdWavLM"), **kwargs})
+        self.feature_scale = feature_scale
         _set_sizes(self, layer_heads, layer_intermediate_sizes, head_dim)
-        self.feat_proj_layer_norm = feat_proj_layer_norm
         if remaining_heads is None:
             remaining_heads = [range(heads) for heads in self.layer_heads]
         self.remaining_heads = [list(heads) for heads in remaining_heads]
@@ -127,10 +129,10 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
         return nn.Linear(inputs, outputs)
 
 
-def _resize_layers(model: Any, attention: Any) -> None:
-    """Give each layer the sizes that the configuration has for it.
+def _resize(model: Any, attention: Any) -> None:
+    """Put in place what the configuration has otherwise than a stock model.
 
-    ``attention`` makes an attention module of the configuration and a layer's number.
+    ``attention`` makes the attention of a layer, of the configuration and the layer's number.
     """
     config = model.config
     for index, layer in enumerate(model.encoder.layers):
@@ -138,7 +140,15 @@ def _resize_layers(model: Any, attention: Any) -> None:
         layer.attention = attention(config, index)
         layer.feed_forward.intermediate_dense = _linear(config.hidden_size, inner)
         layer.feed_forward.output_dense = _linear(inner, config.hidden_size)
+    if config.feature_scale:
+        model.feature_projection.register_buffer("scale", torch.ones(config.conv_dim[-1]))
+        model.feature_projection.register_forward_pre_hook(_scale_channels)
     model.post_init()  # the new parts' initial weights
+
+
+def _scale_channels(projection: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """What a feature projection gets, times the factors that DPHuBERT (arXiv 2305.17651) has left of its gates."""
+    return (inputs[0] * projection.scale,)
 
 
 class EkdHubertAttention(HubertAttention):
@@ -178,7 +188,7 @@ class EkdWavLMAttention(WavLMAttention):
         self.gru_rel_pos_const = nn.Parameter(torch.ones(1, len(self.remaining_heads), 1, 1))
         _resize_attention(self, config, len(self.remaining_heads))
 
-    def forward(
+    def forward(  # type: ignore[override] # transformers has the third value wrong, and the rest in versions
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -227,7 +237,7 @@ class EkdHubertModel(HubertModel):
 
     def __init__(self, config: EkdHubertConfig) -> None:
         super().__init__(config)
-        _resize_layers(self, EkdHubertAttention)
+        _resize(self, EkdHubertAttention)
 
 
 class EkdWavLMModel(WavLMModel):
@@ -238,9 +248,7 @@ class EkdWavLMModel(WavLMModel):
 
     def __init__(self, config: EkdWavLMConfig) -> None:
         super().__init__(config)
-        if not config.feat_proj_layer_norm:
-            self.feature_projection.layer_norm = nn.Identity()
-        _resize_layers(self, EkdWavLMAttention)
+        _resize(self, EkdWavLMAttention)
 
 
 class _OnTop:
@@ -255,7 +263,8 @@ class _OnTop:
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         wanted = config._attn_implementation
         config._attn_implementation = "eager"  # all that the WavLM can do which is made here, and not kept
-        super().__init__(config, *args, **kwargs)
+        stock: Any = super()
+        stock.__init__(config, *args, **kwargs)
         config._attn_implementation = wanted
         model: Any = self
         setattr(model, model.base_model_prefix, self.encoder_class(config))

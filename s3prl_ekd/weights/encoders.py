@@ -39,6 +39,6 @@ def read_encoder(states: Any, path: Path) -> StoredEncoder | None:
         for entries, read in _READERS:
             if entries <= states.keys() and (found := read(states, path)) is not None:
                 return found
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:  # what is damaged in any way
         raise UserError(f"a damaged checkpoint ({type(error).__name__}: {one_line(error)})") from error
     return None

@@ -14,7 +14,7 @@ from s3prl_ekd.files import read_yaml
 from s3prl_ekd.weights.kinds import upstream_of
 from s3prl_ekd.weights.names import HUBERT, HUBERT_LARGE, WAVLM, WAVLM_LARGE, recognize, to_transformers_keys
 from s3prl_ekd.weights.pickles import StandIn
-from s3prl_ekd.weights.sizes import CONV_LAYERS, StoredEncoder, conv_layers, sizes_of
+from s3prl_ekd.weights.sizes import CONV_LAYERS, NORMALIZED, StoredEncoder, conv_layers, sizes_of
 
 _TABLES = (HUBERT, HUBERT_LARGE, WAVLM, WAVLM_LARGE)
 _UPSTREAMS = ("hubert_local", "wav2vec2_local", "wavlm_local")  # s3prl's, of the models that are read here
@@ -110,7 +110,7 @@ def _encoder(
     layers = config.get("conv_feature_layers", config.get("extractor_conv_feature_layers", CONV_LAYERS))
     sizes = sizes_of(weights, size // heads) | {
         "conv_stride": [stride for _, _, stride in conv_layers(layers)],
-        "normalize_waveform": bool(task.get("normalize", False)),
+        **(NORMALIZED if task.get("normalize") else {}),
         **{ours: config[theirs] for theirs, ours in _OPTIONS.items() if theirs in config},
     }
     return StoredEncoder(sizes, weights, tuple(sorted(left_over or ())))

@@ -6,16 +6,17 @@ takes beside them, with lists for the layers; DiariZen keeps these in its code, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.weights.folders import read_json
-from s3prl_ekd.weights.names import TORCHAUDIO, to_transformers_keys
-from s3prl_ekd.weights.sizes import StoredEncoder, add_missing_blocks, sizes_of, strides_of
+from s3prl_ekd.weights.names import SCALE, TORCHAUDIO, to_transformers_keys
+from s3prl_ekd.weights.sizes import NORMALIZED, StoredEncoder, add_missing_blocks, sizes_of, strides_of
 
 _FINAL_NORM = "encoder.transformer.layer_norm.weight"
 """Every encoder of torchaudio has it; what stands before it in a file's names is the encoder's own name there."""
@@ -27,10 +28,11 @@ _SAME: dict[str, str] = {
     "encoder_ff_interm_dropout": "activation_dropout",
     "encoder_dropout": "hidden_dropout",
     "encoder_max_distance": "max_bucket_distance",
-    "normalize_waveform": "normalize_waveform",
 }
 _ON_TOP = ("aux", "mask_generator", "logit_generator")
 """Modules that torchaudio's models have beside the encoder: a CTC head and what pretraining needs."""
+_IN_ATTENTION = "encoder.layers.{}.attention.{}"
+_GATES = ("gru_rel_pos_linear.weight", "gru_rel_pos_linear.bias", "gru_rel_pos_const")
 _HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
 """Width -> attention heads, in every function of torchaudio that makes a published model."""
 
@@ -84,29 +86,43 @@ def read_encoder(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> S
     Raises:
         UserError: a weight is unknown or missing, or the arguments needed are not there.
     """
-    prefix = next(name for name in state if name.endswith(_FINAL_NORM)).removesuffix(_FINAL_NORM)
-    inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    on_top = {name for name in inner if name.partition(".")[0] in _ON_TOP}
-    left_over = {name.partition(".")[0] for name in state if not name.startswith(prefix)}
-    left_over |= {name.partition(".")[0] for name in on_top}
-    gates = sorted(name for name in inner if "hard_concrete" in name)
-    if gates:
-        raise UserError(f"its gates have not been applied yet ({gates[0]}): prune it by DPHuBERT's script first")
-    inner = {name: tensor for name, tensor in inner.items() if name not in on_top}
+    inner, left_over = _inner(state)
     weights = add_missing_blocks(to_transformers_keys(flat_attention(inner), TORCHAUDIO))
-    head_dim = _head_dim(weights, arguments)
-    sizes = sizes_of(weights, head_dim)
+    sizes = sizes_of(weights, _head_dim(weights, arguments))
     layers = arguments.get("extractor_conv_layer_config")
-    strides = strides_of(sizes["conv_kernel"]) if layers is None else [stride for _, _, stride in layers]
     sizes |= {
-        "conv_stride": strides,
-        # In all published models both LayerNorms go together.
+        "conv_stride": strides_of(sizes["conv_kernel"]) if layers is None else [stride for _, _, stride in layers],
+        # In all published models these LayerNorms and normalised waveforms go together.
         "do_stable_layer_norm": sizes["conv_layer_norm"],
-        "normalize_waveform": sizes["conv_layer_norm"],
+        **(NORMALIZED if arguments.get("normalize_waveform", sizes["conv_layer_norm"]) else {}),
         **{ours: arguments[theirs] for theirs, ours in _SAME.items() if theirs in arguments},
-        **_remaining_heads(weights, sizes, arguments),
     }
+    scale = weights.get(SCALE)
+    if scale is not None and bool((scale == 1).all()):  # gates of the last convolution that were all open, or none
+        del weights[SCALE]
+    sizes["feature_scale"] = SCALE in weights
+    kept = _kept_heads(weights, sizes, arguments)
+    if kept is not None:
+        sizes["remaining_heads"] = kept
+        weights |= _gates_of(weights, kept)
     return StoredEncoder(sizes, weights, tuple(sorted(left_over)))
+
+
+def _inner(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    """The encoder's own weights under torchaudio's names, and the modules that are left out."""
+    prefix = next(name for name in state if name.endswith(_FINAL_NORM)).removesuffix(_FINAL_NORM)
+    inner: dict[str, Tensor] = {}
+    left_over: set[str] = set()
+    for name, tensor in state.items():
+        own = name.removeprefix(prefix)
+        module = own.partition(".")[0]
+        if not name.startswith(prefix) or module in _ON_TOP:
+            left_over.add(module)
+        elif "hard_concrete" in own:
+            raise UserError(f"its gates have not been applied yet ({own}): prune it by DPHuBERT's script first")
+        else:
+            inner[own] = tensor
+    return inner, left_over
 
 
 def flat_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -140,18 +156,38 @@ def _head_dim(weights: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> in
     return size // heads
 
 
-def _remaining_heads(
+def _kept_heads(
     weights: Mapping[str, Tensor], sizes: Mapping[str, Any], arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Which heads of a pruned WavLM remained in each layer: their gates and biases are still those of all heads."""
+) -> list[list[int]] | None:
+    """Which heads of a WavLM each layer has kept; None: all, or it is no WavLM.
+
+    Raises:
+        UserError: it is not stated, or the biases of all layers are gone, which the first layer has.
+    """
     if "num_buckets" not in sizes:
         if any(name.endswith("gru_rel_pos_const") for name in weights):
             raise UserError("a WavLM whose first layer has lost its attention, and with it all layers' position bias")
-        return {}
-    if "encoder_remaining_heads" in arguments:
-        return {"remaining_heads": arguments["encoder_remaining_heads"]}
-    if "head_dim" in sizes:
+        return None
+    if "head_dim" not in sizes:
+        return None
+    if "encoder_remaining_heads" not in arguments:
         raise _NotStatedError(
             "weights alone do not tell which attention heads of a pruned WavLM these are, encoder_remaining_heads"
         )
-    return {}
+    widths = (len(weights[_IN_ATTENTION.format(i, "q_proj.weight")]) for i in range(sizes["num_hidden_layers"]))
+    stated = arguments["encoder_remaining_heads"]
+    return [list(heads) if width else [] for heads, width in zip(stated, widths, strict=True)]
+
+
+def _gates_of(weights: Mapping[str, Tensor], kept: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """WavLM's gates of these heads alone; a file has those of all heads, or none where a layer's attention is gone."""
+    gates: dict[str, Tensor] = {}
+    template = weights[_IN_ATTENTION.format(0, "gru_rel_pos_linear.weight")]  # (8, width of a head)
+    for number, heads in enumerate(kept):
+        linear, bias, const = (_IN_ATTENTION.format(number, name) for name in _GATES)
+        if const in weights:
+            gates[const] = weights[const][:, list(heads)]
+        else:
+            gates |= {linear: torch.zeros_like(template), bias: template.new_zeros(8)}
+            gates[const] = template.new_zeros(1, 0, 1, 1)
+    return gates

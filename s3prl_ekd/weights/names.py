@@ -95,7 +95,8 @@ WAVLM = KeyTable("WavLM", HUBERT.pairs + _GATES)
 WAVLM_LARGE = KeyTable("WavLM Large", HUBERT_LARGE.pairs + _GATES)
 DISTILLER = KeyTable("s3prl distiller", _ENCODER + _GROUP_NORM)
 
-_OWN = tuple((ours, ours) for ours in dict.fromkeys(ours for _, ours in WAVLM.pairs + _LAYER_NORM))
+SCALE = "feature_projection.scale"  # not transformers': what DPHuBERT's gates left of the last convolution's channels
+_OWN = tuple((ours, ours) for ours in dict.fromkeys((*(ours for _, ours in WAVLM.pairs + _LAYER_NORM), SCALE)))
 TRANSFORMERS = KeyTable("transformers", _OWN, ("adapter.*",))
 _OLD_OWN = tuple(  # before torch had parametrizations
     (
@@ -121,7 +122,7 @@ TORCHAUDIO = KeyTable(
     "torchaudio",
     (
         *((_in_torchaudio(theirs), ours) for theirs, ours in dict.fromkeys(_OWN + _OLD_OWN)),
-        ("feature_extractor.dummy_weight", "feature_projection.scale"),  # DPHuBERT's factors of the last channels
+        ("feature_extractor.dummy_weight", SCALE),
     ),
 )
 

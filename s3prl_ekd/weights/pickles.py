@@ -67,10 +67,10 @@ _TYPES = re.compile(
 _PYTHON_3 = {"__builtin__.unicode": "builtins.str", "__builtin__.long": "builtins.int"}
 
 
-def _stand_ins(names: Iterable[str]) -> list[Any]:
-    """A stand-in for each of these names in a pickle, as torch wants them: (class, the name that it stands for)."""
-    found = [_PYTHON_3.get(name, name.replace("__builtin__.", "builtins.")) for name in names]
-    return [(type(name.rpartition(".")[2], (StandIn,), {}), name) for name in found]
+def _stand_ins(names: Iterable[str]) -> list[type[StandIn]]:
+    """A class for each of these names in a pickle, by which torch finds it."""
+    found = (_PYTHON_3.get(name, name.replace("__builtin__.", "builtins.")).rpartition(".") for name in names)
+    return [type(name, (StandIn,), {"__module__": module, "__qualname__": name}) for module, _, name in found]
 
 
 def load_pickle_safely(path: str | Path, *, mapped: bool = False) -> Any:

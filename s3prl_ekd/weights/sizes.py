@@ -18,6 +18,10 @@ _STRIDES: dict[tuple[int, ...], tuple[int, ...]] = {
 }  # by kernel widths; no weight tells them
 
 
+NORMALIZED = {"normalize_waveform": True, "normalization_eps": 1e-5}
+"""How fairseq's, torchaudio's and their descendants' models hear a waveform, if they want it normalised."""
+
+
 class StoredEncoder(NamedTuple):
     """An encoder as another project's file has it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from helpers_files import (
     save_ctc,
     save_in_parts,
 )
-from helpers_foreign import as_fairseq_writes_it, masked_hubert, of_torchaudio
+from helpers_foreign import as_fairseq_writes_it, masked_hubert, of_torchaudio, pruned_hubert, pruned_wavlm
 from helpers_models import ROOT, TINY, speech_like
 from helpers_teachers import KERNELS, STRIDES, padded_states, s3prl_checkpoint, tiny_model
 from helpers_weights import distiller_weights
@@ -120,6 +121,19 @@ def torchaudio_checkpoint(place: Path) -> Path:
     return place / "model.pt"
 
 
+def dphubert_checkpoint(place: Path) -> Path:
+    torch.save(pruned_hubert()[1], place / "dphubert.pth")
+    return place / "dphubert.pth"
+
+
+def diarizen_folder(place: Path) -> Path:
+    _, states = pruned_wavlm()
+    weights = {f"wavlm_model.{name}": tensor for name, tensor in states["state_dict"].items()}
+    torch.save(weights | {"classifier.bias": torch.zeros(2)}, place / "pytorch_model.bin")
+    (place / "pytorch_model.json").write_text(json.dumps(states["config"]))
+    return place / "pytorch_model.bin"
+
+
 def downstream_checkpoint(place: Path) -> Path:
     torch.save({"Downstream": {}, "Featurizer": {}, "Step": 1}, place / "dev-best.ckpt")
     return place / "dev-best.ckpt"
@@ -145,7 +159,9 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "a wav2vec 2.0 as s3prl converts it (`.pt`)": of_s3prl("wav2vec2"),
     "a WavLM as released (`.pt`)": of_s3prl("wavlm"),
     "a HuBERT as fairseq writes it, with its `Dictionary`": fairseq_checkpoint,
-    "a HuBERT of torchaudio, saved by `torch.save(model.state_dict(), WHERE)`": torchaudio_checkpoint,
+    "a HuBERT or WavLM of torchaudio, saved by `torch.save(model.state_dict(), WHERE)`": torchaudio_checkpoint,
+    "a DPHuBERT or DPWavLM (`.pth`)": dphubert_checkpoint,
+    "a pruned WavLM of DiariZen (`pytorch_model.bin`), its settings as `pytorch_model.json` beside it": diarizen_folder,
     "a MaskHuBERT (Lightning's `.ckpt`), its `.yaml` beside it": lambda place: masked_hubert(place)[1],
     "a downstream checkpoint of s3prl (`dev-best.ckpt`)": downstream_checkpoint,
 }

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers_corpora import iemocap, lexicon, librispeech, musan, speech_commands, voxceleb1
+from helpers_recipes import with_tiny_teachers
 from helpers_s3prl import python
 
 from s3prl_ekd import assets, cli
@@ -33,8 +34,6 @@ DISTILL = sorted(
     - {f"{folder}/{name}" for folder in PRETRAIN for name in ("config_model.yaml", "config_runner.yaml")}
     - {*DOWNSTREAM}
 )
-TEACHERS = {"hubert_base": "hubert", "hubert_base_robust_mgr": "robust_hubert", "wavlm_base_plus": "wavlm"}
-"""s3prl's upstreams and the packaged ones in their place."""
 SPLITS = {
     "train-clean-100": 1, "train-clean-360": 1, "train-other-500": 1, "train-clean": 2, "distil-train": 2,
     "dev-clean": 1, "test-clean": 1, "test-noisy": 1,
@@ -63,15 +62,12 @@ def workplace(tmp_path_factory) -> Path:
 
 def tiny(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe with packaged teachers and a student of their size."""
-    for teacher in recipe["teachers"]:
-        if "s3prl" in teacher:
-            teacher["mini"] = TEACHERS[teacher.pop("s3prl")]
-            teacher["layers"] = [layer // 3 for layer in teacher["layers"]]  # four layers instead of twelve
-    recipe["student"] |= {
-        key: value for key, value in read_yaml(RECIPES / "mini/config_model.yaml")["student"].items()
-        if key != "initialize_from"
-    }  # fmt: skip
-    return recipe
+    if "copy" not in recipe["student"]:
+        recipe["student"] |= {
+            key: value for key, value in read_yaml(RECIPES / "mini/config_model.yaml")["student"].items()
+            if key != "initialize_from"
+        }  # fmt: skip
+    return with_tiny_teachers(recipe)
 
 
 def copied(name: str, root: Path, folder: Path) -> Path:
@@ -84,7 +80,9 @@ def copied(name: str, root: Path, folder: Path) -> Path:
 
 def test_every_kind_of_recipe_is_found():
     assert {"mini", "ls960_distilhubert", "ls960_ekd_average"} <= set(PRETRAIN)
-    assert DISTILL == ["ls960_ekd/distill.yaml", "mini/ekd.yaml"]
+    methods = {"dphubert", "skill", "residual_ekd", "ekd_groups", "ekd_pruned"}
+    assert {f"ls960_{name}/distill.yaml" for name in methods | {"ekd"}} < set(DISTILL)
+    assert {f"mini/{name}.yaml" for name in methods | {"ekd"}} < set(DISTILL)
     assert {f"downstream/{kind}/{task}.yaml" for kind in ("mini", "real") for task in TASKS} == set(DOWNSTREAM)
 
 
@@ -153,18 +151,27 @@ def test_recipe_of_run_pretrain(pretrained, name):
 @pytest.mark.parametrize("name", DISTILL)
 def test_recipe_of_distill(workplace, monkeypatch, name):
     monkeypatch.chdir(workplace)
-    folder = workplace / "distill" / Path(name).parent
+    folder = workplace / "distill" / Path(name).with_suffix("")
     file = copied(name, workplace, folder)
     write_yaml(file, tiny(read_yaml(file)))
     assert (
         DataConfig.from_mapping(read_yaml(file)["data"]).num_workers == read_yaml(RECIPES / name)["data"]["num_workers"]
     )
+    recipe = read_yaml(file)
+    stages = [stage["name"] for stage in recipe.get("stages", ())]
     steps = [f"trainer.{key}=1" for key in ("max_steps", "log_every", "dev_every", "checkpoint_every")]
+    steps += [f"stages.{number}.max_steps=2" for number, _ in enumerate(stages)]
+    steps += ["pruning.warmup_steps=1"] if "pruning" in recipe else []
+    if "targets" in recipe:
+        assert cli.main(["cache-targets", str(file), recipe["targets"]["cache"], *steps]) == 0
     assert cli.main(["distill", str(file), f"output={folder / 'run'}", *steps]) == 0
     assert (folder / "run/student/model.safetensors").is_file()
-    rows = [row for path in (folder / "run").rglob("metrics.csv") for row in csv.DictReader(path.open(newline=""))]
-    assert [float(row["train/loss"]) > 0 for row in rows if row.get("train/loss")] == [True]
-    assert any(row.get("dev/loss") for row in rows)
+    for place in [folder / "run" / name for name in stages] or [folder / "run"]:
+        rows = [row for path in place.rglob("metrics.csv") for row in csv.DictReader(path.open(newline=""))]
+        losses = [float(row["train/loss"]) for row in rows if row.get("train/loss")]
+        assert len(losses) == (2 if stages else 1)
+        assert min(losses) > 0
+        assert any(row.get("dev/loss") for row in rows)
 
 
 # --- run_downstream ---------------------------------------------------------------------------------------------------

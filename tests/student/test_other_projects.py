@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers_foreign import LARGE, as_fairseq_writes_it, masked_hubert, of_torchaudio, states_of_torchaudio
+import torch.nn.functional as F
+from helpers_foreign import (
+    LARGE,
+    as_fairseq_writes_it,
+    masked_hubert,
+    of_torchaudio,
+    pruned_hubert,
+    pruned_wavlm,
+    states_of_torchaudio,
+)
 from helpers_models import speech_like
 from helpers_teachers import padded_states, s3prl_checkpoint, tiny_model
 from torch import Tensor
+from transformers import AutoModel
 
 from s3prl_ekd import load_student
 from s3prl_ekd.config.recipe import TeacherConfig
@@ -26,31 +37,32 @@ patches.apply()
 WAVE = speech_like(8000)
 
 
-def torchaudio_base(folder: Path) -> tuple[Path, list[Tensor]]:
-    model = of_torchaudio()
-    torch.save(model.state_dict(), folder / "model.pt")
-    (folder / "model.json").write_text(json.dumps({"encoder_num_heads": 4}))
-    return folder / "model.pt", states_of_torchaudio(model, WAVE[None])
+def torchaudio(kind: str = "hubert", **sizes: Any) -> Callable[[Path], tuple[Path, list[Tensor]]]:
+    def make(folder: Path) -> tuple[Path, list[Tensor]]:
+        """torchaudio's users normalise waveforms themselves where the model wants it, as its bundles do."""
+        model = of_torchaudio(kind, **sizes)
+        torch.save(model.state_dict(), folder / "model.pt")
+        (folder / "model.json").write_text(json.dumps({"encoder_num_heads": 4, "encoder_max_distance": 40}))
+        wave = F.layer_norm(WAVE, WAVE.shape) if sizes else WAVE
+        return folder / "model.pt", states_of_torchaudio(model, wave[None])
+
+    return make
 
 
-def torchaudio_large(folder: Path) -> tuple[Path, list[Tensor]]:
-    """It gives the last layer without the final LayerNorm, and expects waveforms that are normalised already."""
-    model = of_torchaudio(**LARGE)
-    torch.save(model.state_dict(), folder / "model.pt")
-    (folder / "model.json").write_text(json.dumps({"encoder_num_heads": 4, "normalize_waveform": False}))
-    states = states_of_torchaudio(model, WAVE[None])
-    return folder / "model.pt", [*states[:-1], model.encoder.transformer.layer_norm(states[-1])]
+def fairseq(*, large: bool = False) -> Callable[[Path], tuple[Path, list[Tensor]]]:
+    def make(folder: Path) -> tuple[Path, list[Tensor]]:
+        """By s3prl's copy of fairseq's model; Large ones hear normalised waveforms."""
+        from s3prl.upstream.hubert.convert import load_converted_model
 
+        path = s3prl_checkpoint(tiny_model("hubert", large=large), "hubert", folder / "converted.pt", large=large)
+        model = load_converted_model(str(path))[0].eval()
+        wave = F.layer_norm(WAVE, WAVE.shape) if large else WAVE
+        projected = model.post_extract_proj(model.layer_norm(model.forward_features(wave[None]).transpose(1, 2)))
+        last, layers = model.encoder(projected, padding_mask=None)
+        states = [projected, *(layer.transpose(0, 1) for layer, *_ in layers[:-1]), last]
+        return as_fairseq_writes_it(path, folder / "fairseq.pt"), states
 
-def fairseq_hubert(folder: Path) -> tuple[Path, list[Tensor]]:
-    """By s3prl's copy of fairseq's model."""
-    from s3prl.upstream.hubert.convert import load_converted_model
-
-    path = s3prl_checkpoint(tiny_model("hubert"), "hubert", folder / "converted.pt")
-    model = load_converted_model(str(path))[0].eval()
-    projected = model.post_extract_proj(model.layer_norm(model.forward_features(WAVE[None]).transpose(1, 2)))
-    _, layers = model.encoder(projected, padding_mask=None)
-    return as_fairseq_writes_it(path, folder / "fairseq.pt"), [projected, *(x.transpose(0, 1) for x, *_ in layers)]
+    return make
 
 
 def maskhubert(folder: Path) -> tuple[Path, list[Tensor]]:
@@ -60,11 +72,61 @@ def maskhubert(folder: Path) -> tuple[Path, list[Tensor]]:
     return path, [projected, *hidden]
 
 
+def dphubert(**options: Any) -> Callable[[Path], tuple[Path, list[Tensor]]]:
+    def make(folder: Path) -> tuple[Path, list[Tensor]]:
+        model, states = pruned_hubert(**options)
+        torch.save(states, folder / "pruned.pth")
+        return folder / "pruned.pth", states_of_torchaudio(model, WAVE[None])
+
+    return make
+
+
+def dpwavlm(folder: Path) -> tuple[Path, list[Tensor]]:
+    """By the dense model in which the heads that are gone have no effect."""
+    model, states = pruned_wavlm()
+    torch.save(states, folder / "pruned.pth")
+    return folder / "pruned.pth", states_of_torchaudio(model, WAVE[None])
+
+
+def dpwavlm_without_a_block(folder: Path) -> tuple[Path, list[Tensor]]:
+    """The file has nothing of a layer's attention, the dense model no effect of it."""
+    model, states = pruned_wavlm([[0, 2], [], [1, 2, 3]], drop=True)
+    torch.save(states, folder / "pruned.pth")
+    return folder / "pruned.pth", states_of_torchaudio(model, WAVE[None])
+
+
+def diarizen(folder: Path) -> tuple[Path, list[Tensor]]:
+    """The same encoder inside a larger model."""
+    model, states = pruned_wavlm()
+    weights = {f"wavlm_model.{name}": tensor for name, tensor in states["state_dict"].items()}
+    torch.save(weights | {"classifier.bias": torch.zeros(2)}, folder / "pytorch_model.bin")
+    (folder / "pytorch_model.json").write_text(json.dumps(states["config"]))
+    return folder / "pytorch_model.bin", states_of_torchaudio(model, WAVE[None])
+
+
+def released_wavlm(folder: Path) -> tuple[Path, list[Tensor]]:
+    """By transformers' model of the same weights; its hidden state 0 is the input of the first layer."""
+    model = tiny_model("wavlm")
+    path = s3prl_checkpoint(model, "wavlm", folder / "WavLM.pt")
+    features = model.feature_projection(model.feature_extractor(WAVE[None]).transpose(1, 2))[0]
+    return path, [features, *model(WAVE[None], output_hidden_states=True).hidden_states[1:]]
+
+
 FORMATS: dict[str, Callable[[Path], tuple[Path, list[Tensor]]]] = {
-    "torchaudio": torchaudio_base,
-    "torchaudio, large": torchaudio_large,
-    "fairseq": fairseq_hubert,
+    "torchaudio": torchaudio(),
+    "torchaudio, large": torchaudio(**LARGE),
+    "torchaudio, WavLM": torchaudio("wavlm"),
+    "fairseq": fairseq(),
+    "fairseq, large": fairseq(large=True),
+    "WavLM as released": released_wavlm,
     "MaskHuBERT": maskhubert,
+    "DPHuBERT": dphubert(),
+    "DPHuBERT, all gates open or closed": dphubert(soft=False),
+    "DPHuBERT, blocks dropped": dphubert(remaining=[[0, 1], [], [3]], inner=[0, 32, 5]),
+    "DPHuBERT, large": dphubert(**LARGE),  # whose file says that waveforms are not normalised
+    "DPWavLM": dpwavlm,
+    "DPWavLM, a block dropped": dpwavlm_without_a_block,
+    "DiariZen": diarizen,
 }
 
 
@@ -85,6 +147,20 @@ def test_the_same_features_by_every_door(tmp_path, name):
     assert isinstance(teacher, FastTeacher)
     states, _ = padded_states(teacher, WAVE[None], torch.tensor([len(WAVE)]))
     assert_close(states, [expected[1], expected[3]])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@torch.no_grad()
+def test_saved_as_a_folder(tmp_path, name):
+    """Which transformers opens too; it leaves waveforms to be normalised by an extractor of its own."""
+    path, expected = FORMATS[name](tmp_path)
+    folder = save_student(tmp_path / "student", load_student(path))
+    student = load_student(folder)
+    assert_close(student(WAVE[None]).hidden_states, expected)
+    if not student.config.normalize_waveform:
+        model = AutoModel.from_pretrained(folder)
+        output = model(WAVE[None], output_hidden_states=True)
+        assert_close([*output.hidden_states[1:-1], output.last_hidden_state], expected[1:])
 
 
 def test_a_teacher_that_is_no_student(tmp_path):

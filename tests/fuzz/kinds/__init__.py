@@ -6,7 +6,7 @@ import importlib
 
 NAMES = (
     "yaml_files", "recipes", "overrides", "commands", "manifests", "lists", "audio", "students", "checkpoints",
-    "caches",
+    "caches", "other_projects",
 )  # fmt: skip
 
 
