@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 
 import helpers_train as h
@@ -111,6 +112,31 @@ def test_two_processes(twelve, tmp_path):
     for name in ("lambda1", "lambda2", "expected_parameters"):
         ours, theirs = h.logged(tmp_path / "run", f"pruning/{name}"), h.logged(twelve, f"pruning/{name}")
         assert ours == pytest.approx(theirs, rel=0.02, abs=1e-4), name
+
+
+@pytest.mark.slow
+def test_two_processes_at_the_switch(tmp_path):
+    """The first of them is killed when it has shrunk the student; both go on to the same numbers."""
+    stages = [{"name": "prune", "max_steps": 5}, {"name": "recover", "max_steps": 3}]
+    whole, killed = (
+        h.recipe(tmp_path / name, more={"pruning": PRUNING, "stages": stages}, devices=2)
+        for name in ("whole", "killed")
+    )
+    assert [h.finish(one) for one in h.start_all(whole)] == [0, 0]
+    first, second = h.start_all(killed, before=die_at_the_switch)
+    assert h.finish(first) == -signal.SIGKILL
+    second.kill()
+    second.join()
+    assert [h.finish(one) for one in h.start_all(killed, resume=True)] == [0, 0]
+    for name in ("prune", "recover"):
+        h.assert_same_run(tmp_path / "killed" / name, tmp_path / "whole" / name)
+
+
+def die_at_the_switch():
+    def die(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    s3prl_ekd.training.run.save_student = die
 
 
 def test_a_students_checkpoint_is_read_without_gates(twelve, caplog):
