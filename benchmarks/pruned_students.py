@@ -103,7 +103,8 @@ def judged(student: Path, seed: int, out: Path, corpus: Path) -> dict[str, float
     folder = out / "results" / student.parent.name
     run(
         *("s3prl_ekd.cli", "superb", "--upstream", "ekd_student", "--ckpt", student),
-        *("--corpus", "mini", "--data", corpus, "--out", folder, "--split", "both", "--jobs", "1", "--threads", "1", "--seed", str(seed)),
+        *("--corpus", "mini", "--data", corpus, "--out", folder),
+        *("--split", "both", "--jobs", "1", "--threads", "1", "--seed", str(seed)),
         *("--tasks", ",".join(TASKS), "--label", student.parent.name),
         log=folder.with_suffix(".log"),
     )  # fmt: skip
