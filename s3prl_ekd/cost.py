@@ -48,8 +48,7 @@ class Counts:
 
     @classmethod
     def of(cls, config: Any) -> Self:
-        """Those of a configuration with the names of transformers' HubertConfig, sizes being one number or one a
-        layer."""
+        """Those of a :class:`~s3prl_ekd.config.recipe.StudentConfig`, or of another configuration with its names."""
         layers = config.num_hidden_layers
         return cls(
             conv=tuple(config.conv_dim),
@@ -100,18 +99,18 @@ class Architecture:
 
     @classmethod
     def of(cls, config: Any) -> Self:
-        """That of a configuration with the names of transformers' HubertConfig or WavLMConfig."""
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        """That of a :class:`~s3prl_ekd.config.recipe.StudentConfig`, or of another configuration with its names."""
+        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         return cls(
             conv_kernel=config.conv_kernel,
             conv_stride=config.conv_stride,
-            conv_bias=getattr(config, "conv_bias", False),
-            conv_layer_norm=getattr(config, "conv_layer_norm", False),
-            feat_proj_layer_norm=getattr(config, "feat_proj_layer_norm", False),
+            conv_bias=config.conv_bias,
+            conv_layer_norm=config.conv_layer_norm,
+            feat_proj_layer_norm=config.feat_proj_layer_norm,
             hidden_size=config.hidden_size,
             head_dim=head_dim,
             position_groups=config.num_conv_pos_embedding_groups,
-            num_buckets=getattr(config, "num_buckets", 0),
+            num_buckets=config.num_buckets,
             bias_heads=config.hidden_size // head_dim,
         )
 
@@ -191,13 +190,16 @@ def allowance(
     full, least = float(count(sizes, counts)), float(count(sizes, counts.least(units)))
     amount = (1 - value) * full if name == "sparsity" else float(value)
     if amount < least:
-        reachable = f"{1 - least / full:.4f}" if name == "sparsity" else f"{least:.6g}"
+        # Rounded to the side that can be reached.
+        limit = f"the most is {math.floor(1e4 * (1 - least / full)) / 1e4}"
+        limit = limit if name == "sparsity" else f"the least is {math.ceil(least)}"
         raise UserError(
-            f"pruning.budget.{name}: {value:g} cannot be reached by pruning {', '.join(units) or 'nothing'};"
-            f" {'the most' if name == 'sparsity' else 'the least'} is {reachable}"
+            f"pruning.budget.{name}: {value:.10g} cannot be reached by pruning {', '.join(units) or 'nothing'}; {limit}"
         )
     if amount >= full:
-        raise UserError(f"pruning.budget.{name}: {value:g} leaves nothing to prune, the student has {full:.6g} {kind}")
+        raise UserError(
+            f"pruning.budget.{name}: {value:.10g} leaves nothing to prune; the student has {full:.10g} {IN_WORDS[kind]}"
+        )
     return kind, amount
 
 

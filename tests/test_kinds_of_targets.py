@@ -223,6 +223,15 @@ def test_learnt_weights_and_cached_targets():
         check_cacheable(learnt("layerwise-average"))
 
 
+def test_the_weight_of_units_is_free_in_a_cache():
+    described, heavier, other = (
+        describe(recipe({"name": "a", "units": UNITS | change}, losses=KL))
+        for change in ({}, {"weight": 2.0}, {"count": 6})
+    )
+    assert described == heavier
+    assert described != other
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

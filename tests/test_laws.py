@@ -11,11 +11,15 @@ from helpers_settings import refusal, students
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from s3prl_ekd import cost
 from s3prl_ekd.config.recipe import AGGREGATORS, DistillConfig, ObjectiveConfig, StudentConfig
+from s3prl_ekd.cost import UNITS
 from s3prl_ekd.cuts.read import cut_key
 from s3prl_ekd.errors import LONGEST_MESSAGE, printable_line
 from s3prl_ekd.files import parse_yaml, read_yaml
 from s3prl_ekd.network.frames import Packing, conv_frames, receptive_field
+from s3prl_ekd.pruning.gates import Gates
+from s3prl_ekd.pruning.shrink import shrink
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.target_cache.reading import TargetCache
 from s3prl_ekd.target_cache.settings import write_description
@@ -106,6 +110,27 @@ def test_parameters_and_receptive_field_are_those_of_the_network(mapping):
     student = Student(config)
     assert config.parameters == sum(parameter.numel() for parameter in student.parameters())
     assert config.receptive_field == student.min_samples
+
+
+@few
+@given(students(), st.sets(st.sampled_from(UNITS), min_size=1), st.floats(0, 0.95), st.integers(0, 99))
+def test_a_student_shrinks_to_what_it_is_with_its_gates(mapping, units, share, seed):
+    """In any sizes, whatever the gates, and never to more than the budget."""
+    torch.manual_seed(seed)
+    student = Student(StudentConfig.from_mapping(mapping)).double().eval()
+    sizes, counts = cost.Architecture.of(student.config), cost.Counts.of(student.config)
+    full, least = cost.parameters(sizes, counts), cost.parameters(sizes, counts.least(units))
+    assume(least < full)
+    gates = Gates(student, sorted(units), {"parameters": least + share * (full - least)}).eval()
+    gates.hard_concrete.log_alpha.data.normal_(std=3)
+    smaller = shrink(student, gates)
+    assert smaller.config.parameters <= gates.budget.amount
+    assert sum(parameter.numel() for parameter in smaller.parameters()) == smaller.config.parameters
+    waveform = speech_like(2000, seed)[None].double()
+    with torch.no_grad(), gates.attached(student):
+        gated = student(waveform).rows
+    for ours, theirs in zip(smaller(waveform).rows, gated, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
 
 
 @given(st.integers(400, 10**6), st.integers(0, 50))

@@ -60,8 +60,9 @@ def principal_components(moments: Moments, count: int, teacher: str) -> Componen
             f"teacher {teacher!r}: {count} principal components need more frames than that, and there are"
             f" {moments.frames}; lower principal_components, or give more speech (data.cuts)"
         )
-    directions = torch.linalg.eigh(moments.covariance).eigenvectors[:, -count:].flip(-1)  # (D, P)
-    _require_finite(directions, teacher)
+    covariance = moments.covariance
+    _require_finite(covariance, teacher)
+    directions = torch.linalg.eigh(covariance).eigenvectors[:, -count:].flip(-1)  # (D, P)
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     return ComponentFit(moments.mean.float(), (directions * largest.sign()).float())
 
@@ -80,16 +81,15 @@ def units(rows: Tensor, settings: UnitsConfig, seed: int, teacher: str) -> UnitF
             f" raise units.utterances (now {settings.utterances})"
         )
     _require_finite(rows, teacher)
+    if (rows == rows[0]).all():
+        raise UserError(f"teacher {teacher!r}: layer {settings.layer} is the same for all frames; it has no units")
     logger.info("teacher %s: finding %d units of layer %d", teacher, settings.count, settings.layer)
     found = MiniBatchKMeans(settings.count, batch_size=4096, n_init=3, random_state=seed).fit(rows.numpy())
     centres = torch.from_numpy(found.cluster_centers_).float()
     # The mean over all frames and centres of |x - c|^2.
     products = rows.double().mean(dim=0) @ centres.double().mean(dim=0)
     squares = sum(float(one.double().square().sum(dim=-1).mean()) for one in (rows, centres))
-    scale = squares - 2 * float(products)
-    if not scale > 0:
-        raise UserError(f"teacher {teacher!r}: layer {settings.layer} is the same for all frames; it has no units")
-    return UnitFit(centres, scale)
+    return UnitFit(centres, squares - 2 * float(products))
 
 
 def _require_finite(values: Tensor, teacher: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,13 @@ from s3prl_ekd.s3prl_compat.upstream_names import check_file
 from s3prl_ekd.superb.cluster import ENGINES, Cluster, Resources
 from s3prl_ekd.superb.evaluation import Evaluation, label_of
 from s3prl_ekd.superb.grid import UNITS, Upstream, units
-from s3prl_ekd.superb.summary import write_summary
+from s3prl_ekd.superb.summary import Row, write_summary
 from s3prl_ekd.superb.tables import tables
 from s3prl_ekd.tasks import DEFAULT, TASKS, inputs
 from s3prl_ekd.tasks.corpora import Corpora, Split, mini_corpora
+from s3prl_ekd.tasks.task import RATE
+
+logger = logging.getLogger(__name__)
 
 _ON_SLURM = 256
 """Trainings at a time there, if nothing is said: submitit's own default."""
@@ -50,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHERE",
         help="its weights: a student folder, a states-*.ckpt or a hub id",
     )
-    parser.add_argument("--label", action=_OfUpstream, help="name in tables (default: made from upstream and ckpt)")
+    parser.add_argument(
+        "--label", action=_OfUpstream, metavar="LABEL", help="name in tables (default: made from upstream and ckpt)"
+    )
     parser.add_argument(
         "--tasks", default=",".join(DEFAULT), help=f"comma-separated, of {', '.join(TASKS)} (default: %(default)s)"
     )
@@ -165,26 +171,17 @@ def run(args: argparse.Namespace) -> int:
             s3prl_hub.check_name(one["upstream"], "--upstream")
     tasks = _tasks(args.tasks)
     rates = _rates(args.lr, tasks)
-    base = Evaluation(
-        upstream=said[0].get("upstream", ""),
-        ckpt=None if args.prepare else _where(said[0]),
-        label=said[0].get("label", ""),
-        tasks=tasks,
-        corpora=_corpora(args),
-        splits=args.split,
-        out=args.out.resolve(),
-        seed=args.seed,
-        steps=dict(_steps(text) for text in args.steps),
-        options=[_option(text) for text in args.options],
-        fine_tune=args.fine_tune,
-        remember_features=_remember(args),
-        device=args.device and check_device(args.device),
-    )
+    options = [_option(text) for text in args.options]
+    if rates and any(key == RATE and task in (None, *rates) for task, key, _ in options):
+        raise UserError(f"--set {RATE} and --lr: leave one of the two out")
+    base = _base(args, said[0], tasks, options)
     several = len(said) > 1 or args.seeds is not None or bool(rates)
     if args.prepare:
         if several:
             raise UserError("--prepare writes one configuration per task: leave --lr, --seeds, other upstreams out")
         return _prepare(base)
+    if args.baseline is not None and not several:
+        raise UserError("--baseline compares upstreams of one call; for those of several: s3prl-ekd report --baseline")
     evaluations = [base]
     if several:
         upstreams = [_upstream(one) for one in said]
@@ -208,10 +205,46 @@ def run(args: argparse.Namespace) -> int:
     if not finished:
         return status
     rows = write_summary(base.out / "summary.json", [row for one in finished for row in one.rows()])
+    if several:
+        rows = _with_outcomes(rows)
     made = tables(rows, intervals=several, baseline=args.baseline)
     print("\n\n".join(table.text() for table in made))
     print(f"\n{base.out / 'summary.json'}")
     return status
+
+
+def _base(
+    args: argparse.Namespace,
+    said: Mapping[str, str],
+    tasks: tuple[str, ...],
+    options: Sequence[tuple[str | None, str, Any]],
+) -> Evaluation:
+    """The first upstream, with what all have in common."""
+    return Evaluation(
+        upstream=said.get("upstream", ""),
+        ckpt=None if args.prepare else _where(said),
+        label=said.get("label", ""),
+        tasks=tasks,
+        corpora=_corpora(args),
+        splits=args.split,
+        out=args.out.resolve(),
+        seed=args.seed,
+        steps=dict(_steps(text) for text in args.steps),
+        options=options,
+        fine_tune=args.fine_tune,
+        remember_features=_remember(args),
+        device=args.device and check_device(args.device),
+    )
+
+
+def _with_outcomes(rows: Sequence[Row]) -> list[Row]:
+    """Those that can have intervals: a summary may hold results of an earlier version too."""
+    found = [row for row in rows if row.outcomes]
+    if len(found) < len(rows):
+        logger.warning(
+            "%d earlier results have no outcomes per utterance: left out of the table", len(rows) - len(found)
+        )
+    return found
 
 
 def _cluster(args: argparse.Namespace) -> Cluster | None:

@@ -248,7 +248,7 @@ class UnitsConfig(Config):
     count: Annotated[int, Range(at_least=2, at_most=10_000)] = 100
     """How many clusters."""
     layer: Layer
-    """The hidden state that is clustered."""
+    """The hidden state that is clustered, as it is, whatever ``layer_norm_targets`` says."""
     temperature: Annotated[float, Range(more_than=0, at_most=1e6)] = 1.0
     """A frame's logits are minus its squared distances to the centres, in units of their mean over frames and centres,
     divided by this."""

@@ -92,8 +92,8 @@ class TrainerConfig(Config):
     """How long, on what, and what is written meanwhile. A step is one update of the weights, on all devices."""
 
     max_steps: Count = 200_000
-    """Steps of the whole run. A resumed run may have more; its learning rate is then that of the longer run, which may
-    be higher than where it stopped."""
+    """Steps of the whole run, if it has no ``stages``. A resumed run may have more; its learning rate is then that of
+    the longer run, which may be higher than where it stopped."""
     accumulate: Count = 1
     """Batches of each device that make a step."""
     precision: Precision = Precision.BF16
@@ -226,7 +226,7 @@ class RunConfig(DistillConfig):
         if name != "sparsity":
             return f"{size}; pruned to {cost.amount_in_words(name, value)}"
         if copied is not None:
-            return f"{size}; pruned by {value:.4g} of its parameters"
+            return f"{size}; pruned to {100 * (1 - value):.4g} % of its parameters"
         kind, amount = cost.allowance(pruning.budget.given, *self._student_size, pruning.units)
         return f"{size}; pruned to {cost.amount_in_words(kind, amount)}"
 

@@ -27,8 +27,9 @@ class LayerNorm(nn.LayerNorm):
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             kept = self.kept.to(x.dtype)
-            share = kept.mean()
-            mean = (x @ (kept / kept.sum())).unsqueeze(-1)
+            count = kept.sum().clamp(min=1)  # random gates may all be shut, which is no reason for NaN
+            share = count / len(kept)
+            mean = (x @ (kept / count)).unsqueeze(-1)
             # The kept channels' deviations beside zeros have the mean zero and the variance times the channels' share;
             # divided by the share's root they have the variance itself, so that torch's LayerNorm, which is fast, adds
             # eps to the right number.

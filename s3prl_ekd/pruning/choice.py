@@ -31,18 +31,16 @@ def choose(
     orders = [torch.argsort(group, descending=True, stable=True) for group in probabilities]
     scores = [_scores(group, first) for group, first in zip(probabilities, least, strict=True)]
     sizes = torch.tensor([len(group) for group in probabilities])
-    owners = torch.arange(len(sizes)).repeat_interleave(sizes)
-    owners = owners[
-        torch.argsort(torch.cat(scores), descending=True, stable=True)
-    ]  # groups in the order of their units
+    best_first = torch.argsort(torch.cat(scores), descending=True, stable=True)
+    owners = torch.arange(len(sizes)).repeat_interleave(sizes)[best_first]  # the group of each unit
 
     def numbers(units: int) -> list[int]:
         return torch.bincount(owners[:units], minlength=len(sizes)).tolist()
 
     candidates = range(sum(least) + 1, len(owners) + 1)
-    best = sum(least) + bisect.bisect_left(candidates, True, key=lambda units: not affordable(numbers(units)))
-    kept, growing = numbers(best), set(range(len(sizes)))
-    for group in owners[best:].tolist():
+    most = sum(least) + bisect.bisect_left(candidates, True, key=lambda units: not affordable(numbers(units)))
+    kept, growing = numbers(most), set(range(len(sizes)))
+    for group in owners[most:].tolist():
         if group in growing:
             kept[group] += 1
             if not affordable(kept):

@@ -66,7 +66,7 @@ class Gates(nn.Module):
     def by_group(self, values: Tensor) -> list[Tensor]:
         """One value for each gate (n,), split into (size,); nested gates multiplied up."""
         parts = values.split([group.size for group in self.groups])
-        return [part.cumprod(0) if group.nested else part for group, part in zip(self.groups, parts, strict=True)]
+        return [_products(part) if group.nested else part for group, part in zip(self.groups, parts, strict=True)]
 
     # ---- what is left
 
@@ -133,6 +133,13 @@ class Gates(nn.Module):
             yield
 
 
+def _products(values: Tensor) -> Tensor:
+    """The cumulative product of values (n,) from 0 to 1; as a sum of logarithms, since the gradient of torch's cumprod
+    waits for the GPU to learn whether there is a zero."""
+    from_zero_on = (values == 0).cumsum(0) > 0
+    return values.clamp(min=1e-12).log().cumsum(0).exp().masked_fill(from_zero_on, 0.0)
+
+
 @contextlib.contextmanager
 def _gated(modules: Mapping[str, nn.Module], group: Group, gates: Tensor) -> Iterator[None]:
     """A block in which one group of a student, given by its modules, has these gates."""
@@ -140,7 +147,7 @@ def _gated(modules: Mapping[str, nn.Module], group: Group, gates: Tensor) -> Ite
     parameters: dict[str, Any] = modules[path]._parameters
     original = parameters[name]
     norms = [norm for norm in map(modules.get, group.norms) if isinstance(norm, LayerNorm)]
-    parameters[name] = original * group.factor(gates)
+    parameters[name] = original * group.factor(gates).to(original.dtype)
     for norm in norms:
         norm.kept = gates.detach() > 0
     try:

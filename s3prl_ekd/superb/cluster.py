@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,9 @@ ENGINES = ("slurm", "local")
 SUBMITTED = "submitted.json"
 _LARGEST_ARRAY = 1000  # SLURM's own limit (MaxArraySize) is 1001 where nobody has raised it
 _UNSEEN = 300.0  # seconds until SLURM's accounting must know a job
-_FILE_LAG = 20.0  # seconds that a shared file system may take to show what another machine has written
+_FILE_LAG = {"slurm": 20.0, "local": 0.0}  # seconds until files of another machine are seen at the latest
+_POLL = {"slurm": 5.0, "local": 0.25}  # seconds; what is asked are file systems that others use too
+_GPUS = "CUDA_VISIBLE_DEVICES"
 _DONE_LINES = 15
 
 
@@ -84,6 +86,8 @@ class Unit:
 class Cluster:
     """Jobs on a cluster, submitted from here or by an earlier command.
 
+    Nothing of what submitit pickles is loaded here: how a job has ended is read from its folder.
+
     Args:
         engine: one of :data:`ENGINES`.
         folder: for what submitit writes, and the list of what was submitted; all machines must see it.
@@ -104,13 +108,14 @@ class Cluster:
             )
         self._engine, self._folder, self._resources = engine, folder, resources
         self._jobs: dict[str, Any] = {}  # submitit's, by our names
-        self._since: dict[str, float] = {}
+        self._since: dict[str, float] = {}  # when they were submitted
+        self._ended: dict[str, float] = {}  # when they were first seen to have ended
 
     @functools.cached_property
     def at_work(self) -> frozenset[str]:
         """Names of the jobs of an earlier command that wait or run now."""
         path = self._folder / SUBMITTED
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
             for name, record in json.loads(path.read_text(encoding="utf-8")).items():
                 job = self._job_class(folder=self._folder, job_id=record["id"])
                 if record["engine"] == self._engine and self._is_at_work(job, record["at"]):
@@ -139,39 +144,36 @@ class Cluster:
             KeyboardInterrupt: its text says what has become of the jobs.
         """
         queued = [job for job in jobs if job.name not in self.at_work]
-        waiting, failures = {job.name: job for job in jobs if job.name in self.at_work}, dict[str, str]()
-        ended_at: dict[str, float] = {}
-        bar = tqdm(total=sum(job.steps for job in jobs), desc=title, unit="step")
-        shown = 0.0
+        waiting = {job.name: job for job in jobs if job.name in self.at_work}
+        failures: dict[str, str] = {}
+        shown = -math.inf
         try:
-            with bar:
+            with tqdm(total=sum(job.steps for job in jobs), desc=title, unit="step") as bar:
                 while queued or waiting:
-                    room = _LARGEST_ARRAY if self._engine == "slurm" else self._resources.at_a_time - len(waiting)
-                    if batch := queued[:room]:
-                        del queued[:room]
+                    batch = queued[: self._room(waiting)]
+                    if batch:
+                        del queued[: len(batch)]
                         self._submit(batch)
                         waiting |= {job.name: job for job in batch}
-                    for job in list(waiting.values()):
-                        done = all(path.is_file() for path in job.results)
-                        if not self._has_ended(job.name):
-                            continue
-                        if not done and time.monotonic() - ended_at.setdefault(job.name, time.monotonic()) < self._lag:
-                            continue
+                    for job in [job for job in waiting.values() if self._has_ended(job)]:
                         del waiting[job.name]
-                        if done:
-                            bar.write(f"{job.name}: done ({job.log})", file=sys.stderr)
-                        else:
+                        if not _is_done(job):
                             failures[job.name] = self._failure(job)
-                            bar.write(f"{job.name}: failed ({job.log})", file=sys.stderr)
-                    if time.monotonic() - shown > (1.0 if sys.stderr.isatty() else 10.0) or not (queued or waiting):
+                        end = "failed" if job.name in failures else "done"
+                        bar.write(f"{job.name}: {end} ({job.log})", file=sys.stderr)
+                    if time.monotonic() - shown > 10 or not (queued or waiting):
                         shown = time.monotonic()
-                        self._show(bar, jobs, queued, waiting)
+                        _show(bar, jobs, queued, waiting)
                     if queued or waiting:
-                        time.sleep(0.25)
+                        time.sleep(_POLL[self._engine])
         except KeyboardInterrupt:
             self._leave(waiting)
         if failures:
             raise JobError("\n".join(failures[job.name] for job in jobs if job.name in failures))
+
+    def _room(self, waiting: Mapping[str, Job]) -> int:
+        """How many jobs may be submitted now. SLURM itself keeps to ``at_a_time``, submitit's local jobs all start."""
+        return _LARGEST_ARRAY if self._engine == "slurm" else max(0, self._resources.at_a_time - len(waiting))
 
     @functools.cached_property
     def _executor(self) -> Any:
@@ -215,15 +217,14 @@ class Cluster:
         local = self._engine == "local" and self._resources.gpus is None
         return {_GPUS: os.environ.get(_GPUS)} if local else {}
 
-    @property
-    def _lag(self) -> float:
-        return _FILE_LAG if self._engine == "slurm" else 0.0
-
-    def _has_ended(self, name: str) -> bool:
-        job = self._jobs[name]
-        if self._engine == "local" and name in self.at_work:
-            return not _is_controller(int(job.job_id))  # another process's child
-        return job.done()
+    def _has_ended(self, job: Job) -> bool:
+        submitted = self._jobs[job.name]
+        if self._engine == "local" and job.name in self.at_work:
+            return not _is_controller(int(submitted.job_id))  # another process's child
+        if not submitted.done():
+            return False
+        since = self._ended.setdefault(job.name, time.monotonic())
+        return _is_done(job) or time.monotonic() - since >= _FILE_LAG[self._engine]
 
     def _failure(self, job: Job) -> str:
         submitted = self._jobs[job.name]
@@ -234,17 +235,6 @@ class Cluster:
         with contextlib.suppress(OSError):
             print(*error.read_text(errors="replace").splitlines()[-_DONE_LINES:], sep="\n", file=sys.stderr)
         return f"{job.name} {how}; log: {error}"
-
-    def _show(
-        self, bar: tqdm[NoReturn], jobs: Sequence[Job], queued: Sequence[Job], waiting: Mapping[str, Job]
-    ) -> None:
-        open_ones = {job.name for job in queued} | waiting.keys()
-        steps = Counter({job.name: job.steps for job in jobs if job.name not in open_ones})
-        started = {name: min(job.steps, steps_done(job.log)) for name, job in waiting.items() if job.log.is_file()}
-        steps.update(started)
-        bar.n = steps.total()
-        waits = len(open_ones) - len(started)
-        bar.set_postfix_str(f"{len(jobs) - len(open_ones)} ended, {len(started)} running, {waits} waiting")
 
     def _leave(self, waiting: Mapping[str, Job]) -> NoReturn:
         """End the processes of this machine; SLURM's jobs do not need us."""
@@ -258,12 +248,21 @@ class Cluster:
             with contextlib.suppress(OSError):
                 self._jobs[name].cancel(check=False)
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and not all(map(self._has_ended, waiting)):
+        while time.monotonic() < deadline and not all(self._has_ended(job) for job in waiting.values()):
             time.sleep(0.1)
         raise KeyboardInterrupt
 
 
-_GPUS = "CUDA_VISIBLE_DEVICES"
+def _is_done(job: Job) -> bool:
+    return all(path.is_file() for path in job.results)
+
+
+def _show(bar: tqdm[NoReturn], jobs: Sequence[Job], queued: Sequence[Job], waiting: Mapping[str, Job]) -> None:
+    open_ones = {job.name for job in queued} | waiting.keys()
+    started = {name: min(job.steps, steps_done(job.log)) for name, job in waiting.items() if job.log.is_file()}
+    bar.n = sum(job.steps for job in jobs if job.name not in open_ones) + sum(started.values())
+    waits = len(open_ones) - len(started)
+    bar.set_postfix_str(f"{len(jobs) - len(open_ones)} ended, {len(started)} running, {waits} waiting")
 
 
 def _is_controller(pid: int) -> bool:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.superb.evaluation import Evaluation
-from s3prl_ekd.superb.plans import RATE, Plans
+from s3prl_ekd.superb.plans import Plans
 from s3prl_ekd.tasks import TASKS, require_given
+from s3prl_ekd.tasks.task import RATE
 
 UNITS = "units"
 """Folder of all of them, in ``OUT``."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.pictures import COLOURS, literal, new_figure
-from s3prl_ekd.superb.tables import Cell, Column, Table
+from s3prl_ekd.superb.table import Cell, Column, Table
 from s3prl_ekd.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _legend(figure: Figure, tables: Sequence[Table]) -> None:
             entries.append(Line2D([], [], label=label, color=style["color"], linewidth=style["elinewidth"],
                                   marker="|" if "capsize" in style else None))  # fmt: skip
     if baselines := {cell.difference.baseline for cell, _ in every if cell.difference}:
-        label = f"▲ better, ▼ worse than {literal(baselines.pop())}, by the interval of the difference"
+        label = _wrapped(f"▲ better, ▼ worse than {baselines.pop()}")
         entries.append(Line2D([], [], linestyle="none", label=label))
     if any(cell.mean > _end(column) for cell, column in every):
         label = f"▶ longer than the {HIGHEST:.0f} % shown"

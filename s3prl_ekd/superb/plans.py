@@ -11,10 +11,7 @@ from pathlib import Path
 from s3prl_ekd.superb.summary import canonical
 from s3prl_ekd.tasks import TASKS
 from s3prl_ekd.tasks.corpora import Corpora, Split
-from s3prl_ekd.tasks.task import Experiment, Settings, changed
-
-RATE = "optimizer.lr"
-"""The learning rate's key in a downstream configuration."""
+from s3prl_ekd.tasks.task import RATE, Experiment, Settings, changed
 
 
 class Plans:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from s3prl_ekd.superb.plans import RATE
 from s3prl_ekd.superb.summary import Row, canonical
 from s3prl_ekd.tasks import TASKS
+from s3prl_ekd.tasks.task import RATE
 
 
 def rate_of(row: Row) -> float:

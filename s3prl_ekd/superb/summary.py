@@ -14,6 +14,7 @@ from typing import Any
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import write_json
 from s3prl_ekd.tasks import TASKS
+from s3prl_ekd.tasks.task import RATE
 
 FORMAT = 2
 """The format written; format 1 had neither ``value_error`` nor ``weights`` nor ``settings``."""
@@ -221,4 +222,6 @@ def _row(item: Mapping[str, Any], folder: Path) -> Row:
     row = Row(**values | {"folds": tuple(values.get("folds", ())), "outcomes": files})
     if row.task not in TASKS:
         raise ValueError(f"unknown task {row.task!r:.60}")
+    if row.searched and not _is_number(row.identity.get(RATE)):
+        raise ValueError("searched, but without a learning rate")
     return row

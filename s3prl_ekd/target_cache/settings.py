@@ -24,6 +24,7 @@ FREE = frozenset(
         "objective.loss_on_padding",  # True is refused
         "teachers.name",
         "teachers.own_forward",
+        "teachers.units.weight",
         "teachers.weight",
     }
 )
@@ -69,7 +70,15 @@ def describe(config: DistillConfig) -> dict[str, Any]:
 
 
 def _depending(section: str, config: Config) -> dict[str, Any]:
-    return {key: value for key, value in config.to_mapping().items() if f"{section}.{key}" not in FREE}
+    return _without_free(section, config.to_mapping())
+
+
+def _without_free(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in settings.items() if f"{section}.{key}" not in FREE}
+    return {
+        key: _without_free(f"{section}.{key}", value) if isinstance(value, Mapping) else value
+        for key, value in kept.items()
+    }
 
 
 def _in_this_version(description: Mapping[str, Any], where: str) -> dict[str, Any]:

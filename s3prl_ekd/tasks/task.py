@@ -20,6 +20,8 @@ from s3prl_ekd.tasks.scores import Outcome, accuracy
 Settings = dict[str, Any]
 """A configuration of s3prl's downstream runner, as its YAML gives it."""
 
+RATE = "optimizer.lr"
+"""The learning rate's key in a configuration."""
 OFF_CHANCE_ERRORS = 3.0
 """A score is off chance when it is better by this many standard errors of chance."""
 TOLERANCE = 0.01

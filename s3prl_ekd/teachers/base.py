@@ -102,6 +102,7 @@ class Teacher(ABC):
 
     def describe(self) -> str:
         """One line for the log."""
+        assert self.num_hidden_layers is not None, "a loaded model has layers"
         layers = f"layers {' '.join(map(str, self.layers))} of {self.num_hidden_layers}"
         computed = f" ({self._computed} computed)" if self._computed < self.num_hidden_layers else ""
         normalized = ", input normalised" if self._normalize else ""
@@ -251,7 +252,6 @@ class ModelTeacher(Teacher):
         return {key: value.float().cpu() for key, value in state.items() if key.startswith(_INITIALIZES)}
 
     def architecture(self) -> Architecture:
-        assert self.num_hidden_layers is not None, "a loaded model has layers"
         found = layout(self.module, self.num_hidden_layers)
         if found is None:
             raise UserError(

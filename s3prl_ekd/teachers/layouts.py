@@ -10,10 +10,11 @@ from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.encoder import SpeechEncoder
 
 
-def layout(module: nn.Module, num_hidden_layers: int) -> EncoderConfig | None:
+def layout(module: nn.Module, num_hidden_layers: int | None) -> EncoderConfig | None:
     """Sizes and variants of a loaded model, or None if it is not of the HuBERT family."""
     if isinstance(module, SpeechEncoder):
         return module.encoder.config
+    assert num_hidden_layers is not None, "a loaded model has layers"
     for model in (module, getattr(module, "model", None)):  # as it is, or inside an s3prl expert
         for read in (_transformers_layout, _fairseq_layout):
             found = read(model)

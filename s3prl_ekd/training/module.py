@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import Counts
@@ -99,15 +99,7 @@ class DistillModule(LightningModule):
         self._agreement = Agreement(self.device, trainer.world_size)
         self.progress.statistics = StepStatistics(self.device, trainer.world_size)
         if self.config.trainer.compile:
-            self._compile()
-
-    def _compile(self) -> None:
-        """Compile feed-forward blocks and heads; what also gets lengths would be compiled anew for each batch."""
-        teachers = [teacher.module for teacher in self.distiller.teachers]
-        for part in (self.distiller, *teachers):
-            for module in part.modules():
-                if isinstance(module, FeedForward | PredictionHead):
-                    module.compile(dynamic=True)
+            compile_blocks(self.distiller, *(teacher.module for teacher in self.distiller.teachers))
 
     def train_dataloader(self) -> EndlessBatches:
         return EndlessBatches(self.stream, self.progress.position, self._signals, self.trainer.world_size)
@@ -333,3 +325,14 @@ class DistillModule(LightningModule):
         rows = [torch.empty_like(state, device=self.device) for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather(rows, state.to(self.device))
         return torch.stack(rows).cpu()
+
+
+def compile_blocks(*models: nn.Module) -> None:
+    """Compile feed-forward blocks and heads; what also gets lengths would be compiled anew for each batch."""
+    kinds = FeedForward | PredictionHead
+    blocks = [module for model in models for module in model.modules() if isinstance(module, kinds)]
+    # Layers of a pruned student differ in size, and each size is compiled by itself; torch would stop after eight.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, len(blocks))
+    for block in blocks:
+        block.compile(dynamic=True)

@@ -120,6 +120,8 @@ def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = 
         first, start = _find_start(config, stages, resume)
         if _is_first_process() and config.stages:
             _write_recipe(folder, config)
+        if _is_first_process() and stages[-1].config.pruning is not None:
+            logger.warning("pruning: nothing trains the student once it has shrunk; name two stages, not one")
         with signals.listening():
             for stage, its_progress in list(zip(stages, progress, strict=True))[first:]:
                 if not _train_stage(stage, start, open_inputs, its_progress, signals):
@@ -205,11 +207,10 @@ def _find_start(config: RunConfig, stages: Sequence[Stage], resume: bool) -> tup
     Raises:
         UserError: the run is one of another recipe.
     """
-    places = {stage.checkpoints: number for number, stage in enumerate(stages)}
-    every = [*reversed(places), *checkpoints_of_other_stages(config)]
     if not resume:
         return 0, None
-    for place in every:
+    places = {stage.checkpoints: number for number, stage in enumerate(stages)}
+    for place in (*reversed(places), *checkpoints_of_other_stages(config)):
         found = newest_readable(place)
         if found is not None:
             check_resumable(found[1]["recipe"], config)

@@ -78,7 +78,6 @@ def test_units_are_the_clouds_of_frames():
         (torch.full((30, 4), torch.inf), "not finite"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_units_that_there_cannot_be_are_refused(values, says):
     with pytest.raises(UserError, match=says):
         fits.units(values, UnitsConfig(count=10, layer=3), 0, "a")

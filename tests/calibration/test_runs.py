@@ -62,6 +62,14 @@ def test_a_resumed_run_has_the_units_and_components_it_began_with(recipe, tmp_pa
     assert train(changed(written, max_steps=5), resume=True) == 0
 
 
+def test_all_stages_have_them(recipe, tmp_path):
+    stages = [{"name": "first", "max_steps": 1}, {"name": "second", "max_steps": 1}]
+    assert train(recipe(ASKED, stages=stages, **FITS, **KL)) == 0
+    written = [yaml.safe_load(path.read_text()) for path in (tmp_path / "run").rglob("recipe.yaml")]
+    assert [one["teachers"][0]["layers"] for one in written] == [PLAIN] * 5  # the run's, its stages', the students'
+    assert len(list((tmp_path / "run").rglob("fits.safetensors"))) == 1
+
+
 def test_a_cache_holds_the_targets_and_a_run_on_it_needs_no_teacher(recipe, tmp_path, forget, monkeypatch):
     folder = tmp_path / "cache"
     config = recipe(ASKED, data={"max_crop_samples": None}, **FITS, **KL)

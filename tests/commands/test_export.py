@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from helpers_models import speech_like
 from helpers_pruned import pruned_student
 
-from s3prl_ekd import cli, load_student
+from s3prl_ekd import cli
 from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.student.checkpoint import RECIPE_KEY
 from s3prl_ekd.student.folder import load_student_and_heads, save_student
@@ -30,11 +28,6 @@ def checkpoint(student, path):
     recipe = RECIPE.to_mapping() | {"student": student.config.to_mapping()}
     torch.save({CHECKPOINT_KEY: state, RECIPE_KEY: recipe, "Step": 10}, path)
     return path
-
-
-def same(one, other):
-    states = [load_student(folder).state_dict() for folder in (one, other)]
-    return all(torch.equal(states[0][name], tensor) for name, tensor in states[1].items())
 
 
 @pytest.mark.parametrize("options", [[], ["--flat"]])
@@ -72,16 +65,6 @@ def test_a_checkpoint_of_layers_of_different_size_becomes_a_stock_folder(command
         torch.testing.assert_close(theirs[layer], ours[layer], atol=1e-5, rtol=0)
     assert DistillConfig.from_yaml(tmp_path / "flat/recipe.yaml").teachers == RECIPE.teachers
     assert load_student_and_heads(tmp_path / "flat")[1] is None
-
-
-def test_a_run_in_stages(folder, tmp_path, capsys):
-    run = tmp_path / "run"
-    (run / "recover/checkpoints").mkdir(parents=True)
-    assert cli.main(["export", str(run), str(tmp_path / "out")]) == 2
-    assert f"not ended; name the folder of one, such as {run / 'recover'}" in capsys.readouterr().err
-    shutil.copytree(folder, run / "student")
-    assert cli.main(["export", str(run), str(tmp_path / "out")]) == 0
-    assert same(tmp_path / "out", folder)
 
 
 def test_nothing_is_written_where_it_cannot_be_flat(tmp_path, capsys):

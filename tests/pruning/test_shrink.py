@@ -92,7 +92,8 @@ def test_the_smaller_student_costs_what_was_counted(kind):
 def test_a_layer_that_loses_all_keeps_its_biases(kind, lost):
     student = a_student(**KINDS[kind])
     gates = gates_of(student)
-    for group, log_alpha in zip(gates.groups, gates.hard_concrete.log_alpha.data.split([g.size for g in gates.groups])):
+    parts = gates.hard_concrete.log_alpha.data.split([group.size for group in gates.groups])
+    for group, log_alpha in zip(gates.groups, parts, strict=True):
         if group.unit == lost and group.layer == 0:
             log_alpha.fill_(-30)
     smaller = shrink(student, gates)

@@ -27,7 +27,7 @@ from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.data import PretrainDataConfig, PretrainDataset, PretrainLoader
 from s3prl_ekd.s3prl_plugin.pretrain.ekd_student.pretrain_expert import UpstreamPretrainExpert
-from s3prl_ekd.student.folder import load_student
+from s3prl_ekd.student.folder import load_student, load_student_and_heads
 from s3prl_ekd.teachers import load_teachers
 
 # Runs s3prl's runner as the user does, and notes what each forward pass of the Distiller gets and gives.
@@ -306,6 +306,27 @@ def test_a_checkpoint_of_another_kind_is_named(in_workplace, recipe):
         expert(in_workplace, recipe).load_model({"Downstream": {}, "Step": 3})
 
 
+def test_groups_taps_terms_and_learnt_weights_on_this_road(in_workplace, recipe, tmp_path):
+    """The expert's loss is the Distiller's, and its checkpoint says which head each tap uses."""
+    mapping = recipe.to_mapping()
+    for teacher in mapping["teachers"]:
+        teacher["layers"] = [0, [1, 2], 3]
+    mapping["heads"] = {"kind": "linear", "share": [[1, 2]], "from": [0, 1, 2]}
+    terms = [{"kind": kind} for kind in ("l2", "gram", "correlation")]
+    mapping["objective"] = {"losses": terms, "learnt_weights": {"floor": 0.2}}
+    config = DistillConfig.from_mapping(mapping)
+    ours = expert(in_workplace, config)
+    batch = next(iter(ours.get_train_dataloader()))
+    loss, records = ours(batch, records=collections.defaultdict(list), global_step=0)
+    other = Distiller(config, load_teachers(config))
+    other.load_state_dict(ours.model.state_dict())
+    torch.testing.assert_close(loss, other(batch).loss)
+    assert {"gram/hubert/1-2", "correlation/wavlm/0", "weight/wavlm/1-2"} < records.keys()
+    torch.save(ours.add_state_to_save({}), tmp_path / "states-1.ckpt")
+    _, heads = load_student_and_heads(tmp_path / "states-1.ckpt")
+    assert (heads.uses, heads.taps[1], heads.kind) == ((0, 1, 1, 2, 3, 3), (1, "hubert/1-2"), "linear")
+
+
 def test_accumulated_batches_count_as_consumed(in_workplace, recipe, expected):
     ours = expert(in_workplace, recipe)
     states = ours.add_state_to_save({"Step": 4, "Config": {"runner": {"gradient_accumulate_steps": 3}}})
@@ -378,3 +399,18 @@ def test_packaged_recipes_hold_the_published_settings():
         assert all(teacher.layers == (4, 8, 12) for teacher in model.teachers)
         assert (data.train_batch_size, data.max_crop_samples) == (24, 250_000)
         assert (runner["runner"]["total_steps"], runner["optimizer"]["lr"]) == (200_000, 2e-4)
+
+
+def test_a_copy_is_in_its_checkpoint(in_workplace, tmp_path):
+    """The recipe says only of whom it is a copy; the checkpoint is read as that student."""
+    recipe = yaml.safe_load((in_workplace / "config_model.yaml").read_text()) | {"student": {"copy": "wavlm"}}
+    expert = UpstreamPretrainExpert(datarc(in_workplace), recipe, "cpu", False)
+    torch.save(expert.add_state_to_save({"Step": 1}), tmp_path / "states-1.ckpt")
+    student = load_student(tmp_path / "states-1.ckpt")
+    assert student.config.kind == "wavlm"
+    assert student.config == expert.model.student.config
+    resumed = UpstreamPretrainExpert(datarc(in_workplace), recipe, "cpu", False)
+    states = load_states(tmp_path / "states-1.ckpt") | {"Config": {"runner": {"gradient_accumulate_steps": 1}}}
+    resumed.load_model(states)
+    weights = resumed.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in expert.model.state_dict().items())

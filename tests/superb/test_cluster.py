@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -23,7 +26,8 @@ submitit = pytest.importorskip("submitit", reason="an optional dependency: pip i
 @pytest.fixture(autouse=True)
 def _in_new_interpreters(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(TESTS), os.environ.get("PYTHONPATH", ""))))
-    monkeypatch.setattr(cluster, "_FILE_LAG", 0.0)
+    monkeypatch.setitem(cluster._FILE_LAG, "slurm", 0.0)
+    monkeypatch.setitem(cluster._POLL, "slurm", 0.2)
 
 
 @pytest.fixture
@@ -86,6 +90,60 @@ def test_local_jobs_run_a_few_at_a_time_and_end_with_ctrl_c(tmp_path, monkeypatc
         os.kill(int(jobs[0].log.read_text().split("process ")[1].split()[0]), 0)
     assert not jobs[1].log.exists()
     assert open_cluster(tmp_path, "local").at_work == frozenset()
+
+
+def test_what_is_preempted_is_queued_again(tmp_path, monkeypatch):
+    """By the signal that SLURM sends before it takes a machine away."""
+    first, told = tmp_path / "first", tmp_path / "told"
+    code = f"""
+import os, pathlib, time
+first = pathlib.Path({str(first)!r})
+if not first.exists():
+    first.with_suffix(".part").write_text(str(os.getpid()))
+    first.with_suffix(".part").rename(first)
+    time.sleep(300)
+"""
+    one = job(tmp_path, "one", code)
+
+    def once_it_runs(seconds, sleep=time.sleep):
+        sleep(seconds)
+        if first.is_file() and not told.exists():
+            told.touch()
+            os.kill(int(first.read_text()), signal.SIGUSR2)
+
+    monkeypatch.setattr("s3prl_ekd.superb.cluster.time.sleep", once_it_runs)
+    open_cluster(tmp_path, "local").run([one], title="test")
+    assert one.log.read_text().count("started at") == 2
+
+
+_RUN = """
+from pathlib import Path
+from test_cluster import job, open_cluster
+open_cluster(Path(), "local").run([job(Path(), "one", Path("code").read_text())], title="test")
+"""
+
+
+def test_what_outlives_a_kill_is_waited_for_and_not_started_again(tmp_path):
+    """submitit's local jobs do, on purpose."""
+    go = tmp_path / "go"
+    (tmp_path / "code").write_text(
+        f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(.05)"
+    )
+    path = os.pathsep.join((str(TESTS / "superb"), os.environ["PYTHONPATH"]))
+    command = [sys.executable, "-c", _RUN.replace("Path()", f"Path({str(tmp_path)!r})")]
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}) as parent:
+        log, deadline = tmp_path / "one/log.txt", time.monotonic() + 240
+        while not log.is_file():
+            assert time.monotonic() < deadline
+            assert parent.poll() is None
+            time.sleep(0.05)
+        parent.kill()
+    again = open_cluster(tmp_path, "local")
+    assert again.at_work == {"one"}
+    go.touch()
+    again.run([job(tmp_path, "one", "")], title="test")
+    assert (tmp_path / "one.made").is_file()
+    assert log.read_text().count("started at") == 1
 
 
 def test_slurm_goes_on_without_us_and_the_next_command_waits_for_its_jobs(tmp_path, slurm, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.superb import run_experiment
 from s3prl_ekd.superb.evaluation import Evaluation
+from s3prl_ekd.superb.outcomes import read_outcomes
 from s3prl_ekd.superb.summary import read_summary
 from s3prl_ekd.tasks import DEFAULT, TASKS
 from s3prl_ekd.tasks.corpora import mini_corpora
@@ -65,9 +67,16 @@ def test_four_tasks_are_trained_judged_reused_and_resumed(corpus, student, tmp_p
             assert row.metric == TASKS[row.task].metric
             assert row.value >= 0
             assert row.seconds > 0
+            outcomes = read_outcomes(Path(row.outcomes[0]))  # of s3prl's own names and answers
+            assert len(outcomes) == row.utterances
+            errors, length = map(sum, zip(*outcomes.values(), strict=True))
+            assert TASKS[row.task].percent(errors, length) == pytest.approx(row.value, abs=0.01)
         asr = next(row for row in rows if row.task == "asr")
         assert asr.value >= 90  # nothing is learnt in three steps, so no evaluation is better than 100 %
         assert asr.checkpoint == "states-3.ckpt"
+        assert asr.dev is None
+        assert all((row.dev is None) == (row.checkpoint != TASKS[row.task].best) for row in rows)
+        assert all(row.dev > 50 for row in rows if row.task == "pr")  # percent
         assert "judging the last checkpoint, states-3.ckpt" in caplog.text
         speakers = {row.task: row.chance for row in rows}["sid"]
         assert speakers == pytest.approx(100 / MiniCorpusConfig.tiny().sid_speakers)
@@ -108,6 +117,19 @@ def test_four_tasks_are_trained_judged_reused_and_resumed(corpus, student, tmp_p
     os.replace(changed / "model.safetensors", student / "model.safetensors")
     assert superb(student, corpus, out, *options) == 2
     assert "has changed since" in capfd.readouterr().err
+
+
+def test_rates_are_compared_by_what_s3prl_saw_on_the_development_set(corpus, tmp_path, in_process, capfd):
+    words = ["--upstream", "fbank", "--tasks", "er", "--lr", "1e-3,0.1", "--steps", "er=3", "--device", "cpu"]
+    arguments = ["superb", "--corpus", "mini", "--data", str(corpus), "--out", str(tmp_path / "out"), *words]
+    assert cli.main(arguments) == 0
+    assert in_process == ["fbank/lr-0.001/seed-1337/er", "fbank/lr-0.1/seed-1337/er"]
+    rows = read_summary(tmp_path / "out")
+    for row, rate in zip(rows, ("0.001", "0.1"), strict=True):
+        log = (tmp_path / f"out/units/fbank/lr-{rate}/seed-1337/er/train/log.log").read_text()
+        best = re.findall(r"New best on dev at step \d+: (\S+)", log)
+        assert row.dev == (pytest.approx(100 * float(best[-1])) if best else None)
+    assert "with one seed, an interval knows nothing of how trainings scatter" in capfd.readouterr().out
 
 
 def test_only_what_cost_time_keeps_its_folder(corpus, tmp_path):

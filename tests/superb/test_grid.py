@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,39 @@ def test_all_options_may_stand_in_the_file(runs, superb):
     assert read_summary(Path("out"))[0].settings["remember_features"] is False
 
 
+def test_every_option_has_its_key_and_every_key_its_option(tmp_path):
+    """With a value of its kind, each is the same from the file and from the command line."""
+    commands = cli.build_parser("superb")._subparsers._group_actions[0].choices
+    actions = [action for action in commands["superb"]._actions if action.dest not in ("help", "grid")]
+    assert len(actions) > 35
+    seen = set()
+    for action in actions:
+        (option,) = [word for word in action.option_strings if not word.startswith("--no-")]
+        key = option.removeprefix("--")
+        values = [*(action.choices or ()), "er=1", "2", "public"]
+        value = True if action.nargs == 0 else next(value for value in values if accepts(action, value))
+        words = [option] if value is True else [option, value]
+        (tmp_path / "one.yaml").write_text(json.dumps({key: value}))
+        common = ["superb"] if key in ("corpus", "out") else ["superb", "--corpus", "mini", "--out", "out"]
+        common += {"corpus": ["--out", "out"], "out": ["--corpus", "mini"]}.get(key, [])
+        told, read = (
+            vars(cli.build_parser("superb").parse_args([*common, *more]))
+            for more in (words, ["--grid", str(tmp_path / "one.yaml")])
+        )
+        assert read | {"grid": None} == told, key
+        default = cli.build_parser("superb").parse_args([*common, *({"corpus": words, "out": words}.get(key, []))])
+        assert key in ("corpus", "out", "split") or vars(default) != told, key
+        seen.add(key)
+    assert {"upstream", "ckpt", "label", "lr", "seeds", "steps", "set", "librispeech", "slurm", "fine-tune"} <= seen
+
+
+def accepts(action, value: str) -> bool:
+    try:
+        return action.type is None or action.type(value) is not None
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
+
+
 def test_killed_or_failed_the_same_command_goes_on(runs, superb, capsys):
     runs.killed_after = 3
     assert superb(*WORDS) == 130
@@ -133,6 +168,22 @@ def test_killed_or_failed_the_same_command_goes_on(runs, superb, capsys):
     runs.broken = ""
     assert superb(*WORDS) == 0
     assert sorted(runs.names) == sorted(UNITS)
+
+
+def test_results_of_an_earlier_version_stay_and_are_left_out_of_intervals(runs, superb, capsys, caplog):
+    assert superb("--upstream", "fbank", "--tasks", "er") == 0
+    Path("out/er/tests/test/outcomes.csv").unlink()
+    trained = json.loads(Path("out/er/trained.json").read_text())
+    Path("out/er/trained.json").write_text(json.dumps({key: trained[key] for key in ("checkpoint", "seconds")}))
+    assert superb("--upstream", "fbank", "--tasks", "er") == 0
+    assert runs.names == ["er"]
+    assert (read_summary(Path("out"))[0].outcomes, read_summary(Path("out"))[0].dev) == ((), None)
+    assert superb("--upstream", "fbank", "--tasks", "er", "--seeds", "1,2") == 0
+    assert "1 earlier results have no outcomes per utterance" in caplog.text
+    assert len(read_summary(Path("out"))) == 3
+    capsys.readouterr()
+    assert cli.main(["report", "out", "--intervals"]) == 2
+    assert "made by an earlier version, which kept no outcomes per utterance" in capsys.readouterr().err
 
 
 def test_without_the_options_nothing_is_elsewhere_than_before(runs, superb, capsys):
@@ -183,13 +234,21 @@ def test_report_shows_a_grid(runs, superb, capsys):
         (["--upstream", "mfcc", "--label", "fbank"], "'fbank' and 'fbank' would share a folder"),
         (["--seeds", "2", "--baseline", "fbnk"], "--baseline fbnk: no upstream has this label; did you mean 'fbank'?"),
         (["--seeds", "2", "--prepare"], "--prepare writes one configuration per task"),
+        (["--partition", "gpu"], "--partition is for jobs of a cluster: give --cluster slurm or local too"),
+        (["--cluster", "pbs"], "--cluster: unknown value 'pbs'; valid: local, slurm"),
+        (["--cluster", "slurm"], "--cluster needs submitit: pip install submitit"),
+        (["--cluster", "local", "--slurm", "=me"], "--slurm =me: expected an option of sbatch"),
+        (["--cluster", "local", "--hours", "0"], "--hours: 0: expected a number above 0"),
+        (["--baseline", "fbank"], "--baseline compares upstreams of one call; for those of several: s3prl-ekd report"),
+        (["--lr", "1e-3", "--set", "er:optimizer.lr=0.1"], "--set optimizer.lr and --lr: leave one of the two out"),
         (["--grid", "none.yaml"], "none.yaml: No such file"),
         (["--grid", "unknown.yaml"], "unknown.yaml: unknown key 'sedes'; did you mean 'seeds'?"),
         (["--grid", "switch.yaml"], "switch.yaml: fine-tune: expected true or false, found 'maybe'"),
         (["--grid", "twice.yaml"], "twice.yaml: not valid YAML"),
     ],
 )
-def test_bad_input_is_one_line_before_anything_is_written(runs, superb, capsys, words, message):
+def test_bad_input_is_one_line_before_anything_is_written(runs, superb, capsys, monkeypatch, words, message):
+    monkeypatch.setitem(sys.modules, "submitit", None)
     Path("unknown.yaml").write_text("sedes: 3")
     Path("switch.yaml").write_text("fine-tune: maybe")
     Path("twice.yaml").write_text("seeds: 3\nseeds: 4")

@@ -110,6 +110,17 @@ def test_a_failing_job_ends_the_others_and_shows_its_last_lines(tmp_path):
         os.kill(int((tmp_path / "slow.txt").read_text().split()[-1]), 0)
 
 
+def test_where_all_are_to_run_a_failure_is_told_at_the_end(tmp_path):
+    jobs = [job(tmp_path, "bad", "raise ZeroDivisionError('of mine')"), job(tmp_path, "good", "print('fine')")]
+    with pytest.raises(JobError, match=r"ZeroDivisionError: of mine\nbad ended with status 1; log: .*bad\.txt"):
+        run_jobs(jobs, at_a_time=1, threads=1, title="test", keep_going=True)
+    assert "fine" in (tmp_path / "good.txt").read_text()
+    refused = job(tmp_path, "refused", "print('s3prl-ekd: error: of mine'); raise SystemExit(2)")
+    with pytest.raises(UserError, match="of mine"):
+        run_jobs([refused, job(tmp_path, "left", "")], at_a_time=1, threads=1, title="test", keep_going=True)
+    assert not (tmp_path / "left.txt").exists()
+
+
 def test_steps_are_read_off_the_log(tmp_path):
     log = tmp_path / "log.txt"
     assert steps_done(log) == 0

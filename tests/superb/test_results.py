@@ -19,6 +19,7 @@ from s3prl_ekd import cli, pictures
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.superb import picture, run_experiment
 from s3prl_ekd.superb.evaluation import Evaluation
+from s3prl_ekd.superb.outcomes import write_outcomes
 from s3prl_ekd.superb.summary import Row, read_summary, write_summary
 from s3prl_ekd.superb.tables import tables
 from s3prl_ekd.tasks import TASKS
@@ -63,6 +64,16 @@ def test_what_is_written_is_read(tmp_path):
     stored = json.loads((tmp_path / "summary.json").read_text())
     assert stored["format"] == 2
     assert stored["rows"][0]["settings"]["downstream"]["optimizer"] == {"lr": 0.001}
+
+
+def test_outcomes_may_be_moved_with_the_summary(tmp_path):
+    judged = row(outcomes=(str(tmp_path / "before/er/outcomes.csv"), str(tmp_path / "other.csv")), dev=70.0)
+    write_summary(tmp_path / "before/summary.json", [judged])
+    stored = json.loads((tmp_path / "before/summary.json").read_text())
+    assert stored["rows"][0]["outcomes"] == ["er/outcomes.csv", "../other.csv"]
+    assert read_summary(tmp_path / "before") == [judged]
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert read_summary(tmp_path / "after")[0].outcomes[0] == str(tmp_path / "after/er/outcomes.csv")
 
 
 def test_a_rerun_replaces_its_own_row_and_no_other(tmp_path):
@@ -324,6 +335,10 @@ def test_corpora_and_splits_have_tables_of_their_own(tmp_path, capsys, caplog):
         ({"folds": 3}, "folds is 3"),
         ({"settings": []}, "settings is []"),
         ({"task": "prr"}, "unknown task 'prr'"),
+        ({"dev": "50"}, "dev is '50'"),
+        ({"outcomes": [1]}, "outcomes is [1]"),
+        ({"searched": 1}, "searched is 1"),
+        ({"searched": True, "settings": None}, "searched, but without a learning rate"),
     ],
 )
 def test_what_is_no_summary_is_said_in_one_line(tmp_path, capsys, content, message):
@@ -404,6 +419,23 @@ def test_intervals_are_those_of_the_seeds_or_else_of_the_utterances():
     assert legend(picture.draw(tables([*alone, *several])))[1:] == [of_seeds, of_utterances]
     assert legend(picture.draw(tables(alone)))[1:] == [of_utterances]
     assert legend(picture.draw(tables(several)))[1:] == [of_seeds]
+
+
+def test_intervals_that_were_asked_for_are_drawn_with_what_they_say(tmp_path):
+    def judged(label: str, wrong: int) -> Row:
+        path = tmp_path / f"{label}.csv"
+        write_outcomes(path, map(str, range(60)), [int(number < wrong) for number in range(60)], [1] * 60)
+        return row(task="pr", label=label, value=100 * wrong / 60, outcomes=(str(path),))
+
+    made = tables([judged("fbank", 40), judged("mine", 10)], baseline="fbank")
+    figure = picture.draw(made)
+    (axes,) = figure.get_axes()
+    assert intervals(axes) == [pytest.approx(cell.interval) for cell in made[0].columns[0].cells]
+    assert texts(axes) == ["66.7", "16.7 ▲"]
+    assert legend(figure)[1:] == [
+        "95 % interval over utterances and seeds",
+        "▲ better, ▼ worse than fbank",
+    ]
 
 
 def test_chance_and_where_better_is_are_marked_in_every_panel():

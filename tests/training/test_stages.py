@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 
 import helpers_train as h
@@ -164,3 +165,27 @@ def test_another_recipe_is_refused(whole):
     with pytest.raises(UserError, match="holds a run already"):
         h.run(h.recipe(whole))
     assert RunConfig.from_yaml(whole / "recipe.yaml") == recipe(whole, checkpoint_every=2)
+
+
+def test_the_last_stage_can_be_longer(whole, tmp_path):
+    """Its learning rate is then that of the longer stage; the first is not trained again."""
+    output, short = tmp_path / "run", [STAGES[0], {**STAGES[1], "max_steps": 4}]
+    assert h.run(recipe(output, short, checkpoint_every=2)) == 0
+    before = weights(output / "student")
+    assert h.run(recipe(output, checkpoint_every=2), resume=True) == 0
+    assert list(h.logged(output / "second")) == list(range(1, 8))
+    h.assert_equal(weights(output / "first" / "student"), weights(whole / "first" / "student"))
+    assert any((tensor != before[name]).any() for name, tensor in weights(output / "student").items())
+
+
+def test_a_damaged_last_checkpoint(tmp_path):
+    """The next stage cannot go on from the one before, and says how to make it again."""
+    output, stages = tmp_path / "run", [{"name": "first", "max_steps": 4}, {"name": "second", "max_steps": 1}]
+    config = recipe(output, stages, checkpoint_every=2, dev_every=100)
+    assert h.finish(h.start(config, before=functools.partial(die_at_the_switch, after=True))) == -signal.SIGKILL
+    (output / "first" / "checkpoints" / "step-00000004.ckpt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"last checkpoint \(step 4\) is damaged or gone.*; delete .*first/student"):
+        h.run(config, resume=True)
+    shutil.rmtree(output / "first" / "student")
+    assert h.run(config, resume=True) == 0
+    assert sorted(h.logged(output / "first")) == [1, 2, 3, 4]
