@@ -107,7 +107,8 @@ def ekd_student(
     """The upstream of a distilled student.
 
     Args:
-        ckpt: a student folder, a ``states-*.ckpt`` of run_pretrain, or a hub id (``-k`` in s3prl's runner).
+        ckpt: a student folder, a ``states-*.ckpt`` of run_pretrain, another project's file, or a hub id (``-k`` in
+            s3prl's runner); see :func:`~s3prl_ekd.student.folder.load_student`.
         model_config: a YAML file with :class:`UpstreamOptions` (``-g`` in s3prl's runner).
         refresh: accepted for s3prl's interface; the hub's cache decides by itself what is new.
         all_hidden_states: also give the prediction heads' outputs.

@@ -174,29 +174,15 @@ def run(args: argparse.Namespace) -> int:
     options = [_option(text) for text in args.options]
     if rates and any(key == RATE and task in (None, *rates) for task, key, _ in options):
         raise UserError(f"--set {RATE} and --lr: leave one of the two out")
-    base = Evaluation(
-        upstream=said[0].get("upstream", ""),
-        ckpt=None if args.prepare else _where(said[0]),
-        label=said[0].get("label", ""),
-        tasks=tasks,
-        corpora=_corpora(args),
-        splits=args.split,
-        out=args.out.resolve(),
-        seed=args.seed,
-        steps=dict(_steps(text) for text in args.steps),
-        options=options,
-        fine_tune=args.fine_tune,
-        remember_features=_remember(args),
-        device=args.device and check_device(args.device),
-    )
+    base = _base(args, said[0], tasks, options)
     several = len(said) > 1 or args.seeds is not None or bool(rates)
     if args.prepare:
         if several:
             raise UserError("--prepare writes one configuration per task: leave --lr, --seeds, other upstreams out")
         return _prepare(base)
-    evaluations = [base]
     if args.baseline is not None and not several:
         raise UserError("--baseline compares upstreams of one call; for those of several: s3prl-ekd report --baseline")
+    evaluations = [base]
     if several:
         upstreams = [_upstream(one) for one in said]
         _check_baseline(args.baseline, upstreams)
@@ -225,6 +211,30 @@ def run(args: argparse.Namespace) -> int:
     print("\n\n".join(table.text() for table in made))
     print(f"\n{base.out / 'summary.json'}")
     return status
+
+
+def _base(
+    args: argparse.Namespace,
+    said: Mapping[str, str],
+    tasks: tuple[str, ...],
+    options: Sequence[tuple[str | None, str, Any]],
+) -> Evaluation:
+    """The first upstream, with what all have in common."""
+    return Evaluation(
+        upstream=said.get("upstream", ""),
+        ckpt=None if args.prepare else _where(said),
+        label=said.get("label", ""),
+        tasks=tasks,
+        corpora=_corpora(args),
+        splits=args.split,
+        out=args.out.resolve(),
+        seed=args.seed,
+        steps=dict(_steps(text) for text in args.steps),
+        options=options,
+        fine_tune=args.fine_tune,
+        remember_features=_remember(args),
+        device=args.device and check_device(args.device),
+    )
 
 
 def _with_outcomes(rows: Sequence[Row]) -> list[Row]:

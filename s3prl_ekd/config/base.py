@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import enum
 import functools
+import itertools
 import math
 import operator
 import re
@@ -154,10 +155,11 @@ def _key(field: str) -> str:
     return field.removesuffix("_")
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    """The type of each key."""
+def _types_of_keys(cls: type) -> dict[str, Any]:
     return {_key(name): hint for name, hint in typing.get_type_hints(cls, include_extras=True).items()}
+
+
+_hints: Callable[[type], dict[str, Any]] = functools.cache(_types_of_keys)
 
 
 def _join(where: str, key: Any) -> str:
@@ -206,8 +208,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise UserError(f"{where}: expected a list, found {_kind(value)}")
         if arguments[-1] is not ... and len(value) != len(arguments):
             raise UserError(f"{where}: expected {len(arguments)} values, found {len(value)}")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
-        return tuple(_convert(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True)))
+        types_of_items = itertools.repeat(arguments[0], len(value)) if arguments[-1] is ... else arguments
+        pairs = zip(value, types_of_items, strict=True)
+        return tuple(_convert(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(pairs))
     if issubclass(hint, Config):
         return value if isinstance(value, hint) else hint.from_mapping(value, where)
     if issubclass(hint, enum.StrEnum):

@@ -120,6 +120,8 @@ class ConvChannels(Group):
         for module in (f"{self._own}.conv", *self.norms):
             _select(state, f"{module}.weight", kept)
             _select(state, f"{module}.bias", kept)
+        if self.last:
+            _select(state, "feature_projection.scale", kept)
         _select(state, self.weight, kept, dim=1)
 
 

@@ -46,8 +46,9 @@ def load_student(where: str | Path) -> Student:
 
     Args:
         where: a student folder, also as transformers writes it (fine-tuned: what stands on top of the student is left
-            out), or that of a HuBERT or WavLM; a ``states-*.ckpt`` of run_pretrain (ours or s3prl's distiller); or a
-            hub id. A local path wins over a hub id.
+            out), or that of a HuBERT or WavLM; a ``states-*.ckpt`` of run_pretrain (ours or s3prl's distiller); a
+            HuBERT or WavLM as fairseq, torchaudio, DPHuBERT, MaskHuBERT or DiariZen write it; or a hub id. A local path
+            wins over a hub id.
 
     Raises:
         UserError: nothing is there, it is not a student (said what it is), or its weights are damaged or not finite.

@@ -4,8 +4,8 @@ A draw takes the utterances of a test set with replacement (Efron 1979), the sam
 for all of them cancels in a difference (the paired bootstrap, Bisani and Ney 2004). It takes the seeds with replacement
 too, for each upstream by itself, since the same number begins other trainings there. The mean of three values that are
 drawn like this scatters too little, by the factor sqrt((n - 1) / n), so deviations between seeds are divided by it (Rao
-and Wu 1988). In a simulation with 3 seeds and 200 utterances, the interval of a difference held the truth in 95 % of the
-cases where seeds scatter by up to 6 points, and in 92 % where they scatter by 12: take five seeds then.
+and Wu 1988). In a simulation with 3 seeds and 200 utterances, the interval of a difference held the truth in 95 % of
+the cases where seeds scatter by up to 6 points, and in 92 % where they scatter by 12: take five seeds then.
 
 What is not modelled: utterances of one speaker are not independent, and the learning rate was chosen before.
 """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.pictures import COLOURS, literal, new_figure
-from s3prl_ekd.superb.tables import Cell, Column, Table
+from s3prl_ekd.superb.table import Cell, Column, Table
 from s3prl_ekd.tasks import TASKS
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import Any
 
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.weights.from_fairseq import read_converted, read_lightning, read_released
-from s3prl_ekd.weights.from_torchaudio import is_torchaudio, read_dphubert, read_weights_alone
+from s3prl_ekd.weights.from_torchaudio import read_dphubert, read_weights_alone
+from s3prl_ekd.weights.kinds import has_torchaudio_names
 from s3prl_ekd.weights.sizes import StoredEncoder
 
 # Entries that a checkpoint must have -> what reads it.
@@ -34,7 +35,7 @@ def read_encoder(states: Any, path: Path) -> StoredEncoder | None:
     if not isinstance(states, Mapping):
         return None
     try:
-        if is_torchaudio(states):
+        if has_torchaudio_names(states):
             return read_weights_alone(states, path)
         for entries, read in _READERS:
             if entries <= states.keys() and (found := read(states, path)) is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.files import read_yaml
-from s3prl_ekd.weights.kinds import upstream_of
+from s3prl_ekd.weights.kinds import ENCODER_OF_FAIRSEQ, upstream_of
 from s3prl_ekd.weights.names import HUBERT, HUBERT_LARGE, WAVLM, WAVLM_LARGE, recognize, to_transformers_keys
 from s3prl_ekd.weights.pickles import StandIn
 from s3prl_ekd.weights.sizes import CONV_LAYERS, NORMALIZED, StoredEncoder, conv_layers, sizes_of
@@ -83,7 +83,7 @@ def _read(
     states: Mapping[str, Any], state: Any, config: Mapping[str, Any], task: Mapping[str, Any] | None
 ) -> StoredEncoder | None:
     known = upstream_of(states)
-    if not isinstance(state, Mapping) or "encoder.layer_norm.weight" not in state:
+    if not isinstance(state, Mapping) or ENCODER_OF_FAIRSEQ not in state:
         return None
     if known is not None and known[1] not in _UPSTREAMS:
         return None

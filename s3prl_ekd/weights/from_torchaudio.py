@@ -15,11 +15,9 @@ from torch import Tensor
 
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.weights.folders import read_json
+from s3prl_ekd.weights.kinds import FINAL_NORM_OF_TORCHAUDIO, has_torchaudio_names
 from s3prl_ekd.weights.names import SCALE, TORCHAUDIO, to_transformers_keys
 from s3prl_ekd.weights.sizes import NORMALIZED, StoredEncoder, add_missing_blocks, sizes_of, strides_of
-
-_FINAL_NORM = "encoder.transformer.layer_norm.weight"
-"""Every encoder of torchaudio has it; what stands before it in a file's names is the encoder's own name there."""
 
 # torchaudio's arguments -> ours, where the words differ only.
 _SAME: dict[str, str] = {
@@ -37,14 +35,6 @@ _HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
 """Width -> attention heads, in every function of torchaudio that makes a published model."""
 
 
-def is_torchaudio(state: Any) -> bool:
-    """Whether these are names and tensors of torchaudio's, perhaps of a larger model with an encoder inside."""
-    if not isinstance(state, Mapping):
-        return False
-    named = any(str(name).endswith(_FINAL_NORM) for name in state)
-    return named and all(isinstance(value, Tensor) for value in state.values())
-
-
 def read_weights_alone(state: Mapping[str, Tensor], path: Path) -> StoredEncoder:
     """An encoder whose arguments stand in a JSON file beside it, if anywhere: ``model.json`` for ``model.pt``.
 
@@ -55,7 +45,7 @@ def read_weights_alone(state: Mapping[str, Tensor], path: Path) -> StoredEncoder
     try:
         return read_encoder(state, read_json(arguments) if arguments.is_file() else {})
     except _NotStatedError as error:
-        raise UserError(f"{error}; write it to {arguments}, as JSON") from error
+        raise UserError(f"{error}; write it as JSON to {arguments}") from error
 
 
 def read_dphubert(states: Mapping[str, Any], path: Path) -> StoredEncoder | None:
@@ -64,7 +54,7 @@ def read_dphubert(states: Mapping[str, Any], path: Path) -> StoredEncoder | None
     Raises:
         UserError: see :func:`read_encoder`.
     """
-    if not is_torchaudio(states["state_dict"]):
+    if not has_torchaudio_names(states["state_dict"]):
         return None
     stored = read_encoder(states["state_dict"], states["config"])
     heads = ("distill_linear_projs",) if states.get("distill_linear_projs") else ()
@@ -110,7 +100,9 @@ def read_encoder(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> S
 
 def _inner(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
     """The encoder's own weights under torchaudio's names, and the modules that are left out."""
-    prefix = next(name for name in state if name.endswith(_FINAL_NORM)).removesuffix(_FINAL_NORM)
+    prefix = next(name for name in state if name.endswith(FINAL_NORM_OF_TORCHAUDIO)).removesuffix(
+        FINAL_NORM_OF_TORCHAUDIO
+    )
     inner: dict[str, Tensor] = {}
     left_over: set[str] = set()
     for name, tensor in state.items():
@@ -151,7 +143,8 @@ def _head_dim(weights: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> in
     heads = arguments.get("encoder_num_heads", _HEADS.get(size))
     if not isinstance(heads, int) or heads < 1:
         raise _NotStatedError(
-            f"weights alone do not tell how wide an attention head is, encoder_head_dim ({size} is the model's width)"
+            f"weights alone do not tell how wide an attention head is (the model is {size} wide), such as"
+            ' {"encoder_head_dim": 64}'
         )
     return size // heads
 
@@ -172,11 +165,16 @@ def _kept_heads(
         return None
     if "encoder_remaining_heads" not in arguments:
         raise _NotStatedError(
-            "weights alone do not tell which attention heads of a pruned WavLM these are, encoder_remaining_heads"
+            "weights alone do not tell which attention heads each layer of a pruned WavLM has kept, such as"
+            ' {"encoder_remaining_heads": [[0, 2], [1]]}'
         )
     widths = (len(weights[_IN_ATTENTION.format(i, "q_proj.weight")]) for i in range(sizes["num_hidden_layers"]))
     stated = arguments["encoder_remaining_heads"]
-    return [list(heads) if width else [] for heads, width in zip(stated, widths, strict=True)]
+    kept = [list(heads) if width else [] for heads, width in zip(stated, widths, strict=True)]
+    total = weights[_IN_ATTENTION.format(0, "rel_attn_embed.weight")].shape[1]
+    if not all(head in range(total) for heads in kept for head in heads):
+        raise UserError(f"encoder_remaining_heads: {kept}, where the heads of a layer are 0 to {total - 1}")
+    return kept
 
 
 def _gates_of(weights: Mapping[str, Tensor], kept: Sequence[Sequence[int]]) -> dict[str, Tensor]:

@@ -9,7 +9,13 @@ from torch import Tensor
 
 CHECKPOINT_KEY = "EKD_Student"  # the Distiller's state dict in a checkpoint of s3prl's run_pretrain
 
-_FAIRSEQ = "a fairseq checkpoint (of a HuBERT or wav2vec 2.0, as a teacher: student: FILE)"
+_AS_TEACHER = "as a teacher: student: FILE"
+_FAIRSEQ = "a fairseq checkpoint of another model than a pretrained HuBERT or wav2vec 2.0"
+
+ENCODER_OF_FAIRSEQ = "encoder.layer_norm.weight"
+"""A weight of every pretrained model of the family in fairseq."""
+FINAL_NORM_OF_TORCHAUDIO = "encoder.transformer.layer_norm.weight"
+"""A weight of every encoder of torchaudio; what stands before it in a file's names is the encoder's own name there."""
 
 # Entries by which a checkpoint is recognised -> what it is, for the message; the first row that is found whole counts.
 _OTHER_KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -32,6 +38,14 @@ _S3PRL_CONVERTED = {
 _LIGHTHUBERT = ("hubert_pruner", "student_hubert")
 
 
+def has_torchaudio_names(state: Any) -> bool:
+    """Whether these are names and tensors of torchaudio's, perhaps of a larger model with an encoder inside."""
+    if not isinstance(state, Mapping):
+        return False
+    named = any(str(name).endswith(FINAL_NORM_OF_TORCHAUDIO) for name in state)
+    return named and all(isinstance(value, Tensor) for value in state.values())
+
+
 def kind_of(states: Any) -> str:
     """What an unusable checkpoint seems to be, in words."""
     if not isinstance(states, Mapping):
@@ -40,6 +54,10 @@ def kind_of(states: Any) -> str:
     if teacher is not None:
         name, upstream = teacher
         return f"{name} checkpoint (as a teacher: s3prl: {upstream}, ckpt: FILE)"
+    if has_torchaudio_names(states.get("state_dict", states)):
+        return f"a model with torchaudio's names ({_AS_TEACHER})"
+    if {"cfg", "args"} & states.keys() and ENCODER_OF_FAIRSEQ in (states.get("model") or ()):
+        return f"a HuBERT or wav2vec 2.0 of fairseq ({_AS_TEACHER})"
     for keys, kind in _OTHER_KINDS:
         if all(key in states for key in keys):
             return kind

@@ -21,6 +21,7 @@ KINDS = {
     "distilhubert": {},
     "hubert": {"feat_proj_layer_norm": True, "num_conv_pos_embeddings": 15},
     "hubert-large": LARGE,
+    "dphubert": {"feat_proj_layer_norm": True, "feature_scale": True},
     "wavlm": WAVLM,
     "wavlm-large": LARGE | WAVLM,
 }
@@ -34,6 +35,8 @@ def a_student(**settings):
     student = Student(StudentConfig(**TINY | settings)).eval()
     for parameter in student.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
+    if student.feature_projection.scale is not None:
+        student.feature_projection.scale.uniform_(0.3, 1.0)
     return student
 
 

@@ -25,11 +25,12 @@ from torch import Tensor
 from transformers import AutoModel
 
 from s3prl_ekd import load_student
-from s3prl_ekd.config.recipe import TeacherConfig
+from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
+from s3prl_ekd.distiller import build_student
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_compat import patches
 from s3prl_ekd.student.folder import save_student
-from s3prl_ekd.teachers import load_teacher
+from s3prl_ekd.teachers import load_teacher, load_teachers
 from s3prl_ekd.teachers.own_encoder import FastTeacher
 from s3prl_ekd.upstream import ekd_student
 
@@ -161,6 +162,15 @@ def test_saved_as_a_folder(tmp_path, name):
         model = AutoModel.from_pretrained(folder)
         output = model(WAVE[None], output_hidden_states=True)
         assert_close([*output.hidden_states[1:-1], output.last_hidden_state], expected[1:])
+
+
+@pytest.mark.parametrize("name", ["torchaudio", "fairseq", "DPHuBERT", "DPWavLM", "MaskHuBERT"])
+@torch.no_grad()
+def test_a_student_can_be_a_copy_of_it(tmp_path, name):
+    path, expected = FORMATS[name](tmp_path)
+    recipe = {"student": {"copy": "t"}, "teachers": [{"name": "t", "student": str(path), "layers": [1]}]}
+    config = DistillConfig.from_mapping(recipe)
+    assert_close(build_student(config, load_teachers(config)).eval()(WAVE[None]).hidden_states, expected)
 
 
 def test_a_teacher_that_is_no_student(tmp_path):

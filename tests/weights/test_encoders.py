@@ -138,7 +138,9 @@ def test_dpwavlm_and_diarizen(saved):
     assert (stored.sizes["num_buckets"], stored.sizes["max_bucket_distance"], stored.sizes["head_dim"]) == (32, 40, 6)
     path = saved({f"wavlm_model.{name}": tensor for name, tensor in states["state_dict"].items()}
                  | {"conformer.weight": torch.zeros(1), "classifier.bias": torch.zeros(2)})  # fmt: skip
-    with pytest.raises(UserError, match=r"encoder_remaining_heads; write it to .*model\.json, as JSON"):
+    with pytest.raises(
+        UserError, match=r"which attention heads .* write it as JSON, .*encoder_remaining_heads.* to .*model\.json"
+    ):
         stored_in(path)
     path.with_suffix(".json").write_text(json.dumps(states["config"]))
     inside = stored_in(path)
@@ -215,9 +217,15 @@ def test_a_wavlm_whose_first_layer_attends_no_more(saved):
     assert "all layers' position bias" in refusal(saved(states))
 
 
+def test_heads_that_a_wavlm_never_had(saved):
+    _, states = pruned_wavlm()
+    states["config"]["encoder_remaining_heads"] = [[0, 2, 4], [1], [0, 1, 2, 3]]
+    assert "the heads of a layer are 0 to 3" in refusal(saved(states))
+
+
 def test_weights_alone_that_do_not_tell_the_heads(saved):
     path = saved(of_torchaudio().state_dict())
-    assert f"write it to {path.with_suffix('.json')}" in refusal(path)
+    assert f'such as {{"encoder_head_dim": 64}}; write it as JSON to {path.with_suffix(".json")}' in refusal(path)
     path.with_suffix(".json").write_text("{")
     assert "not valid JSON" in refusal(path)
 
