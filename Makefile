@@ -42,7 +42,7 @@ bench: $(READY)
 
 # All that is measured, in over an hour.
 bench-all: bench
-	for one in profile_step bf16 growth startup loader mini_step; do \
+	for one in profile_step bf16 growth startup loader mini_step gates; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$one.py || exit 1; done
 	$(BIN)/python benchmarks/report.py
 

@@ -51,15 +51,17 @@ def shallow(config: StudentConfig, target: float) -> list[str]:
     as wide as fits; where one layer is too much already, with a quarter of the position convolution's taps."""
     for positions in (config.num_conv_pos_embeddings, config.num_conv_pos_embeddings // 4):
         for layers in range(1, 5):
-            sizes = {"num_hidden_layers": layers, "num_conv_pos_embeddings": positions}
-            widths = range(1, 4 * config.hidden_size + 1)
-            counts = [
-                parameters(replace(config, **sizes, intermediate_size=width)) for width in (widths[0], widths[-1])
-            ]
-            if counts[0] <= target <= counts[1] * 1.02:
-                each = (counts[1] - counts[0]) / (len(widths) - 1)
-                width = min(widths[-1], round((target - counts[0]) / each) + 1)
-                return [f"student.{key}={value}" for key, value in (sizes | {"intermediate_size": width}).items()]
+            sizes = replace(config, num_hidden_layers=layers, num_conv_pos_embeddings=positions)
+            widest = 4 * config.hidden_size
+            least, most = (parameters(replace(sizes, intermediate_size=width)) for width in (1, widest))
+            if least <= target <= most * 1.02:
+                width = min(widest, 1 + round((target - least) / (most - least) * (widest - 1)))
+                changed = {
+                    "num_hidden_layers": layers,
+                    "num_conv_pos_embeddings": positions,
+                    "intermediate_size": width,
+                }
+                return [f"student.{key}={value}" for key, value in changed.items()]
     raise SystemExit(f"no shallow student has {target:.0f} parameters")
 
 
@@ -101,7 +103,8 @@ def judged(student: Path, seed: int, out: Path, corpus: Path) -> dict[str, float
     folder = out / "results" / student.parent.name
     run(
         *("s3prl_ekd.cli", "superb", "--upstream", "ekd_student", "--ckpt", student),
-        *("--corpus", "mini", "--data", corpus, "--out", folder, "--split", "both", "--jobs", "1", "--threads", "1", "--seed", str(seed)),
+        *("--corpus", "mini", "--data", corpus, "--out", folder),
+        *("--split", "both", "--jobs", "1", "--threads", "1", "--seed", str(seed)),
         *("--tasks", ",".join(TASKS), "--label", student.parent.name),
         log=folder.with_suffix(".log"),
     )  # fmt: skip

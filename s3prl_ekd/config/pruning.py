@@ -57,7 +57,7 @@ class PruningConfig(Config):
     budget: BudgetConfig
     """The size to end with."""
     warmup_steps: Count = 5_000
-    """Steps in which the size that is asked for falls linearly from the unpruned student's to the budget."""
+    """Steps in which the size that is asked for falls linearly to the budget, from what the gates expect at first."""
     learning_rate: Annotated[float, Range(more_than=0, at_most=10)] = 0.02
     """Of the gates and of the Lagrangian's multipliers; constant."""
     initial_drop: Probability | None = None
