@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,8 @@ def states_of_torchaudio(model: Wav2Vec2Model, waveforms: Tensor) -> list[Tensor
     return [model.encoder.feature_projection(features), *layers, last]
 
 
-class _NoBlock(nn.Module):
-    """In the place of attention, or of a feed-forward block, that has been pruned."""
+class _NoAttention(nn.Module):
+    """In the place of attention that has been dropped."""
 
     embed_dim = 24
 
@@ -77,6 +77,8 @@ class _NoBlock(nn.Module):
 
 
 class _NoFeedForward(nn.Module):
+    """In the place of a feed-forward block that has been dropped."""
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
@@ -131,7 +133,7 @@ def pruned_hubert(
             attention.out_proj = cut(attention.out_proj, inputs=rows)
             attention.num_heads = len(heads)
         else:
-            layer.attention = _NoBlock()
+            layer.attention = _NoAttention()
         if units:
             feed_forward.intermediate_dense = cut(feed_forward.intermediate_dense, outputs=range(units))
             feed_forward.output_dense = cut(feed_forward.output_dense, inputs=range(units))
@@ -260,7 +262,3 @@ def masked_hubert(folder: Path, **settings: Any) -> tuple[nn.Module, Path]:
     torch.save({"pytorch-lightning_version": "1.9.0", "epoch": 3, "state_dict": state}, folder / "student.ckpt")
     (folder / "student.yaml").write_text(yaml.safe_dump({"distiller": sizes, "train": {"lr": 1.0e-3}}))
     return model, folder / "student.ckpt"
-
-
-def with_more(states: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    return {**states, **more}
