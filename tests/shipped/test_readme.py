@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import yaml
@@ -107,6 +108,15 @@ def test_targets_of_make_are_there():
 
 
 def test_the_recipe_is_valid():
-    (recipe,) = blocks("yaml")
+    (recipe,) = (block for block in blocks("yaml") if "teachers:" in block)
     config = DistillConfig.from_mapping(yaml.safe_load(recipe))
     assert len(config.teachers) == 3
+
+
+def test_the_grid_is_valid(tmp_path, monkeypatch, capsys):
+    """All its options are known; what is missing is the corpus, the first thing that is looked at."""
+    monkeypatch.chdir(tmp_path)
+    (grid,) = (block for block in blocks("yaml") if "grid.yaml" in block)
+    Path("grid.yaml").write_text(grid, encoding="utf-8")
+    assert cli.main(["superb", "--grid", "grid.yaml"]) == 2
+    assert "mini-corpus" in capsys.readouterr().err
