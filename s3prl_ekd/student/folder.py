@@ -154,10 +154,10 @@ def _preprocessor(config: StudentConfig) -> dict[str, Any]:
 
 def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
     if not (folder / "config.json").exists():
-        if any(folder.glob("states-*.ckpt")) or (folder / "checkpoints").is_dir():
+        if any(any(folder.glob(pattern)) for pattern in ("states-*.ckpt", "checkpoints", "*/checkpoints")):
             raise UserError(
                 f"{folder}: a run's folder, not a student's; name one of its checkpoints, or make a student of the last"
-                f" one: s3prl-ekd export-checkpoint {folder} STUDENT"
+                f" one: s3prl-ekd export {folder} STUDENT"
             )
         raise UserError(f"{folder}: no student folder, it has no config.json; name the folder that has it")
     raw = read_json(folder / "config.json")

@@ -332,7 +332,7 @@ def compile_blocks(*models: nn.Module) -> None:
     kinds = FeedForward | PredictionHead
     blocks = [module for model in models for module in model.modules() if isinstance(module, kinds)]
     # Layers of a pruned student differ in size, and each size is compiled by itself; torch would stop after eight.
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, len(blocks))
+    limits = torch._dynamo.config  # the name that torch 2.6 has, too
+    limits.cache_size_limit = max(limits.cache_size_limit, len(blocks))
     for block in blocks:
         block.compile(dynamic=True)
