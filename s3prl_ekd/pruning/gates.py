@@ -104,7 +104,8 @@ class Gates(nn.Module):
             return bool(count(self.sizes, counts_with(self.counts, self.groups, numbers)) <= self.budget.amount)
 
         probabilities = [probability.cpu() for probability in self.by_group(self.hard_concrete.probability())]
-        return choose(probabilities, [group.least for group in self.groups], affordable)
+        least, nested = [group.least for group in self.groups], [group.nested for group in self.groups]
+        return choose(probabilities, least, affordable, nested)
 
     def kept_counts(self) -> cost.Counts:
         """How much of everything the smaller student has."""

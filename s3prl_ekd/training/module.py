@@ -215,10 +215,13 @@ class DistillModule(LightningModule):
         of_gates = set() if gates is None else set(gates.parameters())
         weights = [parameter for parameter in self.parameters() if parameter not in of_gates]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.config.optimizer.clip_norm or math.inf)
+        skipped = ~torch.isfinite(norm)
         if gates is not None:
+            alphas = gates.hard_concrete.log_alpha.grad
+            assert alphas is not None, "each batch has one, or the step is empty"
+            skipped |= ~torch.isfinite(alphas).all()
             progress.pruning = add_penalty_gradient(gates, self.trainer.global_step)
             progress.pruning |= shares_left(gates) if self._is_logged else {}
-        skipped = ~torch.isfinite(norm)
         if optimizer.defaults["fused"]:
             # As a GradScaler tells a fused optimizer which step to skip; torch's types do not know the attribute.
             optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]

@@ -112,6 +112,12 @@ def test_each_group_keeps_as_many_as_its_gates_expect_where_that_is_the_budget()
     ]
 
 
+def test_nested_units_go_from_the_end_however_probabilities_are_rounded():
+    probabilities = [torch.tensor([0.9, 0.5, 0.5 + 2**-20, 0.4]), torch.tensor([0.1, 0.9])]
+    kept = choose(probabilities, [0, 0], lambda numbers: numbers[0] <= 2 and numbers[1] <= 1, [True, False])
+    assert [mask.tolist() for mask in kept] == [[True, True, False, False], [False, True]]
+
+
 def test_what_is_left_over_goes_to_units_that_are_small_enough():
     probabilities = [torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0.3, 0.2, 0.1, 0.0])]
     kept = choose(probabilities, [0, 0], lambda numbers: 10 * numbers[0] + numbers[1] <= 23)
