@@ -173,8 +173,8 @@ class RunConfig(DistillConfig):
             cost.allowance(pruning.budget.given, *self._student_size, pruning.units)
 
     @property
-    def _student_size(self) -> tuple[cost.Architecture, cost.Counts]:
-        return cost.Architecture.of(self.student), cost.Counts.of(self.student)
+    def _student_size(self) -> tuple[cost.FixedSizes, cost.UnitCounts]:
+        return cost.FixedSizes.of(self.student), cost.UnitCounts.of(self.student)
 
     @property
     def distill(self) -> DistillConfig:

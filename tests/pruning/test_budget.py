@@ -18,7 +18,7 @@ from s3prl_ekd.pruning.gates import Gates
 from s3prl_ekd.student.model import Student
 
 STUDENT = Student(StudentConfig(**TINY))
-SIZES, COUNTS = cost.Architecture.of(STUDENT.config), cost.Counts.of(STUDENT.config)
+SIZES, COUNTS = cost.FixedSizes.of(STUDENT.config), cost.UnitCounts.of(STUDENT.config)
 
 
 # ---- what can be reached
@@ -32,7 +32,7 @@ def test_a_budget_is_a_kind_of_cost_and_an_amount():
 
 
 def test_a_budget_out_of_reach_is_refused_with_the_least():
-    by_hand = cost.Counts(conv=[1] * 7, heads=[0] * 2, intermediate=[0] * 2, positions=[2])
+    by_hand = cost.UnitCounts(conv=[1] * 7, heads=[0] * 2, intermediate=[0] * 2, positions=[2])
     for kind, count in cost.COSTS.items():
         least = count(SIZES, by_hand)
         assert cost.allowance({kind: least}, SIZES, COUNTS, cost.UNITS) == (kind, least)

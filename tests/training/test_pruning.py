@@ -99,7 +99,7 @@ def twelve(tmp_path_factory):
 def test_what_is_logged(twelve):
     logged = {name: h.logged(twelve, f"pruning/{name}") for name in ("expected_parameters", "target_parameters")}
     targets = list(logged["target_parameters"].values())
-    full = cost.parameters(cost.Architecture.of(recipe(twelve).student), cost.Counts.of(recipe(twelve).student))
+    full = cost.parameters(cost.FixedSizes.of(recipe(twelve).student), cost.UnitCounts.of(recipe(twelve).student))
     assert targets[3:] == pytest.approx([0.6 * full] * 9)
     assert targets[0] == pytest.approx(logged["expected_parameters"][1])
     for name in ("lambda1", "lambda2", "left/conv", "left/heads", "left/intermediate", "left/positions"):
