@@ -208,10 +208,20 @@ def in_words(sizes: FixedSizes, counts: UnitCounts) -> str:
     return ", ".join(amount_in_words(kind, count(sizes, counts)) for kind, count in COSTS.items())
 
 
+def costs_of(config: Any) -> dict[str, float]:
+    """All of :data:`COSTS` of a StudentConfig, or of another configuration with its names."""
+    return {kind: count(FixedSizes.of(config), UnitCounts.of(config)) for kind, count in COSTS.items()}
+
+
 def amount_in_words(kind: str, amount: float) -> str:
     """So much of one cost, a key of :data:`COSTS`: ``23.5 M parameters``."""
+    return f"{short(amount)} {IN_WORDS[kind]}"
+
+
+def short(amount: float) -> str:
+    """``23.5 M``."""
     factor, letter = next((pair for pair in ((1e9, "G"), (1e6, "M")) if amount >= pair[0]), (1e3, "k"))
-    return f"{amount / factor:.4g} {letter} {IN_WORDS[kind]}"
+    return f"{amount / factor:.4g} {letter}"
 
 
 def _convolutions(sizes: FixedSizes, counts: UnitCounts) -> Iterable[tuple[Number, Number, int]]:
