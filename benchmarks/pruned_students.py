@@ -43,7 +43,7 @@ METHODS = {"pruned": "EKD, pruned copy of WavLM", "shallow": "EKD, shallow stude
 
 def parameters(config: StudentConfig) -> int:
     """By the package's table."""
-    return int(cost.parameters(cost.Architecture.of(config), cost.Counts.of(config)))
+    return int(cost.parameters(cost.FixedSizes.of(config), cost.UnitCounts.of(config)))
 
 
 def shallow(config: StudentConfig, target: float) -> list[str]:
@@ -136,7 +136,7 @@ def main() -> None:
         def one(unit: tuple[str, float, int]) -> dict[str, Any]:
             student = distilled(*unit, out, full, cuts)
             config = load_student(student).config
-            sizes, counts = cost.Architecture.of(config), cost.Counts.of(config)
+            sizes, counts = cost.FixedSizes.of(config), cost.UnitCounts.of(config)
             row = {"method": unit[0], "share": unit[1], "seed": unit[2]}
             row |= {kind: int(count(sizes, counts)) for kind, count in cost.COSTS.items()}
             row["metrics"] = judged(student, unit[2], out, corpus)

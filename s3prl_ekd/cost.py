@@ -1,7 +1,7 @@
 """What an encoder of the HuBERT family costs: parameters, and multiply-adds per second of audio.
 
-One table of formulas over the sizes that pruning changes (:class:`Counts`). They are sums of products, so they hold for
-expected counts, scalar tensors that carry a gradient, as they do for whole numbers; nothing here imports torch.
+One table of formulas over the sizes that pruning changes (:class:`UnitCounts`). They are sums of products, so they hold
+for expected counts, scalar tensors that carry a gradient, as they do for whole numbers; nothing here imports torch.
 
 Multiply-adds are those of matrix products and convolutions, the position convolution as the direct convolution that it
 stands for; norms, activations, softmax and additions are not counted, nor are prediction heads. It is what
@@ -27,11 +27,11 @@ SECONDS = 10.0
 """Length of the utterances that multiply-adds are counted in."""
 
 UNITS = ("conv", "heads", "intermediate", "positions")
-"""What can be pruned: the fields of :class:`Counts`."""
+"""What can be pruned: the fields of :class:`UnitCounts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts:
+class UnitCounts:
     """How much there is of what pruning can take away, or is expected to be.
 
     Attributes:
@@ -52,12 +52,12 @@ class Counts:
         layers = config.num_hidden_layers
         return cls(
             conv=tuple(config.conv_dim),
-            heads=_per_layer(config.num_attention_heads, layers),
-            intermediate=_per_layer(config.intermediate_size, layers),
+            heads=per_layer(config.num_attention_heads, layers),
+            intermediate=per_layer(config.intermediate_size, layers),
             positions=(config.num_conv_pos_embeddings,),
         )
 
-    def least(self, units: Iterable[str]) -> Counts:
+    def least(self, units: Iterable[str]) -> UnitCounts:
         """What is left if all goes that may go of ``units``: one channel of each convolution, no head, no inner unit,
         the innermost taps of the position convolution (one if its width is odd, else two)."""
         smallest = {
@@ -70,7 +70,7 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Architecture:
+class FixedSizes:
     """What the formulas need beside the counts: the sizes and variants that pruning leaves as they are.
 
     Attributes:
@@ -115,7 +115,7 @@ class Architecture:
         )
 
 
-def parameters(sizes: Architecture, counts: Counts) -> Number:
+def parameters(sizes: FixedSizes, counts: UnitCounts) -> Number:
     """How many parameters, biases, norms and the position convolution's gains included."""
     size, width = sizes.hidden_size, sizes.head_dim
     total: Number = 0
@@ -134,7 +134,7 @@ def parameters(sizes: Architecture, counts: Counts) -> Number:
     return total
 
 
-def multiply_adds(sizes: Architecture, counts: Counts, seconds: float = SECONDS) -> Number:
+def multiply_adds(sizes: FixedSizes, counts: UnitCounts, seconds: float = SECONDS) -> Number:
     """How many per second of audio, in utterances of so many seconds.
 
     Raises:
@@ -157,7 +157,7 @@ def multiply_adds(sizes: Architecture, counts: Counts, seconds: float = SECONDS)
     return total / seconds
 
 
-COSTS: Mapping[str, Callable[[Architecture, Counts], Number]] = {
+COSTS: Mapping[str, Callable[[FixedSizes, UnitCounts], Number]] = {
     "parameters": parameters,
     "multiply_adds": multiply_adds,
 }
@@ -168,7 +168,7 @@ IN_WORDS: Mapping[str, str] = {"parameters": "parameters", "multiply_adds": "mul
 
 
 def allowance(
-    budget: Mapping[str, float], sizes: Architecture, counts: Counts, units: Sequence[str]
+    budget: Mapping[str, float], sizes: FixedSizes, counts: UnitCounts, units: Sequence[str]
 ) -> tuple[str, float]:
     """Which cost a budget means, and how much of it: a key of :data:`COSTS` and a number.
 
@@ -203,21 +203,32 @@ def allowance(
     return kind, amount
 
 
-def in_words(sizes: Architecture, counts: Counts) -> str:
+def in_words(sizes: FixedSizes, counts: UnitCounts) -> str:
     """All costs: ``23.5 M parameters, 7.8 G multiply-adds a second``."""
     return ", ".join(amount_in_words(kind, count(sizes, counts)) for kind, count in COSTS.items())
 
 
+def costs_of(config: Any) -> dict[str, float]:
+    """All of :data:`COSTS` of a StudentConfig, or of another configuration with its names."""
+    return {kind: count(FixedSizes.of(config), UnitCounts.of(config)) for kind, count in COSTS.items()}
+
+
 def amount_in_words(kind: str, amount: float) -> str:
     """So much of one cost, a key of :data:`COSTS`: ``23.5 M parameters``."""
+    return f"{short(amount)} {IN_WORDS[kind]}"
+
+
+def short(amount: float) -> str:
+    """``23.5 M``."""
     factor, letter = next((pair for pair in ((1e9, "G"), (1e6, "M")) if amount >= pair[0]), (1e3, "k"))
-    return f"{amount / factor:.4g} {letter} {IN_WORDS[kind]}"
+    return f"{amount / factor:.4g} {letter}"
 
 
-def _convolutions(sizes: Architecture, counts: Counts) -> Iterable[tuple[Number, Number, int]]:
+def _convolutions(sizes: FixedSizes, counts: UnitCounts) -> Iterable[tuple[Number, Number, int]]:
     """Input channels, output channels and kernel width of each."""
     return zip((1, *counts.conv[:-1]), counts.conv, sizes.conv_kernel, strict=True)
 
 
-def _per_layer(value: int | Sequence[int], layers: int) -> tuple[int, ...]:
+def per_layer(value: int | Sequence[int], layers: int) -> tuple[int, ...]:
+    """What a setting says of each layer: one number for all, or one for each."""
     return (value,) * layers if isinstance(value, int) else tuple(value)

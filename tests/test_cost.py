@@ -40,7 +40,7 @@ VARIANTS = [
 
 
 def costs_of(config):
-    return cost.Architecture.of(config), cost.Counts.of(config)
+    return cost.FixedSizes.of(config), cost.UnitCounts.of(config)
 
 
 def parameters_of(model):
@@ -128,7 +128,7 @@ def test_formulas_hold_for_expected_counts(kind, variant):
 
 
 def test_least_counts_of_some_units():
-    counts = cost.Counts.of(EncoderConfig(**SIZES))
+    counts = cost.UnitCounts.of(EncoderConfig(**SIZES))
     assert counts.least([]) == counts
     least = counts.least(cost.UNITS)
     assert (list(least.conv), list(least.heads), list(least.intermediate)) == ([1] * 7, [0] * 2, [0] * 2)

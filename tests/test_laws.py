@@ -118,7 +118,7 @@ def test_a_student_shrinks_to_what_it_is_with_its_gates(mapping, units, share, s
     """In any sizes, whatever the gates, and never to more than the budget."""
     torch.manual_seed(seed)
     student = Student(StudentConfig.from_mapping(mapping)).double().eval()
-    sizes, counts = cost.Architecture.of(student.config), cost.Counts.of(student.config)
+    sizes, counts = cost.FixedSizes.of(student.config), cost.UnitCounts.of(student.config)
     full, least = cost.parameters(sizes, counts), cost.parameters(sizes, counts.least(units))
     assume(least < full)
     gates = Gates(student, sorted(units), {"parameters": least + share * (full - least)}).eval()

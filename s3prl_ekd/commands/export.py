@@ -49,14 +49,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _source(where: str) -> str:
-    """The student itself, or of a run's folder (of either road) the furthest readable checkpoint, of its last stage."""
+    """The student itself, or what a run's folder (of either road) has that is furthest: the newest readable checkpoint
+    of a stage, or the student that an earlier stage has ended with."""
     folder = Path(where).expanduser()
     if not folder.is_dir() or (folder / "config.json").is_file():
         return where
     from s3prl_ekd.training.checkpoints import newest_readable
     from s3prl_ekd.training.run_folder import stage_folders
 
-    for stage in reversed(stage_folders(folder)):
+    *earlier, last = stage_folders(folder)
+    for stage in (last, *reversed(earlier)):
+        if stage is not last and (stage / "student" / "config.json").is_file():
+            return str(stage / "student")
         found = newest_readable(stage / "checkpoints")
         if found is not None:
             return str(found[0])

@@ -13,6 +13,7 @@ from typing import Any
 
 from s3prl_ekd import s3prl_hub
 from s3prl_ekd.command_line import SEEDS, OptionsFile, Repeated, whole_number
+from s3prl_ekd.cost import costs_of
 from s3prl_ekd.devices import check_device
 from s3prl_ekd.errors import UserError, nearest, shorten
 from s3prl_ekd.files import parse_yaml, write_yaml
@@ -187,8 +188,8 @@ def run(args: argparse.Namespace) -> int:
         upstreams = [_upstream(one) for one in said]
         _check_baseline(args.baseline, upstreams)
         evaluations = units(base, upstreams, rates, _all_seeds(args))
-    for upstream, ckpt in dict.fromkeys((one.upstream, one.ckpt) for one in evaluations):
-        _check_weights(upstream, ckpt)
+    judged = dict.fromkeys((one.upstream, one.ckpt) for one in evaluations)
+    costs = {(upstream, ckpt): _check_weights(upstream, ckpt) for upstream, ckpt in judged}
     cluster = _cluster(args)
     elsewhere = cluster.at_work if cluster else frozenset()
     jobs = [job for one in evaluations for job in one.jobs(prefix=_prefix(one, base), elsewhere=elsewhere)]
@@ -204,7 +205,8 @@ def run(args: argparse.Namespace) -> int:
     finished = [one for one in evaluations if one.finished]
     if not finished:
         return status
-    rows = write_summary(base.out / "summary.json", [row for one in finished for row in one.rows()])
+    found = [row.of_cost(costs[one.upstream, one.ckpt]) for one in finished for row in one.rows()]
+    rows = write_summary(base.out / "summary.json", found)
     if several:
         rows = _with_outcomes(rows)
     made = tables(rows, intervals=several, baseline=args.baseline)
@@ -366,8 +368,9 @@ def _where(said: Mapping[str, str]) -> str | None:
     return str(path.resolve()) if path.exists() else ckpt
 
 
-def _check_weights(upstream: str, ckpt: str | None) -> None:
-    """Open the weights once here, or see that they are there: each process would say the same much later.
+def _check_weights(upstream: str, ckpt: str | None) -> dict[str, float]:
+    """Open the weights once here, or see that they are there: each process would say the same much later. Returns what
+    a student costs, by the keys of :data:`s3prl_ekd.cost.COSTS`.
 
     Raises:
         UserError: they are no weights of this upstream.
@@ -376,11 +379,11 @@ def _check_weights(upstream: str, ckpt: str | None) -> None:
         from s3prl_ekd import upstream as ours
 
         try:
-            getattr(ours, upstream)(ckpt)
+            return costs_of(getattr(ours, upstream)(ckpt).student.config)
         except UserError as error:
             raise UserError(f"--ckpt {error}" if ckpt else str(error)) from error
-    else:
-        check_file(upstream, ckpt, options=("--upstream", "--ckpt"))
+    check_file(upstream, ckpt, options=("--upstream", "--ckpt"))
+    return {}
 
 
 def _tasks(text: str) -> tuple[str, ...]:

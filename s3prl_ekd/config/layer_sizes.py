@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Protocol
 
 from s3prl_ekd.config.base import Range, Size, require
+from s3prl_ekd.cost import per_layer
 
 Amount = Annotated[int, Range(at_least=0, at_most=16_384)]
 PerLayer = Size | tuple[Amount, ...]
@@ -32,18 +33,14 @@ class LayerSizes(Protocol):
     def remaining_heads(self) -> tuple[tuple[int, ...], ...] | None: ...
 
 
-def _each(value: PerLayer, layers: int) -> tuple[int, ...]:
-    return (value,) * layers if isinstance(value, int) else value
-
-
 def layer_heads(config: LayerSizes) -> tuple[int, ...]:
     """Attention heads of each layer."""
-    return _each(config.num_attention_heads, config.num_hidden_layers)
+    return per_layer(config.num_attention_heads, config.num_hidden_layers)
 
 
 def layer_intermediate_sizes(config: LayerSizes) -> tuple[int, ...]:
     """Inner units of each layer's feed-forward block."""
-    return _each(config.intermediate_size, config.num_hidden_layers)
+    return per_layer(config.intermediate_size, config.num_hidden_layers)
 
 
 def head_size(config: LayerSizes) -> int:

@@ -9,14 +9,17 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from s3prl_ekd.config.base import Config, Count, OneOf, Probability, Range, require
+from s3prl_ekd.config.base import Config, Count, OneOf, Range, require
 from s3prl_ekd.cost import UNITS
+
+_TAKEN = ("student", "checkpoints", "logs")
+"""Folders that a run has beside those of its stages; some disks do not tell upper case from lower."""
 
 
 class _FolderName:
     def problem(self, value: str) -> str | None:
         """See :class:`s3prl_ekd.config.base.Rule`."""
-        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", value) and value not in ("student", "checkpoints", "logs"):
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", value) and value.lower() not in _TAKEN:
             return None
         return f"{value[:60]!r} cannot be a folder of the run; give a short name of letters and digits"
 
@@ -60,9 +63,9 @@ class PruningConfig(Config):
     """Steps in which the size that is asked for falls linearly to the budget, from what the gates expect at first."""
     learning_rate: Annotated[float, Range(more_than=0, at_most=10)] = 0.02
     """Of the gates and of the Lagrangian's multipliers; constant."""
-    initial_drop: Probability | None = None
-    """About the share of the units that the gates drop before training; null: DPHuBERT's, 0.5 for ``intermediate`` and
-    0.01 for the others."""
+    initial_drop: Annotated[float, Range(at_least=1e-4, at_most=0.9999)] | None = None
+    """Where a gate's parameter starts, r: near logit(1 - r). More gates are open than that says: of r = 0.5 a share of
+    0.168 is 0. Null: DPHuBERT's, 0.5 for ``intermediate`` and 0.01 for the others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

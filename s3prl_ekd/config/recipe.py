@@ -203,7 +203,7 @@ class StudentConfig(Config):
     @property
     def parameters(self) -> int:
         """How many parameters the student has, prediction heads excluded."""
-        return int(cost.parameters(cost.Architecture.of(self), cost.Counts.of(self)))
+        return int(cost.parameters(cost.FixedSizes.of(self), cost.UnitCounts.of(self)))
 
 
 _OF_A_COPY = frozenset(

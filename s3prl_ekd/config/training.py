@@ -150,7 +150,10 @@ class RunConfig(DistillConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         names = [stage.name for stage in self.stages]
-        require(len(set(names)) == len(names), f"stages: names must be unique, found {', '.join(names)}")
+        require(
+            len({name.lower() for name in names}) == len(names),
+            f"stages: names must be unique, upper case or lower, since they are folders; found {', '.join(names)}",
+        )
         if self.pruning is not None:
             self._check_pruning(self.pruning)
         require(
@@ -170,8 +173,8 @@ class RunConfig(DistillConfig):
             cost.allowance(pruning.budget.given, *self._student_size, pruning.units)
 
     @property
-    def _student_size(self) -> tuple[cost.Architecture, cost.Counts]:
-        return cost.Architecture.of(self.student), cost.Counts.of(self.student)
+    def _student_size(self) -> tuple[cost.FixedSizes, cost.UnitCounts]:
+        return cost.FixedSizes.of(self.student), cost.UnitCounts.of(self.student)
 
     @property
     def distill(self) -> DistillConfig:

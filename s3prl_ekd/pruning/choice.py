@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 def choose(
-    probabilities: Sequence[Tensor], least: Sequence[int], affordable: Callable[[Sequence[int]], bool]
+    probabilities: Sequence[Tensor],
+    least: Sequence[int],
+    affordable: Callable[[Sequence[int]], bool],
+    nested: Sequence[bool] | None = None,
 ) -> list[Tensor]:
     """The most probable units of each group, in all as many as can be had.
 
@@ -24,11 +27,16 @@ def choose(
         probabilities: of each group's gates to be open, (n,).
         least: so many of each group stay in any case.
         affordable: whether these numbers of units, one for each group, can be had; no more if any is larger.
+        nested: of each group whether a unit can stay only with all before it, whatever rounding has made of their
+            probabilities; None: of no group.
 
     Returns:
         Of each group (n,) bool, True at what stays.
     """
-    orders = [torch.argsort(group, descending=True, stable=True) for group in probabilities]
+    orders = [
+        torch.arange(len(group)) if in_order else torch.argsort(group, descending=True, stable=True)
+        for group, in_order in zip(probabilities, nested or [False] * len(probabilities), strict=True)
+    ]
     scores = [_scores(group, first) for group, first in zip(probabilities, least, strict=True)]
     sizes = torch.tensor([len(group) for group in probabilities])
     best_first = torch.argsort(torch.cat(scores), descending=True, stable=True)

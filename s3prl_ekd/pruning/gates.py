@@ -54,7 +54,7 @@ class Gates(nn.Module):
             UserError: unknown units, or a budget that they cannot reach.
         """
         super().__init__()
-        self.sizes, self.counts = cost.Architecture.of(student.config), cost.Counts.of(student.config)
+        self.sizes, self.counts = cost.FixedSizes.of(student.config), cost.UnitCounts.of(student.config)
         kind, amount = cost.allowance(budget, self.sizes, self.counts, units)
         self.groups = tuple(groups(units, self.sizes, self.counts))
         rates = [torch.full((group.size,), group.initial_rate(drop_rate)) for group in self.groups]
@@ -70,7 +70,7 @@ class Gates(nn.Module):
 
     # ---- what is left
 
-    def expected_counts(self) -> cost.Counts:
+    def expected_counts(self) -> cost.UnitCounts:
         """How much of everything has an open gate on average; scalar tensors where there are gates."""
         probabilities = self.by_group(self.hard_concrete.probability())
         return counts_with(self.counts, self.groups, [probability.sum() for probability in probabilities])
@@ -104,9 +104,10 @@ class Gates(nn.Module):
             return bool(count(self.sizes, counts_with(self.counts, self.groups, numbers)) <= self.budget.amount)
 
         probabilities = [probability.cpu() for probability in self.by_group(self.hard_concrete.probability())]
-        return choose(probabilities, [group.least for group in self.groups], affordable)
+        least, nested = [group.least for group in self.groups], [group.nested for group in self.groups]
+        return choose(probabilities, least, affordable, nested)
 
-    def kept_counts(self) -> cost.Counts:
+    def kept_counts(self) -> cost.UnitCounts:
         """How much of everything the smaller student has."""
         return counts_with(self.counts, self.groups, [int(kept.sum()) for kept in self.kept()])
 

@@ -27,7 +27,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from s3prl_ekd.cost import Architecture, Counts, Number
+from s3prl_ekd.cost import FixedSizes, Number, UnitCounts
 
 State = MutableMapping[str, Tensor]
 
@@ -54,7 +54,7 @@ class Group(ABC):
 
     @classmethod
     @abstractmethod
-    def all(cls, sizes: Architecture, counts: Counts) -> list[Self]:
+    def all(cls, sizes: FixedSizes, counts: UnitCounts) -> list[Self]:
         """The groups of a student, layer by layer."""
 
     @property
@@ -71,7 +71,7 @@ class Group(ABC):
         """Take the units away that are not ``kept`` (size,)."""
 
     def count(self, open_gates: Number) -> Number:
-        """What :class:`~s3prl_ekd.cost.Counts` says of the layer where so many gates are open."""
+        """What :class:`~s3prl_ekd.cost.UnitCounts` says of the layer where so many gates are open."""
         return open_gates
 
     def initial_rate(self, drop_rate: float | None) -> float:
@@ -94,7 +94,7 @@ class ConvChannels(Group):
     least = 1
 
     @classmethod
-    def all(cls, sizes: Architecture, counts: Counts) -> list[Self]:
+    def all(cls, sizes: FixedSizes, counts: UnitCounts) -> list[Self]:
         last = len(counts.conv) - 1
         return [cls(layer, size, layer == last) for layer, size in enumerate(counts.conv)]
 
@@ -134,7 +134,7 @@ class Heads(Group):
     unit = "heads"
 
     @classmethod
-    def all(cls, sizes: Architecture, counts: Counts) -> list[Self]:
+    def all(cls, sizes: FixedSizes, counts: UnitCounts) -> list[Self]:
         return [cls(layer, size, sizes.head_dim) for layer, size in enumerate(counts.heads)]
 
     @property
@@ -164,7 +164,7 @@ class InnerUnits(Group):
     drop_rate = 0.5
 
     @classmethod
-    def all(cls, sizes: Architecture, counts: Counts) -> list[Self]:
+    def all(cls, sizes: FixedSizes, counts: UnitCounts) -> list[Self]:
         return [cls(layer, size) for layer, size in enumerate(counts.intermediate)]
 
     @property
@@ -197,7 +197,7 @@ class PositionTaps(Group):
     nested = True
 
     @classmethod
-    def all(cls, sizes: Architecture, counts: Counts) -> list[Self]:
+    def all(cls, sizes: FixedSizes, counts: UnitCounts) -> list[Self]:
         (taps,) = counts.positions
         middle = 2 - taps % 2
         return [cls(0, (taps - middle) // 2, middle)]
@@ -239,12 +239,12 @@ KINDS: Mapping[str, type[Group]] = {kind.unit: kind for kind in (ConvChannels, H
 """By their names in a recipe."""
 
 
-def groups(units: Sequence[str], sizes: Architecture, counts: Counts) -> list[Group]:
+def groups(units: Sequence[str], sizes: FixedSizes, counts: UnitCounts) -> list[Group]:
     """All groups of these units."""
     return [group for unit in units for group in KINDS[unit].all(sizes, counts)]
 
 
-def counts_with(counts: Counts, groups: Sequence[Group], open_gates: Sequence[Number]) -> Counts:
+def counts_with(counts: UnitCounts, groups: Sequence[Group], open_gates: Sequence[Number]) -> UnitCounts:
     """What a student of ``counts`` has if of each group so many gates are open."""
     left: dict[str, list[Number]] = {}
     for group, number in zip(groups, open_gates, strict=True):

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from s3prl_ekd import cost
 from s3prl_ekd.config.layer_sizes import layer_heads, layer_intermediate_sizes
 from s3prl_ekd.config.recipe import PREDICTION_HEADS, DistillConfig, StudentConfig, slot_name
 from s3prl_ekd.errors import UserError
@@ -154,10 +155,10 @@ def _preprocessor(config: StudentConfig) -> dict[str, Any]:
 
 def _read_folder(folder: Path) -> tuple[Student, PredictionHeads | None]:
     if not (folder / "config.json").exists():
-        if any(folder.glob("states-*.ckpt")) or (folder / "checkpoints").is_dir():
+        if any(any(folder.glob(pattern)) for pattern in ("states-*.ckpt", "checkpoints", "*/checkpoints")):
             raise UserError(
                 f"{folder}: a run's folder, not a student's; name one of its checkpoints, or make a student of the last"
-                f" one: s3prl-ekd export-checkpoint {folder} STUDENT"
+                f" one: s3prl-ekd export {folder} STUDENT"
             )
         raise UserError(f"{folder}: no student folder, it has no config.json; name the folder that has it")
     raw = read_json(folder / "config.json")
@@ -306,7 +307,6 @@ def _download(name: str) -> Path:
 
 def _model_card(student: Student, recipe: DistillConfig | None) -> str:
     config = student.config
-    parameters = sum(parameter.numel() for parameter in student.parameters())
     lines = [
         "---",
         "library_name: s3prl_ekd",
@@ -314,8 +314,9 @@ def _model_card(student: Student, recipe: DistillConfig | None) -> str:
         "---",
         "# A speech student",
         "",
-        f"{parameters / 1e6:.1f} M parameters, {config.num_hidden_layers} transformer layers of width"
-        f" {config.hidden_size}, a frame every 20 ms of 16 kHz audio.",
+        f"{cost.in_words(cost.FixedSizes.of(config), cost.UnitCounts.of(config))};"
+        f" {config.num_hidden_layers} transformer layers of width {config.hidden_size}, a frame every 20 ms of 16 kHz"
+        " audio.",
         "",
     ]
     if not is_stock(config):

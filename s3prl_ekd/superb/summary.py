@@ -6,11 +6,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from s3prl_ekd.cost import COSTS
 from s3prl_ekd.errors import UserError, one_line
 from s3prl_ekd.files import write_json
 from s3prl_ekd.tasks import TASKS
@@ -69,6 +70,10 @@ class Row:
     """Whether several learning rates were to be tried: then the tables show the best one on the development set."""
     outcomes: tuple[str, ...] = field(default=(), repr=False)
     """Files of what became of each utterance, one per fold; empty: unknown. On disk relative to the summary."""
+    parameters: float | None = None
+    """Of the student that was judged, prediction heads excluded; None: unknown, or no student."""
+    multiply_adds: float | None = None
+    """Likewise, for a second of audio."""
     settings: Mapping[str, Any] | None = field(default=None, repr=False)
     """What else the score depends on: mappings ``downstream``, the configuration of the training, and ``data``, what it
     and the test read, beside what an evaluation has for all tasks, such as ``fine_tune``. None: unknown."""
@@ -99,6 +104,16 @@ class Row:
         weights, so that a copy is the same, or else by its name."""
         plain = {name: value for name, value in (self.settings or {}).items() if not isinstance(value, Mapping)}
         return {"upstream": self.upstream, "ckpt": self.weights or self.ckpt, **plain}
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What the student costs, by the keys of :data:`s3prl_ekd.cost.COSTS`; empty where that is unknown."""
+        found = {kind: getattr(self, kind) for kind in COSTS}
+        return {kind: amount for kind, amount in found.items() if amount is not None}
+
+    def of_cost(self, costs: Mapping[str, float]) -> Row:
+        """The same of a student that costs so much, by the keys of :data:`s3prl_ekd.cost.COSTS`."""
+        return replace(self, parameters=costs.get("parameters"), multiply_adds=costs.get("multiply_adds"))
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from s3prl_ekd.cost import IN_WORDS, short
 from s3prl_ekd.tasks import TASKS
 
 BY_TASK = {"steps": "steps", "seeds": "seeds", "rates": "learning rate"}
@@ -91,6 +92,8 @@ class Line:
     """Task -> seeds of the downstream training, and how many, such as ``1, 2 (n=2)``."""
     rates: Mapping[str, str]
     """Task -> the learning rate, where it was chosen among several on the development set."""
+    costs: Mapping[str, float] = field(default_factory=dict)
+    """What the student costs, by the keys of :data:`s3prl_ekd.cost.COSTS`; empty where that is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +126,15 @@ class Table:
         return named
 
     def rows(self) -> list[list[str]]:
-        """Heading, chance and lines as text. Settings, steps and seeds have a column if lines differ in them."""
+        """Heading, chance and lines as text. Settings, steps and seeds have a column if lines differ in them, what
+        students cost if that of one is known."""
         columns = [["", "chance", *(line.label for line in self.lines)]]
         if len({line.settings for line in self.lines}) > 1:
             columns.append(["settings", "", *(line.settings for line in self.lines)])
+        for kind, heading in IN_WORDS.items():
+            amounts = [line.costs.get(kind) for line in self.lines]
+            if any(amounts):
+                columns.append([heading, "", *("-" if amount is None else short(amount) for amount in amounts)])
         for name, heading in BY_TASK.items():
             values = [getattr(line, name) for line in self.lines]
             if shared(values) is None:

@@ -71,6 +71,7 @@ def _table(corpus: str, split: str, every_row: Sequence[Row]) -> tuple[Table, li
             steps={task: str(runs.rows[0].steps) for task, runs in tasks.items()},
             seeds={task: runs.seeds for task, runs in tasks.items()},
             rates={task: f"{rate_of(runs.rows[0]):g}" for task, runs in tasks.items() if runs.rows[0].searched},
+            costs=next((row.costs for runs in tasks.values() for row in runs.rows if row.costs), {}),
         )
         for label, tasks in found
     )

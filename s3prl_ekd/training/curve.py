@@ -30,14 +30,19 @@ def plot(runs: Sequence[Path], path: Path) -> None:
     Raises:
         UserError: there is no log, matplotlib is not installed, or such a file cannot be written.
     """
-    parts = [part for run in runs for part in begun(run)]
-    series, begins = joined([read_log(part) for part in parts])
-    save(draw(series, dict(zip(begins, [part.name for part in parts], strict=True)) if len(parts) > 1 else {}), path)
+    parts = [part for run in runs for part in logs_of_stages(run)]
+    series, begins = joined([log for _, log in parts])
+    save(draw(series, dict(zip(begins, [name for name, _ in parts], strict=True)) if len(parts) > 1 else {}), path)
 
 
-def begun(run: Path) -> list[Path]:
-    """The folders of a run's stages that have logged something, in their order; of a run without stages, its own."""
-    return [folder for folder in stage_folders(run) if (folder / "logs").is_dir()] or [run]
+def logs_of_stages(run: Path) -> list[tuple[str, Series]]:
+    """(folder's name, log) of the stages that have logged a step, in their order; a run without stages is one.
+
+    Raises:
+        UserError: there is no log, or one cannot be read.
+    """
+    found = [(folder.name, log) for folder in stage_folders(run) if (log := _read(folder))]
+    return found or [(run.name, read_log(run))]
 
 
 def joined(logs: Sequence[Series]) -> tuple[Series, list[int]]:
@@ -59,6 +64,17 @@ def read_log(run: Path) -> Series:
     Raises:
         UserError: there is no log, or it cannot be read.
     """
+    found = _read(run)
+    if not found:
+        raise UserError(
+            f"{run}: no log there (logs/csv/*/metrics.csv, events.out.tfevents.*); name the output folder of a run of"
+            " s3prl-ekd distill or run_pretrain that has logged a step"
+        )
+    return found
+
+
+def _read(run: Path) -> Series:
+    """As :func:`read_log`, but empty where nothing is logged."""
     found: dict[str, dict[int, float]] = {}
     for pattern, read in (("logs/csv/from-step-*/metrics.csv", _of_distill), ("events.out.tfevents.*", _of_pretrain)):
         for path in sorted(run.glob(pattern)):
@@ -67,11 +83,6 @@ def read_log(run: Path) -> Series:
                     found.setdefault(name, {})[step] = value
             except (ValueError, KeyError, TypeError, csv.Error) as error:
                 raise UserError(f"{path}: is damaged ({one_line(error)}); delete it to go without") from error
-    if not found:
-        raise UserError(
-            f"{run}: no log there (logs/csv/*/metrics.csv, events.out.tfevents.*); name the output folder of a run of"
-            " s3prl-ekd distill or run_pretrain that has logged a step"
-        )
     return {name: sorted(values.items()) for name, values in found.items()}
 
 

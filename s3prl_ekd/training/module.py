@@ -215,10 +215,13 @@ class DistillModule(LightningModule):
         of_gates = set() if gates is None else set(gates.parameters())
         weights = [parameter for parameter in self.parameters() if parameter not in of_gates]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.config.optimizer.clip_norm or math.inf)
+        skipped = ~torch.isfinite(norm)
         if gates is not None:
+            alphas = gates.hard_concrete.log_alpha.grad
+            assert alphas is not None, "each batch has one, or the step is empty"
+            skipped |= ~torch.isfinite(alphas).all()
             progress.pruning = add_penalty_gradient(gates, self.trainer.global_step)
             progress.pruning |= shares_left(gates) if self._is_logged else {}
-        skipped = ~torch.isfinite(norm)
         if optimizer.defaults["fused"]:
             # As a GradScaler tells a fused optimizer which step to skip; torch's types do not know the attribute.
             optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
@@ -332,7 +335,7 @@ def compile_blocks(*models: nn.Module) -> None:
     kinds = FeedForward | PredictionHead
     blocks = [module for model in models for module in model.modules() if isinstance(module, kinds)]
     # Layers of a pruned student differ in size, and each size is compiled by itself; torch would stop after eight.
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, len(blocks))
+    limits = torch._dynamo.config  # the name that torch 2.6 has, too
+    limits.cache_size_limit = max(limits.cache_size_limit, len(blocks))
     for block in blocks:
         block.compile(dynamic=True)

@@ -68,7 +68,7 @@ def smaller_student(student: Student, gates: Gates) -> Student:
     kind, budget = gates.budget.kind, gates.budget.amount
     expected = float(gates.expected_cost(kind).detach())
     smaller = shrink(student, gates)
-    after = cost.Counts.of(smaller.config)
+    after = cost.UnitCounts.of(smaller.config)
     logger.info(
         "student pruned from %s to %s; of each layer it has %s",
         cost.in_words(gates.sizes, gates.counts),

@@ -39,11 +39,11 @@ def read_weights_alone(state: Mapping[str, Tensor], path: Path) -> StoredEncoder
     """An encoder whose arguments stand in a JSON file beside it, if anywhere: ``model.json`` for ``model.pt``.
 
     Raises:
-        UserError: see :func:`read_encoder`; or the JSON file is damaged.
+        UserError: see :func:`encoder_of`; or the JSON file is damaged.
     """
     arguments = path.with_suffix(".json")
     try:
-        return read_encoder(state, read_json(arguments) if arguments.is_file() else {})
+        return encoder_of(state, read_json(arguments) if arguments.is_file() else {})
     except _NotStatedError as error:
         raise UserError(f"{error}; write it as JSON to {arguments}") from error
 
@@ -52,11 +52,11 @@ def read_dphubert(states: Mapping[str, Any], path: Path) -> StoredEncoder | None
     """DPHuBERT's and DPWavLM's files, with the entries ``config`` and ``state_dict``; None: something else.
 
     Raises:
-        UserError: see :func:`read_encoder`.
+        UserError: see :func:`encoder_of`.
     """
     if not has_torchaudio_names(states["state_dict"]):
         return None
-    stored = read_encoder(states["state_dict"], states["config"])
+    stored = encoder_of(states["state_dict"], states["config"])
     heads = ("distill_linear_projs",) if states.get("distill_linear_projs") else ()
     return stored._replace(left_over=(*stored.left_over, *heads))
 
@@ -65,7 +65,7 @@ class _NotStatedError(UserError):
     """An argument that the weights do not tell."""
 
 
-def read_encoder(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> StoredEncoder:
+def encoder_of(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> StoredEncoder:
     """The encoder in ``state``.
 
     Args:

@@ -60,6 +60,27 @@ def test_a_stage_as_a_run_of_its_own():
     assert [part.output for part in (first, second)] == ["here/prune", "here/recover"]
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a", "A"), "stages: names must be unique, upper case or lower, since they are folders; found a, A$"),
+        (("a", "a"), "found a, a$"),
+        (("Student",), r"stages\[0\]\.name: 'Student' cannot be a folder of the run"),
+    ],
+)
+def test_names_that_are_one_folder_on_some_disks(names, message):
+    with pytest.raises(UserError, match=message):
+        staged(*({"name": name, "max_steps": 3} for name in names))
+
+
+@pytest.mark.parametrize("rate", [0, 1e-50, 1])
+def test_gates_that_could_not_learn(rate):
+    """Their parameters would start at infinity."""
+    with pytest.raises(UserError, match=r"pruning\.initial_drop: expected at (least 0.0001|most 0.9999), found"):
+        staged(pruning=PRUNING | {"initial_drop": rate})
+    assert staged(pruning=PRUNING | {"initial_drop": 0.5}).pruning.initial_drop == 0.5
+
+
 def test_only_the_last_stage_may_be_longer():
     saved = staged(*STAGES).to_mapping()
     check_resumable(saved, staged(STAGES[0], STAGES[1] | {"max_steps": 9}, max_steps=5))

@@ -18,7 +18,7 @@ from s3prl_ekd.pruning.gates import Gates
 from s3prl_ekd.student.model import Student
 
 STUDENT = Student(StudentConfig(**TINY))
-SIZES, COUNTS = cost.Architecture.of(STUDENT.config), cost.Counts.of(STUDENT.config)
+SIZES, COUNTS = cost.FixedSizes.of(STUDENT.config), cost.UnitCounts.of(STUDENT.config)
 
 
 # ---- what can be reached
@@ -32,7 +32,7 @@ def test_a_budget_is_a_kind_of_cost_and_an_amount():
 
 
 def test_a_budget_out_of_reach_is_refused_with_the_least():
-    by_hand = cost.Counts(conv=[1] * 7, heads=[0] * 2, intermediate=[0] * 2, positions=[2])
+    by_hand = cost.UnitCounts(conv=[1] * 7, heads=[0] * 2, intermediate=[0] * 2, positions=[2])
     for kind, count in cost.COSTS.items():
         least = count(SIZES, by_hand)
         assert cost.allowance({kind: least}, SIZES, COUNTS, cost.UNITS) == (kind, least)
@@ -110,6 +110,12 @@ def test_each_group_keeps_as_many_as_its_gates_expect_where_that_is_the_budget()
         [True, True, True, False, False],
         [True, True, False],
     ]
+
+
+def test_nested_units_go_from_the_end_however_probabilities_are_rounded():
+    probabilities = [torch.tensor([0.9, 0.5, 0.5 + 2**-20, 0.4]), torch.tensor([0.1, 0.9])]
+    kept = choose(probabilities, [0, 0], lambda numbers: numbers[0] <= 2 and numbers[1] <= 1, [True, False])
+    assert [mask.tolist() for mask in kept] == [[True, True, False, False], [False, True]]
 
 
 def test_what_is_left_over_goes_to_units_that_are_small_enough():

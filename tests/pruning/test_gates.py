@@ -245,7 +245,7 @@ def test_expected_costs_are_real_ones_where_every_gate_is_saturated(kind, width)
     assert [round(p.sum().item(), 4) for p in probabilities] == numbers
     sizes = iter(numbers)
     conv, heads, inner = ([next(sizes) for _ in range(n)] for n in (7, 2, 2))
-    by_hand = cost.Counts(conv=conv, heads=heads, intermediate=inner, positions=[2 - width % 2 + 2 * next(sizes)])
+    by_hand = cost.UnitCounts(conv=conv, heads=heads, intermediate=inner, positions=[2 - width % 2 + 2 * next(sizes)])
     assert gates.expected_cost(kind).item() == pytest.approx(cost.COSTS[kind](gates.sizes, by_hand), rel=1e-6)
 
 

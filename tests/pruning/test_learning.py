@@ -32,7 +32,7 @@ def a_student_and_its_useful_units():
 def test_what_nothing_reads_is_pruned():
     """To the size of the student without it, by learning the student's own hidden states."""
     student, useful = a_student_and_its_useful_units()
-    sizes, counts = cost.Architecture.of(student.config), cost.Counts.of(student.config)
+    sizes, counts = cost.FixedSizes.of(student.config), cost.UnitCounts.of(student.config)
     groups = Gates(student, cost.UNITS, {"sparsity": 0.5}).groups
     budget = cost.parameters(sizes, counts_with(counts, groups, [int(mask.sum()) for mask in useful]))
     gates = Gates(student, cost.UNITS, {"parameters": budget}, warmup_steps=50, drop_rate=0.1)

@@ -76,7 +76,7 @@ def test_the_smaller_student_costs_what_was_counted(kind):
     gates = gates_of(student)
     smaller = shrink(student, gates)
     counts = gates.kept_counts()
-    assert cost.Counts.of(smaller.config) == cost.Counts(
+    assert cost.UnitCounts.of(smaller.config) == cost.UnitCounts(
         conv=tuple(counts.conv),
         heads=tuple(counts.heads),
         intermediate=tuple(counts.intermediate),
@@ -97,7 +97,7 @@ def test_a_layer_that_loses_all_keeps_its_biases(kind, lost):
         if group.unit == lost and group.layer == 0:
             log_alpha.fill_(-30)
     smaller = shrink(student, gates)
-    assert getattr(cost.Counts.of(smaller.config), lost)[0] == 0
+    assert getattr(cost.UnitCounts.of(smaller.config), lost)[0] == 0
     assert difference(student, smaller, gates) < 1e-6
     loss = smaller.train()(WAVEFORMS, LENGTHS).rows[-1].square().sum()
     loss.backward()  # training goes on

@@ -13,7 +13,7 @@ from helpers_teachers import padded_states, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from s3prl_ekd import load_student
+from s3prl_ekd import cost, load_student
 from s3prl_ekd.commands import export_checkpoint, init_student
 from s3prl_ekd.config.recipe import DistillConfig, StudentConfig, TeacherConfig
 from s3prl_ekd.distiller import Distiller
@@ -68,6 +68,7 @@ def test_it_comes_back(tmp_path, changes):
         assert torch.equal(ours, wanted)
     card = (tmp_path / "student" / "README.md").read_text()
     assert f"knowledge-distillation, {student.config.kind}]" in card
+    assert cost.in_words(cost.FixedSizes.of(student.config), cost.UnitCounts.of(student.config)) in card
     assert ("trust_remote_code" in card) == (changes in OF_LAYERS.values())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers_grid import silent_corpus, write_results
 
-from s3prl_ekd import cli
+from s3prl_ekd import cli, cost, load_student
 from s3prl_ekd.superb.jobs import JobError
 from s3prl_ekd.superb.summary import read_summary
 
@@ -216,6 +216,24 @@ def test_report_shows_a_grid(runs, superb, capsys):
     Path("out/summary.json").rename("moved/summary.json")
     assert cli.main(["report", "moved", "--intervals"]) == 2
     assert "outcomes.csv: No such file or directory; intervals need" in capsys.readouterr().err
+
+
+def test_what_a_student_costs_stands_beside_its_scores(runs, superb, student, capsys):
+    words = ["--upstream", "fbank", "--upstream", "ekd_student", "--ckpt", str(student), "--label", "tiny"]
+    assert superb(*words, "--tasks", "er") == 0
+    config = load_student(student).config
+    found = cost.costs_of(config)
+    assert found["parameters"] == config.parameters
+    assert {row.label: row.costs for row in read_summary(Path("out"))} == {"fbank": {}, "tiny": found}
+    capsys.readouterr()
+    assert cli.main(["report", "out", "--markdown"]) == 0
+    heading, _, _, fbank, tiny = capsys.readouterr().out.splitlines()[2:7]
+    assert heading.startswith("|  | parameters | multiply-adds a second | ER accuracy")
+    assert fbank.startswith("| fbank | - | - | ")
+    assert tiny.startswith(f"| tiny | {' | '.join(map(cost.short, found.values()))} | ")
+    assert cli.main(["report", "out", "--json"]) == 0
+    (table,) = json.loads(capsys.readouterr().out)["tables"]
+    assert [line["costs"] for line in table["lines"]] == [{}, found]
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_rerun_replaces_its_own_row_and_no_other(tmp_path):
 
 def test_a_summary_of_format_1_is_read_and_completed(tmp_path):
     path = tmp_path / "summary.json"
-    new = ("value_error", "weights", "settings")
+    new = ("value_error", "weights", "settings", "parameters", "multiply_adds")
     old = [{k: v for k, v in asdict(r).items() if k not in new} for r in (old_row(), old_row(seed=2, value=70.0))]
     path.write_text(json.dumps({"format": 1, "rows": old}))
     assert read_summary(path) == [old_row(), old_row(seed=2, value=70.0)]

@@ -21,7 +21,7 @@ def test_every_size_of_block_is_compiled(monkeypatch):
     config = StudentConfig(**TINY | {"num_hidden_layers": 10, "intermediate_size": tuple(range(11, 21))})
     student = Student(config).eval()
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 8)
     with torch.no_grad():
         plain = student(speech_like(8000)[None]).rows[-1]
         counters.clear()

@@ -12,7 +12,7 @@ from tensorboardX import SummaryWriter
 
 from s3prl_ekd import cli, pictures
 from s3prl_ekd.files import write_yaml
-from s3prl_ekd.training.curve import begun, draw, joined, read_log
+from s3prl_ekd.training.curve import draw, joined, logs_of_stages, read_log
 
 
 def log_of_distill(run: Path, step: int, text: str) -> Path:
@@ -185,15 +185,29 @@ def test_stages_are_drawn_as_one(tmp_path):
         {"name": "later", "max_steps": 9},
     ]
     write_yaml(tmp_path / "recipe.yaml", h.recipe(tmp_path, more={"stages": stages}).to_mapping())
-    folders = begun(tmp_path)
-    assert folders == [tmp_path / "prune", tmp_path / "recover"], "the third has not begun"
-    series, begins = joined([read_log(folder) for folder in folders])
+    names, logs = zip(*logs_of_stages(tmp_path), strict=True)
+    assert names == ("prune", "recover"), "the third has not begun"
+    series, begins = joined(logs)
     assert series["train/loss"] == [(10, 3.0), (20, 2.0), (30, 1.0)]
     assert begins == [0, 20]
     losses, sizes, _ = draw(series, dict(zip(begins, ("prune", "recover"), strict=True))).get_axes()
     assert [text.get_text() for text in losses.texts] == ["prune", "recover"]
     assert [list(line.get_ydata()) for line in sizes.get_lines()[:2]] == [[90, 50], [95, 50]]
     assert sizes.get_ylabel() == "parameters"
-    for runs in ([tmp_path], folders):
+    for runs in ([tmp_path], [tmp_path / "prune", tmp_path / "recover"]):
         assert cli.main(["curve", *map(str, runs), str(tmp_path / "curve.png")]) == 0
         assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "log", ["", "step,train/loss\n", "step,train/loss\n10,1."], ids=["empty", "heading", "half a line"]
+)
+def test_a_stage_that_has_not_logged_a_step_is_left_out(log, tmp_path, capsys):
+    log_of_distill(tmp_path / "recover", 0, log)
+    stages = [{"name": "prune", "max_steps": 20}, {"name": "recover", "max_steps": 10}]
+    write_yaml(tmp_path / "recipe.yaml", h.recipe(tmp_path, more={"stages": stages}).to_mapping())
+    assert cli.main(["curve", str(tmp_path), str(tmp_path / "curve.png")]) == 2
+    assert "no log there" in capsys.readouterr().err
+    log_of_distill(tmp_path / "prune", 0, "step,train/loss\n10,3.0\n")
+    assert logs_of_stages(tmp_path) == [("prune", {"train/loss": [(10, 3.0)]})]
+    assert cli.main(["curve", str(tmp_path), str(tmp_path / "curve.png")]) == 0

@@ -86,7 +86,7 @@ def whole(recipe):
 def test_the_student_is_as_large_as_asked(recipe, whole):
     for folder in (f"{whole}/prune/student", f"{whole}/student"):
         config = load_student(folder).config
-        size = cost.multiply_adds(cost.Architecture.of(config), cost.Counts.of(config))
+        size = cost.multiply_adds(cost.FixedSizes.of(config), cost.UnitCounts.of(config))
         assert 0.98 * 4e6 < size <= 4e6
         assert (config.hidden_dropout, config.feature_grad_scale) == (0.05, 1.0)
     resolved = RunConfig.from_yaml(f"{whole}/recover/recipe.yaml")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import os
 import signal
 
@@ -10,6 +12,7 @@ import helpers_train as h
 import pytest
 import torch
 
+import s3prl_ekd.training.module
 import s3prl_ekd.training.run
 from s3prl_ekd import cost
 from s3prl_ekd.student.folder import load_student
@@ -68,6 +71,23 @@ def test_a_step_with_gates(tmp_path, no_switch):
     assert (found["distiller.gates.budget.lambdas"] > 0).all()
 
 
+def test_a_gradient_of_gates_alone_that_is_not_finite(tmp_path, no_switch, monkeypatch):
+    """Its step is skipped, the weights' part of it, too."""
+
+    def new_gates(*args):
+        gates, steps = new_gates_of_product(*args), itertools.count()
+        gates.hard_concrete.log_alpha.register_hook(lambda grad: grad * (math.inf if next(steps) == 2 else 1.0))
+        return gates
+
+    new_gates_of_product = s3prl_ekd.training.module.new_gates
+    monkeypatch.setattr(s3prl_ekd.training.module, "new_gates", new_gates)
+    config = recipe(tmp_path / "run", max_steps=5)
+    assert h.run(config) == 0
+    assert h.logged(config.output, "train/skipped_steps")[5] == 1
+    for name, tensor in h.checkpoint(config.output)["state_dict"].items():
+        assert torch.isfinite(tensor).all(), name
+
+
 @pytest.fixture(scope="module")
 def twelve(tmp_path_factory):
     """A run of twelve steps with gates."""
@@ -79,7 +99,7 @@ def twelve(tmp_path_factory):
 def test_what_is_logged(twelve):
     logged = {name: h.logged(twelve, f"pruning/{name}") for name in ("expected_parameters", "target_parameters")}
     targets = list(logged["target_parameters"].values())
-    full = cost.parameters(cost.Architecture.of(recipe(twelve).student), cost.Counts.of(recipe(twelve).student))
+    full = cost.parameters(cost.FixedSizes.of(recipe(twelve).student), cost.UnitCounts.of(recipe(twelve).student))
     assert targets[3:] == pytest.approx([0.6 * full] * 9)
     assert targets[0] == pytest.approx(logged["expected_parameters"][1])
     for name in ("lambda1", "lambda2", "left/conv", "left/heads", "left/intermediate", "left/positions"):

@@ -85,6 +85,23 @@ def test_the_last_checkpoint_is_the_last_stages(whole, tmp_path):
     h.assert_equal(weights(tmp_path / "student"), weights(whole / "student"))
 
 
+def test_an_earlier_stages_student_is_what_it_ended_with(whole, tmp_path, capsys):
+    """Until a later stage has a checkpoint; its own are of the student before it was changed at the end."""
+    output = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(output / "second" / "checkpoints")
+    assert main(["export", str(output), str(tmp_path / "student")]) == 0
+    assert f"the student of {output / 'first' / 'student'}\n" in capsys.readouterr().out
+    h.assert_equal(weights(tmp_path / "student"), weights(whole / "first/student"))
+    shutil.rmtree(output / "first" / "student")
+    assert main(["export", str(output), str(tmp_path / "checkpoint")]) == 0
+    assert f"the student of {output / 'first' / 'checkpoints'}" in capsys.readouterr().out
+
+
+def test_a_runs_folder_is_no_students(whole):
+    with pytest.raises(UserError, match=f"a run's folder, not a student's; .*: s3prl-ekd export {whole} STUDENT"):
+        load_student_and_heads(whole)
+
+
 def die_at_the_switch(*, after):
     """Kill the process when it saves the student of a stage."""
     save = s3prl_ekd.training.run.save_student
