@@ -10,9 +10,8 @@ import sys
 
 import pytest
 import torch
-from helpers_layer_sizes import HEADS, INNER, silence
 from helpers_models import ROOT, speech_like
-from helpers_pruned import KINDS, cut_model, dense_model
+from helpers_pruned import HEADS, INNER, KINDS, cut_model, dense_model, silence
 from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 
