@@ -53,6 +53,7 @@ def _config(config: StudentConfig, architecture: Architecture, layers: Sequence[
         **sizes,
         kind="wavlm" if encoder.num_buckets > 0 else "hubert",
         normalize_waveform=architecture.normalize_waveform,
+        normalization_eps=architecture.normalization_eps,
         feature_grad_scale=config.feature_grad_scale,
     )
 
