@@ -164,6 +164,7 @@ class EkdHubertAttention(HubertAttention):
         # The bias alone is left. Not by attention functions: what those for GPUs make of no heads is nowhere promised.
         batch, frames, _ = hidden_states.shape
         nothing = self.q_proj(hidden_states) + self.k_proj(hidden_states) + self.v_proj(hidden_states)  # (B, F, 0)
+        assert self.config is not None  # only so typed in transformers
         eager = self.config._attn_implementation == "eager"  # other implementations give weights of no layer
         weights = hidden_states.new_zeros(batch, 0, frames, frames) if eager else None
         return self.out_proj(nothing), weights, *_THIRD_VALUE
