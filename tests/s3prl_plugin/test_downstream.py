@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from helpers_foreign import pruned_hubert
 from helpers_models import TINY
 from helpers_pruned import pruned_student
 
@@ -131,6 +132,15 @@ def test_a_student_whose_layers_differ_in_size_is_fine_tuned_and_evaluated(place
     capfd.readouterr()
     downstream_runner.run(["-m", "evaluate", "-e", "result/downstream/x/dev-best.ckpt", "-t", "dev"])
     assert "dev per: " in capfd.readouterr().out
+
+
+def test_a_damaged_file_of_another_project_is_named(place, here):
+    torch.save(pruned_hubert()[1], here / "pruned.pth")
+    cut(here / "pruned.pth")
+    options = ["-u", "ekd_student", "-k", "pruned.pth", "-d", "ctc", "-c", str(place / "pr.yaml"), "-p", "out"]
+    with pytest.raises(UserError, match=r"^pruned\.pth: not a checkpoint, or a damaged one: incomplete"):
+        downstream_runner.run(["-m", "train", *options])
+    assert not (here / "out").exists()
 
 
 def test_other_rates_and_channels_are_heard_as_speech(place, here, caplog):
