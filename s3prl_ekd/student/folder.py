@@ -344,7 +344,7 @@ def _model_card(student: Student, recipe: DistillConfig | None) -> str:
     if config.normalize_waveform and config.normalization_eps != _EXTRACTOR_EPSILON:
         lines += [
             f"Waveforms are normalised with {config.normalization_eps:g} added to their variance; transformers' feature"
-            f" extractor adds {_EXTRACTOR_EPSILON:g}, so that what it gives to AutoModel is a little louder.",
+            f" extractor adds {_EXTRACTOR_EPSILON:g}, so that AutoModel's features differ a little.",
             "",
         ]
     lines += ["s3prl: `python -m s3prl_ekd.run_downstream -m train -u ekd_student -k 'this folder' ...`", ""]

@@ -16,7 +16,7 @@ from s3prl_ekd import FRAME_SHIFT, assets
 from s3prl_ekd.config.recipe import TeacherConfig
 from s3prl_ekd.errors import UserError, nearest, one_line
 from s3prl_ekd.teachers.base import ModelTeacher, truncate
-from s3prl_ekd.teachers.layouts import PRUNED_KINDS
+from s3prl_ekd.transformers_model import MODEL_TYPES
 from s3prl_ekd.weights.folders import damage_in, read_shapes, stated_normalization, weight_files
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 HUB_TIMEOUT = 5.0  # seconds to wait for the hub before saying that it cannot be reached
 
 # Encoders of one architecture: `encoder.layers`, run one after the other; batch mates of equal length do not matter.
-_KNOWN = frozenset({"hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat", "data2vec-audio", *PRUNED_KINDS})
+_KNOWN = frozenset({"hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat", "data2vec-audio", *MODEL_TYPES})
 
 
 class TransformersTeacher(ModelTeacher):

@@ -8,9 +8,7 @@ from torch import nn
 
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.encoder import SpeechEncoder
-
-PRUNED_KINDS = ("ekd_hubert", "ekd_wavlm")
-"""transformers' ``model_type`` of a HuBERT and a WavLM whose layers differ in size (``transformers_model/``)."""
+from s3prl_ekd.transformers_model import MODEL_TYPES
 
 
 def layout(module: nn.Module, num_hidden_layers: int | None) -> EncoderConfig | None:
@@ -26,7 +24,7 @@ def layout(module: nn.Module, num_hidden_layers: int | None) -> EncoderConfig | 
     return None
 
 
-_TRANSFORMERS_KINDS = ("hubert", "wavlm", "wav2vec2", *PRUNED_KINDS)
+_TRANSFORMERS_KINDS = ("hubert", "wavlm", "wav2vec2", *MODEL_TYPES)
 _TRANSFORMERS_SIZES = (
     "conv_dim", "conv_kernel", "conv_stride", "hidden_size", "num_attention_heads", "intermediate_size",
     "num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "layer_norm_eps", "conv_bias", "do_stable_layer_norm",
@@ -47,7 +45,7 @@ def _transformers_layout(model: Any) -> dict[str, Any] | None:
         "feat_proj_layer_norm": getattr(config, "feat_proj_layer_norm", True),
         "num_buckets": config.num_buckets if wavlm else 0,
         "max_bucket_distance": config.max_bucket_distance if wavlm else 0,
-        **(_sizes_of_layers(config) if config.model_type in PRUNED_KINDS else {}),
+        **(_sizes_of_layers(config) if config.model_type in MODEL_TYPES else {}),
     }
 
 
