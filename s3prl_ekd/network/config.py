@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 from s3prl_ekd.config.base import Config, Depth, Dropout, Range, Size
 from s3prl_ekd.config.layer_sizes import Amount, PerLayer, check_layer_sizes
@@ -57,3 +57,12 @@ class Architecture(Config):
     """Sizes and variants."""
     normalize_waveform: bool = False
     """Whether each utterance is brought to zero mean and unit variance first."""
+    normalization_eps: Annotated[float, Range(more_than=0, at_most=1)] = 1e-7
+    """Added to the waveform's variance then."""
+
+    @classmethod
+    def of(cls, encoder: EncoderConfig, waveform_epsilon: float | None) -> Self:
+        """``waveform_epsilon`` is added to the waveform's variance; None: it is not normalised."""
+        if waveform_epsilon is None:
+            return cls(encoder=encoder)
+        return cls(encoder=encoder, normalize_waveform=True, normalization_eps=waveform_epsilon)

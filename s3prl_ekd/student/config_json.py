@@ -61,7 +61,10 @@ _SAME_NAME = tuple(
 
 
 def is_stock(config: StudentConfig) -> bool:
-    """Whether it is a plain HuBERT or WavLM to transformers."""
+    """Whether its network is a plain HuBERT or WavLM to transformers.
+
+    Waveforms come to it as transformers' feature extractor normalises them, whatever ``normalization_eps`` is.
+    """
     return is_uniform(config) and not config.feature_scale
 
 

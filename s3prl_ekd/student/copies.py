@@ -16,7 +16,7 @@ from s3prl_ekd.network.config import Architecture, EncoderConfig
 from s3prl_ekd.student.model import Student
 
 _EMBEDDING = "encoder.layers.0.attention.rel_attn_embed.weight"
-_OWN = ("hidden_dropout", "attention_dropout", "activation_dropout")  # settings of the recipe, not of the teacher
+_DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout")  # the recipe's, not the teacher's
 
 
 def copy_of(config: StudentConfig, architecture: Architecture, state: Mapping[str, Tensor]) -> Student:
@@ -45,7 +45,7 @@ def _config(config: StudentConfig, architecture: Architecture, layers: Sequence[
     """That of the copy: the teacher's architecture, with the recipe's dropouts and gradient scale."""
     encoder = architecture.encoder
     sizes = {item.name: getattr(encoder, item.name) for item in dataclasses.fields(EncoderConfig)}
-    sizes |= {name: getattr(config, name) for name in _OWN} | {"num_hidden_layers": len(layers)}
+    sizes |= {name: getattr(config, name) for name in _DROPOUTS} | {"num_hidden_layers": len(layers)}
     sizes |= _of_layers(encoder, layers)
     if encoder.num_buckets == 0:
         del sizes["max_bucket_distance"]  # which then says nothing, and keeps its default
@@ -53,6 +53,7 @@ def _config(config: StudentConfig, architecture: Architecture, layers: Sequence[
         **sizes,
         kind="wavlm" if encoder.num_buckets > 0 else "hubert",
         normalize_waveform=architecture.normalize_waveform,
+        normalization_eps=architecture.normalization_eps,
         feature_grad_scale=config.feature_grad_scale,
     )
 

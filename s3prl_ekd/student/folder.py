@@ -41,6 +41,8 @@ from s3prl_ekd.weights.names import base_model, recognize, to_transformers_keys
 
 logger = logging.getLogger(__name__)
 
+_EXTRACTOR_EPSILON = 1e-7  # what transformers' feature extractor adds to a waveform's variance, whatever a file says
+
 
 def load_student(where: str | Path) -> Student:
     """A student in eval mode, on the CPU, in fp32; s3prl is not imported.
@@ -338,6 +340,12 @@ def _model_card(student: Student, recipe: DistillConfig | None) -> str:
     if not is_stock(config):
         lines += [
             f"Without s3prl_ekd, transformers needs `trust_remote_code=True`: it reads `{MODELING_FILE.name}`.",
+            "",
+        ]
+    if config.normalize_waveform and config.normalization_eps != _EXTRACTOR_EPSILON:
+        lines += [
+            f"Waveforms are normalised with {config.normalization_eps:g} added to their variance; transformers' feature"
+            f" extractor adds {_EXTRACTOR_EPSILON:g}, so that AutoModel's features differ a little.",
             "",
         ]
     lines += ["s3prl: `python -m s3prl_ekd.run_downstream -m train -u ekd_student -k 'this folder' ...`", ""]

@@ -258,7 +258,7 @@ class ModelTeacher(Teacher):
                 f"teacher {self.name!r}: {self.source} is no HuBERT, WavLM or wav2vec 2.0, and no student can be a copy"
                 " of it; leave student.copy out and give the student sizes"
             )
-        return Architecture(encoder=found, normalize_waveform=self.waveform_epsilon() is not None)
+        return Architecture.of(found, self.waveform_epsilon())
 
     def waveform_epsilon(self) -> float | None:
         """What is added to the waveform's variance when it is normalised; None: it is not."""

@@ -16,6 +16,7 @@ from s3prl_ekd import FRAME_SHIFT, assets
 from s3prl_ekd.config.recipe import TeacherConfig
 from s3prl_ekd.errors import UserError, nearest, one_line
 from s3prl_ekd.teachers.base import ModelTeacher, truncate
+from s3prl_ekd.transformers_model import MODEL_TYPES
 from s3prl_ekd.weights.folders import damage_in, read_shapes, stated_normalization, weight_files
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 HUB_TIMEOUT = 5.0  # seconds to wait for the hub before saying that it cannot be reached
 
 # Encoders of one architecture: `encoder.layers`, run one after the other; batch mates of equal length do not matter.
-_KNOWN = frozenset({"hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat", "data2vec-audio"})
+_KNOWN = frozenset({"hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat", "data2vec-audio", *MODEL_TYPES})
 
 
 class TransformersTeacher(ModelTeacher):
@@ -217,7 +218,10 @@ def _check_config(config: Any, who: str) -> None:
 
 
 # What takes memory in a model of these families.
-_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_conv_pos_embeddings", "conv_dim")
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_conv_pos_embeddings", "conv_dim",
+    "layer_intermediate_sizes",
+)  # fmt: skip
 
 
 def _check_sizes(config: Any, folder: Path) -> None:
@@ -229,8 +233,9 @@ def _check_sizes(config: Any, folder: Path) -> None:
     if not shapes or config.model_type not in _KNOWN:
         return
     lengths = {length for tensor in shapes.values() for length in tensor.shape}
-    for name in _SIZES:
-        values = getattr(config, name, ())
+    sizes = {name: getattr(config, name, ()) for name in _SIZES}
+    sizes["layer_heads times head_dim"] = [heads * config.head_dim for heads in getattr(config, "layer_heads", ())]
+    for name, values in sizes.items():
         for value in values if isinstance(values, list | tuple) else (values,):
             if value not in lengths and value > len(shapes):
                 raise UserError(f"{folder / 'config.json'}: {name} is {value}, but none of the weights has that size")

@@ -8,6 +8,7 @@ from torch import nn
 
 from s3prl_ekd.network.config import EncoderConfig
 from s3prl_ekd.network.encoder import SpeechEncoder
+from s3prl_ekd.transformers_model import MODEL_TYPES
 
 
 def layout(module: nn.Module, num_hidden_layers: int | None) -> EncoderConfig | None:
@@ -23,7 +24,7 @@ def layout(module: nn.Module, num_hidden_layers: int | None) -> EncoderConfig | 
     return None
 
 
-_TRANSFORMERS_KINDS = ("hubert", "wavlm", "wav2vec2")
+_TRANSFORMERS_KINDS = ("hubert", "wavlm", "wav2vec2", *MODEL_TYPES)
 _TRANSFORMERS_SIZES = (
     "conv_dim", "conv_kernel", "conv_stride", "hidden_size", "num_attention_heads", "intermediate_size",
     "num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "layer_norm_eps", "conv_bias", "do_stable_layer_norm",
@@ -37,13 +38,25 @@ def _transformers_layout(model: Any) -> dict[str, Any] | None:
     if config.hidden_act != "gelu" or config.feat_extract_activation != "gelu":
         return None
     sizes = {name: getattr(config, name) for name in _TRANSFORMERS_SIZES}
-    wavlm = config.model_type == "wavlm"
+    wavlm = config.model_type in ("wavlm", "ekd_wavlm")
     return {
         **{name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()},
         "conv_layer_norm": config.feat_extract_norm == "layer",
         "feat_proj_layer_norm": getattr(config, "feat_proj_layer_norm", True),
         "num_buckets": config.num_buckets if wavlm else 0,
         "max_bucket_distance": config.max_bucket_distance if wavlm else 0,
+        **(_sizes_of_layers(config) if config.model_type in MODEL_TYPES else {}),
+    }
+
+
+def _sizes_of_layers(config: Any) -> dict[str, Any]:
+    remaining = getattr(config, "remaining_heads", None)
+    return {
+        "num_attention_heads": tuple(config.layer_heads),
+        "intermediate_size": tuple(config.layer_intermediate_sizes),
+        "head_dim": config.head_dim,
+        "remaining_heads": None if remaining is None else tuple(map(tuple, remaining)),
+        "feature_scale": config.feature_scale,
     }
 
 

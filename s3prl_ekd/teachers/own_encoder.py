@@ -75,7 +75,7 @@ class FastTeacher(Teacher):
         return {name: tensor.cpu() for name, tensor in (self.module.state_dict() | self._dropped).items()}
 
     def architecture(self) -> Architecture:
-        return Architecture(encoder=self.module.encoder.config, normalize_waveform=self._normalize)
+        return Architecture.of(self.module.encoder.config, self._epsilon)
 
 
 def accelerate(teacher: ModelTeacher) -> Teacher:

@@ -11,6 +11,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+MODEL_TYPES = ("ekd_hubert", "ekd_wavlm")
+"""What ``model_type`` says in such a folder's ``config.json``."""
+
 
 def register() -> None:
     """Let ``AutoConfig``, ``AutoModel``, ``AutoModelForCTC`` and ``AutoModelForAudioClassification`` know the classes.
@@ -49,7 +52,7 @@ def announce(configuration_auto: Any) -> None:
             return configuration_auto.CONFIG_MAPPING[cls.model_type].from_dict(config_dict, **kwargs)
 
     try:
-        for model_type in ("ekd_hubert", "ekd_wavlm"):
+        for model_type in MODEL_TYPES:
             stand_in = type("StandIn", (StandIn,), {"model_type": model_type, "__module__": __name__})
             configuration_auto.AutoConfig.register(model_type, stand_in, exist_ok=True)
     except Exception as error:  # in the middle of somebody's import of transformers, who may want none of this

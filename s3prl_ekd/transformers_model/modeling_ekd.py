@@ -164,7 +164,10 @@ class EkdHubertAttention(HubertAttention):
         # The bias alone is left. Not by attention functions: what those for GPUs make of no heads is nowhere promised.
         batch, frames, _ = hidden_states.shape
         nothing = self.q_proj(hidden_states) + self.k_proj(hidden_states) + self.v_proj(hidden_states)  # (B, F, 0)
-        return self.out_proj(nothing), hidden_states.new_zeros(batch, 0, frames, frames), *_THIRD_VALUE
+        assert self.config is not None  # only so typed in transformers
+        eager = self.config._attn_implementation == "eager"  # other implementations give weights of no layer
+        weights = hidden_states.new_zeros(batch, 0, frames, frames) if eager else None
+        return self.out_proj(nothing), weights, *_THIRD_VALUE
 
 
 class EkdWavLMAttention(WavLMAttention):
@@ -201,7 +204,9 @@ class EkdWavLMAttention(WavLMAttention):
         Args:
             attention_mask: (B, F), 1 where a frame may be attended to; None: everywhere.
             position_bias: (H, F, F) from the first layer; None: this is the first.
-            args, kwargs: what transformers passes along and WavLM does not use.
+            args: what transformers passes along and WavLM does not use.
+            kwargs: the same, and ``output_attentions``: whether weights are given also where they are not at hand, as a
+                stock WavLM always gives them.
         """
         if position_bias is None:
             frames = hidden_states.shape[1]
@@ -215,7 +220,8 @@ class EkdWavLMAttention(WavLMAttention):
             mask = mask.masked_fill(attention_mask.ne(1)[:, None, None, :], float("-inf"))
         dropout = self.dropout if self.training else 0.0
         weights = None
-        if self.config._attn_implementation == "eager" or self.num_heads == 0:  # see EkdHubertAttention
+        wanted = kwargs.get("output_attentions") or self.config.output_attentions
+        if wanted or self.config._attn_implementation == "eager" or self.num_heads == 0:  # see EkdHubertAttention
             weights = (q @ k.transpose(2, 3) * self.scaling + mask).softmax(-1)
             attended = F.dropout(weights, dropout) @ v
         else:

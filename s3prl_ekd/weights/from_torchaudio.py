@@ -169,7 +169,9 @@ def _kept_heads(
             ' {"encoder_remaining_heads": [[0, 2], [1]]}'
         )
     widths = (len(weights[_IN_ATTENTION.format(i, "q_proj.weight")]) for i in range(sizes["num_hidden_layers"]))
-    stated = arguments["encoder_remaining_heads"]
+    stated, layers = arguments["encoder_remaining_heads"], sizes["num_hidden_layers"]
+    if not isinstance(stated, list | tuple) or len(stated) != layers:
+        raise UserError(f"encoder_remaining_heads: expected a list for each of {layers} layers, found {stated!r:.60}")
     kept = [list(heads) if width else [] for heads, width in zip(stated, widths, strict=True)]
     total = weights[_IN_ATTENTION.format(0, "rel_attn_embed.weight")].shape[1]
     if not all(head in range(total) for heads in kept for head in heads):

@@ -96,18 +96,20 @@ WAVLM_LARGE = KeyTable("WavLM Large", HUBERT_LARGE.pairs + _GATES)
 DISTILLER = KeyTable("s3prl distiller", _ENCODER + _GROUP_NORM)
 
 SCALE = "feature_projection.scale"  # not transformers': what DPHuBERT's gates left of the last convolution's channels
-_OWN = tuple((ours, ours) for ours in dict.fromkeys((*(ours for _, ours in WAVLM.pairs + _LAYER_NORM), SCALE)))
-TRANSFORMERS = KeyTable("transformers", _OWN, ("adapter.*",))
-_OLD_OWN = tuple(  # before torch had parametrizations
+_TRANSFORMERS_5 = tuple(
+    (ours, ours) for ours in dict.fromkeys((*(ours for _, ours in WAVLM.pairs + _LAYER_NORM), SCALE))
+)
+TRANSFORMERS = KeyTable("transformers", _TRANSFORMERS_5, ("adapter.*",))
+_TRANSFORMERS_4 = tuple(  # before torch had parametrizations
     (
         name.replace(".parametrizations.weight.original0", ".weight_g").replace(
             ".parametrizations.weight.original1", ".weight_v"
         ),
         name,
     )
-    for name, _ in _OWN
+    for name, _ in _TRANSFORMERS_5
 )
-TRANSFORMERS_OLD = KeyTable("transformers 4", _OLD_OWN, ("adapter.*",))
+TRANSFORMERS_OLD = KeyTable("transformers 4", _TRANSFORMERS_4, ("adapter.*",))
 
 
 def _in_torchaudio(name: str) -> str:
@@ -121,7 +123,7 @@ def _in_torchaudio(name: str) -> str:
 TORCHAUDIO = KeyTable(
     "torchaudio",
     (
-        *((_in_torchaudio(theirs), ours) for theirs, ours in dict.fromkeys(_OWN + _OLD_OWN)),
+        *((_in_torchaudio(theirs), ours) for theirs, ours in dict.fromkeys(_TRANSFORMERS_5 + _TRANSFORMERS_4)),
         ("feature_extractor.dummy_weight", SCALE),
     ),
 )

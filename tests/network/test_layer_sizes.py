@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from helpers_layer_sizes import HEADS, INNER, cut, silence
 from helpers_models import TINY, speech_like
+from helpers_pruned import HEADS, INNER, cut, silence
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 

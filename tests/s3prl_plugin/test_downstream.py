@@ -15,7 +15,9 @@ import pytest
 import soundfile
 import torch
 import yaml
+from helpers_foreign import pruned_hubert
 from helpers_models import TINY
+from helpers_pruned import pruned_student
 
 from s3prl_ekd import s3prl_hub
 from s3prl_ekd.audio import read as audio
@@ -113,6 +115,32 @@ def test_bad_audio_is_one_line(place, here, damage, workers, message):
     line = str(caught.value)
     assert line.startswith(f"{corpus}/train/1/2/1-2-0002.flac: ")
     assert message in line
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wavlm"])
+def test_a_student_whose_layers_differ_in_size_is_fine_tuned_and_evaluated(place, here, capfd, kind):
+    """One layer has no attention heads, one no inner units; ``-f`` trains the upstream, too."""
+    student = pruned_student(kind)
+    save_student(here / "student", student)
+    common = ["-u", "ekd_student", "-k", "student", "-d", "ctc", "-c", str(place / "pr.yaml"), "-n", "x", "-f"]
+    downstream_runner.run(["-m", "train", *common])
+    trained = load_pickle_safely(here / "result/downstream/x/states-2.ckpt")["Upstream"]
+    names = {name for name in student.state_dict() if name.startswith("encoder.layers.1.attention")}
+    moved = {name for name, before in student.state_dict().items() if (trained[f"student.{name}"] != before).any()}
+    assert names - moved >= {f"encoder.layers.1.attention.{p}_proj.weight" for p in "qkv"}  # nothing there to move
+    assert {"encoder.layers.1.attention.out_proj.bias", "encoder.layers.0.attention.q_proj.weight"} <= moved
+    capfd.readouterr()
+    downstream_runner.run(["-m", "evaluate", "-e", "result/downstream/x/dev-best.ckpt", "-t", "dev"])
+    assert "dev per: " in capfd.readouterr().out
+
+
+def test_a_damaged_file_of_another_project_is_named(place, here):
+    torch.save(pruned_hubert()[1], here / "pruned.pth")
+    cut(here / "pruned.pth")
+    options = ["-u", "ekd_student", "-k", "pruned.pth", "-d", "ctc", "-c", str(place / "pr.yaml"), "-p", "out"]
+    with pytest.raises(UserError, match=r"^pruned\.pth: not a checkpoint, or a damaged one: incomplete"):
+        downstream_runner.run(["-m", "train", *options])
+    assert not (here / "out").exists()
 
 
 def test_other_rates_and_channels_are_heard_as_speech(place, here, caplog):

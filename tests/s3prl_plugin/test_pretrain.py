@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers_pruned import pruned_student
 
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.s3prl_plugin.runners import checkpoints
 from s3prl_ekd.s3prl_plugin.runners import pretrain as pretrain_runner
+from s3prl_ekd.student.folder import load_student, save_student
+from s3prl_ekd.upstream import ekd_student
 from s3prl_ekd.weights.pickles import load_pickle_safely
 
 
@@ -68,6 +71,27 @@ def test_pretraining_resumes_the_furthest_checkpoint_with_new_options(place, her
         assert checkpoints.newest_checkpoint(str(here / "copy"), "-e") == str(here / "copy/states-3.ckpt")
     assert f"{last.name}: not a checkpoint, or a damaged one" in caplog.text
     assert "going on from states-3.ckpt (step 2)" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wavlm"])
+def test_a_student_whose_layers_differ_in_size_teaches_its_copy(place, here, kind):
+    """One layer has no attention heads, one no inner units; the run is stopped and goes on."""
+    origin = pruned_student(kind)
+    save_student(here / "pruned", origin)
+    recipe = {"student": {"copy": "pruned"}, "teachers": [{"name": "pruned", "student": "pruned", "layers": [1, 3]}]}
+    (here / "config_model.yaml").write_text(yaml.safe_dump(recipe))
+    shutil.copy(place / "config_runner.yaml", here)
+    options = ["-g", "config_model.yaml", "-p", "run"]
+    pretrain_runner.run(["-u", "ekd_student", *options])
+    pretrain_runner.run([*options, "-a", "-o", "config.runner.total_steps=6"])
+    (last,) = (here / "run").glob("states-epoch-*.ckpt")
+    assert load_pickle_safely(last)["Optimizer"]["state"][0]["step"] == 7
+    student = load_student(last)
+    assert student.config.num_attention_heads == origin.config.num_attention_heads == (2, 0, 1)
+    bias = "encoder.layers.1.attention.out_proj.bias"
+    assert not torch.equal(student.state_dict()[bias], origin.state_dict()[bias])
+    with torch.no_grad():
+        assert ekd_student(last)([torch.zeros(8000)])["hidden_states"][-1].isfinite().all()
 
 
 PRETRAIN = "-u ekd_student -g {place}/config_model.yaml -p out "

@@ -6,18 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers_models import TINY, speech_like
+from helpers_pruned import KINDS as PRUNED
+from helpers_pruned import pruned_student
 from helpers_teachers import SIZES, s3prl_checkpoint, tiny_model
 
-from s3prl_ekd.config.recipe import DistillConfig
+from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
 from s3prl_ekd.distiller import build_student
 from s3prl_ekd.errors import UserError
-from s3prl_ekd.network.encoder import normalize_waveforms
+from s3prl_ekd.network.config import Architecture
+from s3prl_ekd.student.copies import copy_of
+from s3prl_ekd.student.folder import save_student
+from s3prl_ekd.student.kinds import encoder_config
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.teachers import load_teachers
 
 KINDS = [("hubert", False), ("hubert", True), ("wavlm", False), ("wavlm", True), ("wav2vec2", True)]
-WAVES = [speech_like(9000), speech_like(5000, 1)]
+WAVES = [speech_like(9000), 0.01 * speech_like(5000, 1)]  # a quiet one shows what is added to its variance
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +51,7 @@ def compare(student: Student, model, layers=(0, 1, 2), normalize=False) -> None:
     if layers != tuple(range(len(layers))):
         model.encoder.layers = torch.nn.ModuleList(model.encoder.layers[layer] for layer in layers)
     for wave in WAVES:
-        heard = normalize_waveforms(wave[None], torch.tensor([len(wave)])) if normalize else wave[None]
+        heard = (F.layer_norm(wave, wave.shape, eps=1e-5) if normalize else wave)[None]
         wanted = model(heard, output_hidden_states=True)
         ours = student(wave[None]).hidden_states
         theirs = [*wanted.hidden_states[1:-1], wanted.last_hidden_state]
@@ -64,12 +70,33 @@ def test_a_copy_has_its_teachers_hidden_states(models, source, kind, large):
     student = copied(where | {"own_forward": source == "own forward"}, hidden_dropout=0.05, feature_grad_scale=1.0)
     compare(student, tiny_model(kind, large=large), normalize=large)
     config = student.config
-    assert (config.kind, config.num_hidden_layers, config.normalize_waveform) == (
-        "wavlm" if kind == "wavlm" else "hubert", 3, large,
-    )  # fmt: skip
+    assert (config.kind, config.num_hidden_layers) == ("wavlm" if kind == "wavlm" else "hubert", 3)
+    assert (config.normalize_waveform, config.normalization_eps) == ((True, 1e-5) if large else (False, 1e-7))
     assert (config.hidden_dropout, config.attention_dropout, config.feature_grad_scale) == (0.05, 0.1, 1.0)
     assert config.copy is None
     assert config.parameters == sum(parameter.numel() for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("own_forward", [False, True])
+@pytest.mark.parametrize(("normalize_waveform", "normalization_eps"), [(False, 1e-7), (True, 1e-7), (True, 3e-6)])
+def test_a_copy_hears_what_a_student_that_teaches_hears(tmp_path, normalize_waveform, normalization_eps, own_forward):
+    wanted = {"normalize_waveform": normalize_waveform, "normalization_eps": normalization_eps}
+    origin = Student(StudentConfig.from_mapping({**TINY, **wanted})).eval()
+    save_student(tmp_path / "origin", origin)
+    student = copied({"student": str(tmp_path / "origin"), "own_forward": own_forward})
+    assert {key: getattr(student.config, key) for key in wanted} == wanted
+    assert torch.equal(student(WAVES).rows[-1], origin(WAVES).rows[-1])
+
+
+@pytest.mark.parametrize("source", ["transformers", "student"])
+@pytest.mark.parametrize(("kind", "large"), PRUNED)
+def test_a_copy_of_a_pruned_folder(tmp_path, source, kind, large):
+    """Its layers differ in size: ``ekd_hubert`` and ``ekd_wavlm``."""
+    origin = pruned_student(kind, large=large)
+    save_student(tmp_path / "origin", origin)
+    student = copied({source: str(tmp_path / "origin")}, copy_layers=[0, 1, 2])
+    assert student.config.num_attention_heads == origin.config.num_attention_heads == (2, 0, 1)
+    torch.testing.assert_close(student(WAVES).rows, origin(WAVES).rows, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("kind", "large"), [("hubert", True), ("wavlm", False)])
@@ -124,11 +151,6 @@ def test_settings_beside_copy(student, words):
 
 def test_a_copy_of_a_teacher_whose_layers_differ_in_size():
     """As a pruned student is, once it teaches: sizes go with the layers that are copied."""
-    from s3prl_ekd.config.recipe import StudentConfig
-    from s3prl_ekd.network.config import Architecture
-    from s3prl_ekd.student.copies import copy_of
-    from s3prl_ekd.student.kinds import encoder_config
-
     sizes = {"num_hidden_layers": 3, "num_attention_heads": [1, 0, 2], "intermediate_size": [0, 5, 7], "head_dim": 6}
     wavlm = {"kind": "wavlm", "num_buckets": 32, "feat_proj_layer_norm": True, "remaining_heads": [[3], [], [0, 2]]}
     origin = Student(StudentConfig.from_mapping({**TINY, **sizes, **wavlm})).eval()

@@ -8,15 +8,16 @@ import pickle
 
 import pytest
 import torch
-from helpers_models import speech_like
+from helpers_models import TINY, speech_like
 from safetensors.torch import save_file
 
 from s3prl_ekd import load_student
-from s3prl_ekd.config.recipe import DistillConfig
+from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.checkpoint import RECIPE_KEY
 from s3prl_ekd.student.folder import load_student_and_heads, save_student
 from s3prl_ekd.student.heads import PredictionHeads
+from s3prl_ekd.student.model import Student
 from s3prl_ekd.weights.kinds import CHECKPOINT_KEY
 
 RECIPE = DistillConfig.from_mapping({"teachers": [{"name": "hubert", "mini": "hubert", "layers": [1, 2]}]})
@@ -31,6 +32,15 @@ def test_others_may_read_it(tmp_path, tiny_student):
     folder = save_student(tmp_path / "student", tiny_student, PredictionHeads(24, [24]))
     (tmp_path / "file").touch()
     assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "file").stat().st_mode}
+
+
+@pytest.mark.parametrize(("epsilon", "said"), [(1e-7, False), (1e-5, True)])
+def test_the_card_says_where_transformers_normalises_otherwise(tmp_path, epsilon, said):
+    wanted = {"normalize_waveform": True, "normalization_eps": epsilon}
+    student = Student(StudentConfig.from_mapping({**TINY, **wanted})).eval()
+    folder = save_student(tmp_path / "student", student)
+    assert ("normalised with 1e-05 added to their variance" in (folder / "README.md").read_text()) is said
+    assert load_student(folder).config == student.config
 
 
 def test_round_trip(folder, tiny_student):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from helpers_foreign import (
     pruned_wavlm,
     states_of_torchaudio,
 )
-from helpers_models import speech_like
+from helpers_models import ROOT, speech_like
 from helpers_teachers import padded_states, s3prl_checkpoint, tiny_model
 from torch import Tensor
 from transformers import AutoModel
 
-from s3prl_ekd import load_student
+from s3prl_ekd import load_student, s3prl_hub
 from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
 from s3prl_ekd.distiller import build_student
 from s3prl_ekd.errors import UserError
@@ -171,6 +172,47 @@ def test_a_student_can_be_a_copy_of_it(tmp_path, name):
     recipe = {"student": {"copy": "t"}, "teachers": [{"name": "t", "student": str(path), "layers": [1]}]}
     config = DistillConfig.from_mapping(recipe)
     assert_close(build_student(config, load_teachers(config)).eval()(WAVE[None]).hidden_states, expected)
+
+
+DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a weight": (
+        lambda states: states["state_dict"].pop("encoder.transformer.layers.1.final_layer_norm.weight"),
+        "encoder.layers.1.final_layer_norm.weight is missing",
+    ),
+    "a number": (
+        lambda states: states["state_dict"]["encoder.transformer.layer_norm.weight"].fill_(torch.nan),
+        "encoder.layer_norm.weight holds NaN or infinity",
+    ),
+    "the arguments": (lambda states: states.update(config=None), "a damaged checkpoint"),
+    "the heads": (
+        lambda states: states["config"].update(encoder_remaining_heads=[[0]]),
+        r"encoder_remaining_heads: expected a list for each of 3 layers, found \[\[0\]\]",
+    ),
+    "the end": (lambda states: None, "incomplete: its end is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_named_by_whatever_opens_it_as_an_upstream(tmp_path, damage):
+    import s3prl.hub
+    from s3prl.nn import S3PRLUpstream
+
+    s3prl_hub.register()
+    spoil, words = DAMAGE[damage]
+    path, _ = dpwavlm(tmp_path)
+    states = torch.load(path, weights_only=True)
+    spoil(states)
+    torch.save(states, path)
+    if damage == "the end":
+        path.write_bytes(path.read_bytes()[:5000])
+    for work in (
+        lambda: ekd_student(path),
+        lambda: s3prl.hub.ekd_student(ckpt=str(path)),  # as ``-u ekd_student -k FILE``
+        lambda: S3PRLUpstream("ekd_student", path_or_url=str(path)),
+        lambda: torch.hub.load(str(ROOT), "ekd_student", ckpt=str(path), source="local"),
+    ):
+        with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: .*{words}"):
+            work()
 
 
 def test_a_teacher_that_is_no_student(tmp_path):

@@ -24,7 +24,7 @@ from helpers_train import assert_same_run
 from safetensors import safe_open
 
 from s3prl_ekd.cli import main
-from s3prl_ekd.config.recipe import DistillConfig
+from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
 from s3prl_ekd.config.training import RunConfig, TargetsConfig
 from s3prl_ekd.cuts.manifests import folder_recordings, write_manifest
 from s3prl_ekd.cuts.read import cut_key
@@ -32,10 +32,12 @@ from s3prl_ekd.cuts.sources import SourceError, read_entries
 from s3prl_ekd.cuts.stream import BatchStream
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.network.config import Architecture, EncoderConfig
 from s3prl_ekd.student.folder import load_student
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.target_cache import files, filling, settings
 from s3prl_ekd.target_cache.filling import Caching, entry_key, survey
+from s3prl_ekd.target_cache.initial_weights import read_start, write_start
 from s3prl_ekd.target_cache.reading import TargetCache
 from s3prl_ekd.target_cache.shards import Shard
 from s3prl_ekd.teachers import base, load_teachers
@@ -525,7 +527,8 @@ def test_a_cache_of_an_earlier_version_is_read():
     config = DistillConfig.from_mapping({"teachers": teachers, "objective": average})
     cache = TargetCache(TESTS / "data" / "cache_format_1").require(config)
     described, stored = settings.describe(config), cache._stored["made_with"]
-    new = {f"teachers.{name}.{key}" for name in ("hubert", "wavlm") for key in ("units", "principal_components")}
+    keys = ("student", "units", "principal_components")
+    new = {f"teachers.{name}.{key}" for name in ("hubert", "wavlm") for key in keys}
     assert described == stored | dict.fromkeys(new)
     cut = types.SimpleNamespace(id="1.wav", start=0.0, duration=1920 / 16000)
     targets = cache.read(cut, 320, 1600)
@@ -570,6 +573,18 @@ def test_a_copy_starts_from_the_cache(root, cache, tmp_path, layers):
     assert copies[0].config.num_hidden_layers == (3 if layers is None else 2)
     weights = [one.state_dict() for one in copies]
     assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+
+
+def test_an_architecture_that_was_kept_before_it_said_what_is_added_to_variances(tmp_path):
+    student = StudentConfig(copy="hubert", copy_layers=(0,))
+    architecture = Architecture.of(EncoderConfig(), 1e-5)
+    write_start(tmp_path, student, {"weight": torch.ones(1)}, architecture)
+    start = read_start(tmp_path, student)
+    assert start is not None
+    assert start.architecture == architecture
+    older = architecture.to_mapping()
+    del older["normalization_eps"]
+    assert Architecture.from_saved(older, "a cache").normalization_eps == 1e-7
 
 
 def test_no_cache_and_unknown_cuts(root, cache, tmp_path):

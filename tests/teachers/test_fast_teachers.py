@@ -10,10 +10,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from helpers_models import speech_like
+from helpers_pruned import KINDS as PRUNED
+from helpers_pruned import pruned_student
 from helpers_teachers import padded_states, s3prl_checkpoint, tiny_model
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.config.recipe import TeacherConfig
+from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.teachers import load_teacher
 from s3prl_ekd.teachers.own_encoder import FastTeacher
 
@@ -38,6 +41,27 @@ def entry(shelf, source, kind, large, **changes):
         "s3prl": {"s3prl": UPSTREAMS[kind], "ckpt": str(shelf / f"{name}.pt")},
     }[source]
     return TeacherConfig(name=name, layers=(0, 1, 3), **where, **changes)
+
+
+@pytest.mark.parametrize(("kind", "large"), PRUNED)
+def test_a_pruned_folder_by_either_forward(tmp_path, kind, large, utterances):
+    """Its layers differ in size, and the last one is not computed."""
+    student = pruned_student(kind, large=large)
+    save_student(tmp_path / "student", student)
+    config = TeacherConfig(name="t", layers=(0, 1, 2), transformers=str(tmp_path / "student"))
+    fast, own = (
+        load_teacher(dataclasses.replace(config, own_forward=forward), initializes=3) for forward in (False, True)
+    )
+    assert isinstance(fast, FastTeacher)
+    assert not isinstance(own, FastTeacher)
+    batch = pad_sequence(utterances, batch_first=True), torch.tensor([len(u) for u in utterances])
+    with torch.no_grad():
+        expected = student.encode(*batch).states[:3]
+    for ours, theirs, wanted in zip(*(one.hidden_states(*batch).rows for one in (fast, own)), expected, strict=True):
+        torch.testing.assert_close(ours, wanted, atol=1e-6, rtol=0)
+        torch.testing.assert_close(theirs, wanted, atol=2e-5, rtol=0)
+    assert fast.encoder_state().keys() == own.encoder_state().keys() == student.state_dict().keys()
+    assert fast.describe() == own.describe()
 
 
 @pytest.mark.parametrize("source", ["transformers", "s3prl"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_models import speech_like
+from helpers_pruned import pruned_student
 from helpers_teachers import KERNELS, STRIDES, padded_states, s3prl_checkpoint, tiny_model
 from helpers_weights import distiller_weights
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from s3prl_ekd import assets
 from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.heads import PredictionHeads
 from s3prl_ekd.student.model import Student
 from s3prl_ekd.teachers import Teacher, load_teacher, load_teachers
@@ -420,6 +422,23 @@ def test_bad_folders(copy, spoil: Callable[[Path], None], message):
     with pytest.raises(UserError, match=rf"^teacher 't': {copy}.*{message}") as raised:
         from_transformers(copy)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("layer_heads", [10**6, 0, 1], "layer_heads times head_dim is 6000000, but none of the weights has that size"),
+        ("layer_intermediate_sizes", [10**6, 3, 0], "layer_intermediate_sizes is 1000000, but none of the weights"),
+        ("layer_heads", [1, 0, 1], r"missing or of another shape.*encoder\.layers\.0\.attention"),
+        ("layer_heads", [1], "cannot be loaded as a transformers model.*has no entry for each of 3 layers"),
+    ],
+)
+def test_pruned_folders_whose_sizes_are_not_those_of_the_weights(tmp_path, key, values, message):
+    save_student(tmp_path / "student", pruned_student("hubert"))
+    file = tmp_path / "student" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: values}))
+    with pytest.raises(UserError, match=rf"^teacher 't': .*student.*{message}"):
+        from_transformers(tmp_path / "student")
 
 
 @pytest.mark.parametrize(

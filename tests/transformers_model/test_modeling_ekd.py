@@ -10,9 +10,8 @@ import sys
 
 import pytest
 import torch
-from helpers_layer_sizes import HEADS, INNER, silence
 from helpers_models import ROOT, speech_like
-from helpers_pruned import KINDS, cut_model, dense_model
+from helpers_pruned import HEADS, INNER, KINDS, cut_model, dense_model, silence
 from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 
@@ -55,6 +54,21 @@ def test_attention_weights(kind, batch):
     weights = small(batch[0], output_attentions=True).attentions
     assert [one.shape[1] for one in weights] == [len(heads) for heads in HEADS]
     torch.testing.assert_close(weights[0].sum(-1), torch.ones_like(weights[0][..., 0]))
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wavlm"])
+def test_attention_weights_by_default_are_of_as_many_layers_as_a_stock_models(kind, batch):
+    """By SDPA: a stock HuBERT gives none, and a stock WavLM, which has no SDPA, those of all layers."""
+    dense = dense_model(kind)
+    small = cut_model(dense)
+    assert small.config._attn_implementation == "sdpa"
+    with torch.no_grad():
+        weights, stock = (model(batch[0], output_attentions=True).attentions for model in (small, dense))
+        assert len(weights) == len(stock) == {"hubert": 0, "wavlm": 3}[kind]
+        assert [one.shape[1] for one in weights] == [len(heads) for heads in HEADS][: len(stock)]
+        small.config._attn_implementation = "eager"
+        for ours, eager in zip(weights, small(batch[0], output_attentions=True).attentions, strict=False):
+            assert torch.equal(ours, eager)
 
 
 @pytest.mark.parametrize(("kind", "large"), KINDS)
