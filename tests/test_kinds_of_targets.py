@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_models import TINY, FakeTeacher, batch_of, speech_like
+from safetensors.torch import load_file, save_file
 
 from s3prl_ekd.config.recipe import DistillConfig
 from s3prl_ekd.config.training import RunConfig
@@ -123,6 +124,23 @@ def test_fits_come_back_from_flat_tensors():
     }
     assert fits.to(torch.device("cpu")) is fits
     assert Fits.from_state({}).state() == {}
+
+
+def test_many_slots_come_back_in_their_order(tmp_path):
+    """A file has slot 10 before slot 2."""
+    fits = Fits(components={"a": tuple(ComponentFit(torch.full((3,), float(i)), torch.eye(3)) for i in range(12))})
+    save_file(fits.state(), tmp_path / "fits.safetensors")
+    again = Fits.from_state(load_file(tmp_path / "fits.safetensors"))
+    assert [one.mean[0].item() for one in again.components["a"]] == list(range(12))
+
+
+def test_scales_stay_numbers_on_every_device():
+    """The device ``meta`` has no values that could be read back."""
+    moved = some_fits().to(torch.device("meta"))
+    assert moved.units["a.b"].scale == 7.5
+    tensors = [moved.units["a.b"].centres, *(x for one in moved.components["a.b"] for x in (one.mean, one.components))]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert moved.to(torch.device("meta")) is moved
 
 
 def test_what_is_found_beforehand_is_needed():
