@@ -29,7 +29,7 @@ from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.audio.batch import Batch
 from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.manifests import Entry
-from s3prl_ekd.calibration.places import calibration_of_cache
+from s3prl_ekd.calibration.kept import calibration_of_cache
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.training import Precision, RunConfig
 from s3prl_ekd.cuts.read import cut_key

@@ -11,7 +11,7 @@ import yaml
 from helpers_teachers import tiny_model
 
 from s3prl_ekd.calibration import find, groups
-from s3prl_ekd.calibration.places import calibration_of_cache
+from s3prl_ekd.calibration.kept import calibrated, calibration_of_cache
 from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.cuts.stream import BatchStream
 from s3prl_ekd.distiller import teacher_states
@@ -60,6 +60,17 @@ def test_a_resumed_run_has_the_units_and_components_it_began_with(recipe, tmp_pa
     h.assert_same_run(tmp_path / "run", tmp_path / "whole")
     written = RunConfig.from_yaml(tmp_path / "run" / "recipe.yaml")
     assert train(changed(written, max_steps=5), resume=True) == 0
+    (tmp_path / "run" / "fits.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot resume: .*fits\.safetensors is missing"):
+        train(changed(written, max_steps=6), resume=True)
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_begun_anew(recipe, tmp_path):
+    """Nothing depends on what it may have found by then."""
+    config = recipe(ASKED, **FITS, **KL)
+    calibrated(dataclasses.replace(config, seed=1), resume=False, first=True)
+    assert train(config, resume=True) == 0
+    assert RunConfig.from_yaml(tmp_path / "run" / "recipe.yaml").seed == 0
 
 
 def test_all_stages_have_them(recipe, tmp_path):
