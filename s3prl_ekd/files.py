@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from s3prl_ekd.errors import UserError, one_line, shorten
 
@@ -113,8 +113,12 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_writer(folder: str | Path) -> Iterator[None]:
+def only_writer(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
     """Make ``folder``, and keep out other processes that would do the same while the block runs.
+
+    Args:
+        folder: where the block writes.
+        wait: until another process has left the folder, instead of refusing.
 
     The operating system frees the folder when this process ends, however it ends. (Therefore ``lockf``: a data loader's
     forked worker, which may outlive a killed process by seconds, would inherit a lock of ``flock``.)
@@ -126,21 +130,30 @@ def only_writer(folder: str | Path) -> Iterator[None]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    with path.open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another process may have removed the file between open and lockf.
-            ours = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except OSError as error:
-            ours = error.errno in _NO_LOCKS
-            if ours:
-                logger.warning("%s: locks do not work here; see to it that no other process writes there", folder)
-        if not ours:
-            raise UserError(f"another process is at work in {folder}: wait until it ends, or end it")
+    with contextlib.ExitStack() as stack:
+        while not _lock(stack.enter_context(path.open("w")), path, wait):
+            if not wait:
+                raise UserError(f"another process is at work in {folder}: wait until it ends, or end it")
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _lock(file: TextIO, path: Path, wait: bool) -> bool:
+    """Lock an open file; False where another process has it, or has removed it since it was opened."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            logger.warning("%s: locks do not work here; see to it that no other process writes there", path.parent)
+            return True
+        if wait:
+            raise
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def read_lines(path: str | Path, hint: str = "give the path of a text file") -> list[tuple[int, str]]:

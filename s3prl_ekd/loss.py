@@ -91,8 +91,8 @@ def gram(given: Comparison) -> TermSums:
     return TermSums(distance, distance)
 
 
-_STILL = 1e-6  # a feature is constant if it varies by less than this part of its size
-_LEAST = 1e-4  # of the target's variation that a prediction is taken to have at least, lest the gradient explode
+_CONSTANT_BELOW = 1e-6  # a feature that varies by less than this share of its size is constant
+_MIN_SPREAD = 1e-4  # share of the target's variation that a prediction has at least, lest the gradient explode
 
 
 def correlation(given: Comparison) -> TermSums:
@@ -106,9 +106,9 @@ def correlation(given: Comparison) -> TermSums:
     prediction, _ = _variation(given.prediction, packing, frames)
     target, size = _variation(given.target, packing, frames)
     spread = torch.linalg.vector_norm(target, dim=1)  # (B, D)
-    moves = spread > _STILL * size
+    moves = spread > _CONSTANT_BELOW * size
     spread = spread.where(moves, 1.0)
-    spread_of_prediction = torch.linalg.vector_norm(prediction, dim=1).maximum(_LEAST * spread)
+    spread_of_prediction = torch.linalg.vector_norm(prediction, dim=1).maximum(_MIN_SPREAD * spread)
     pearson = (prediction * target).sum(1) / (spread_of_prediction * spread)
     similarity = (pearson.where(moves, 1.0).mean(-1, keepdim=True) * frames).sum()
     return TermSums(frames.sum() - similarity, similarity)

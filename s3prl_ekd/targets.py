@@ -105,19 +105,27 @@ class Fits:
             name: UnitFit(state[f"units.{name}.centres"], float(state[f"units.{name}.scale"]))
             for name in names
         }  # fmt: skip
-        components: dict[str, tuple[ComponentFit, ...]] = {}
+        components: dict[str, dict[int, ComponentFit]] = {}
         for key in (name for name in state if name.endswith(".components")):
             prefix = key.removesuffix(".components")
-            name = prefix.removeprefix("components.").rpartition(".")[0]
-            components[name] = (*components.get(name, ()), ComponentFit(state[f"{prefix}.mean"], state[key]))
-        return cls(units, components)
+            name, _, slot = prefix.removeprefix("components.").rpartition(".")
+            components.setdefault(name, {})[int(slot)] = ComponentFit(state[f"{prefix}.mean"], state[key])
+        # By number: files have their tensors in the order of names, slot 10 before slot 2.
+        return cls(units, {name: tuple(slots[i] for i in sorted(slots)) for name, slots in components.items()})
 
     def to(self, device: torch.device) -> Fits:
         """The same on a device; itself where it is there already."""
-        state = self.state()
-        if all(tensor.device == device for name, tensor in state.items() if not name.endswith(".scale")):
+        found = [one.centres for one in self.units.values()]
+        found += [one.mean for slots in self.components.values() for one in slots]
+        if all(tensor.device == device for tensor in found):
             return self
-        return Fits.from_state({name: tensor.to(device) for name, tensor in state.items()})
+        # The scales stay numbers: reading one back from a device would wait for it, and not all have float64.
+        units = {name: dataclasses.replace(one, centres=one.centres.to(device)) for name, one in self.units.items()}
+        components = {
+            name: tuple(ComponentFit(one.mean.to(device), one.components.to(device)) for one in slots)
+            for name, slots in self.components.items()
+        }
+        return Fits(units, components)
 
 
 def slot_states(settings: TeacherConfig, layers: Mapping[int, Tensor]) -> list[Tensor]:

@@ -113,7 +113,7 @@ def recipe(
 
 def build(config: RunConfig, kind: type[Distiller] = Distiller) -> Distiller:
     torch.manual_seed(config.seed)
-    return kind(config.distill, [TinyTeacher()])
+    return kind(config.distill, [TinyTeacher(one.name, one.computed_layers) for one in config.teachers])
 
 
 def open_inputs(config: RunConfig, rank: int, world_size: int, *, kind: type[Distiller] = Distiller, **options):

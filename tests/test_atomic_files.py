@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -106,4 +107,22 @@ def test_a_folder_has_one_writer(tmp_path):
         other.wait()
         with only_writer(tmp_path / "out"):
             pass
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_writer_may_wait_for_the_one_before(tmp_path):
+    entered = threading.Event()
+
+    def write():
+        with only_writer(tmp_path / "out", wait=True):
+            entered.set()
+
+    with another_at_work(tmp_path / "out") as other:
+        waiting = threading.Thread(target=write)
+        waiting.start()
+        assert not entered.wait(0.3)
+        other.stdin.close()  # it leaves, and takes the file away that the lock is on
+        other.wait()
+        waiting.join(60)
+    assert entered.is_set()
     assert list((tmp_path / "out").iterdir()) == []

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_models import TINY, FakeTeacher, batch_of, speech_like
+from safetensors.torch import load_file, save_file
 
-from s3prl_ekd.config.recipe import DistillConfig
+from s3prl_ekd.config.recipe import DistillConfig, UnitsConfig
 from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.distiller import Distiller, teacher_states
 from s3prl_ekd.errors import UserError
@@ -125,6 +126,23 @@ def test_fits_come_back_from_flat_tensors():
     assert Fits.from_state({}).state() == {}
 
 
+def test_many_slots_come_back_in_their_order(tmp_path):
+    """A file has slot 10 before slot 2."""
+    fits = Fits(components={"a": tuple(ComponentFit(torch.full((3,), float(i)), torch.eye(3)) for i in range(12))})
+    save_file(fits.state(), tmp_path / "fits.safetensors")
+    again = Fits.from_state(load_file(tmp_path / "fits.safetensors"))
+    assert [one.mean[0].item() for one in again.components["a"]] == list(range(12))
+
+
+def test_scales_stay_numbers_on_every_device():
+    """The device ``meta`` has no values that could be read back."""
+    moved = some_fits().to(torch.device("meta"))
+    assert moved.units["a.b"].scale == 7.5
+    tensors = [moved.units["a.b"].centres, *(x for one in moved.components["a.b"] for x in (one.mean, one.components))]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert moved.to(torch.device("meta")) is moved
+
+
 def test_what_is_found_beforehand_is_needed():
     for entry, what in (({"units": UNITS}, "units"), ({"principal_components": 6}, "principal components")):
         losses = KL if "units" in entry else KL[:1]
@@ -145,6 +163,29 @@ def test_what_is_found_beforehand_is_needed():
 def test_bad_units_are_refused(entry, objective, message):
     with pytest.raises(UserError, match=message):
         recipe({"name": "a", **entry}, **objective)
+
+
+@pytest.mark.parametrize("aggregation", ["layerwise-average", "teacher-differences"])
+def test_components_of_several_teachers_are_not_averaged(aggregation):
+    both = [{"name": name, "principal_components": 6} for name in ("a", "bb")]
+    for entries in (both, [both[0], {"name": "bb"}]):
+        with pytest.raises(UserError, match=f"{aggregation} would average them; use separate-heads or layerwise-conc"):
+            recipe(*entries, aggregation=aggregation)
+    assert recipe(both[0], aggregation="layerwise-average").teachers[0].principal_components == 6
+    for other in ("separate-heads", "layerwise-concatenation"):
+        assert recipe(*both, aggregation=other).objective.aggregation == other
+
+
+def test_the_default_temperature_tells_units_apart():
+    """Neither nearly uniform nor one unit alone, for frames as far from other centres as typical ones."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(100, 24, generator=generator)
+    rows = centres[torch.randint(100, (500,), generator=generator)] + torch.randn(500, 24, generator=generator)
+    scale = torch.cdist(rows, centres).square().mean().item()
+    temperature = UnitsConfig(layer=3).temperature
+    logits = UnitFit(centres, scale).logits(rows, temperature)
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean() / np.log(100)
+    assert 0.3 < entropy < 0.8
 
 
 def test_more_components_than_features_are_refused():

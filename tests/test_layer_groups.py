@@ -78,6 +78,8 @@ def test_groups_of_teachers_of_unequal_depth_and_width():
         ([[1, 2, 1]], r"teacher 'a': the group \[1, 2, 1\] names a layer twice"),
         ([1, []], "teacher 'a': a group of layers is empty"),
         ([[1, 2], [1, 2]], "teacher 'a': a layer is named twice"),
+        ([4, [4]], "teacher 'a': a layer is named twice"),
+        ([[1, 2], [2, 1]], r"or a group \(in whatever order its layers are\)"),
         ([[1, -2]], r"teachers\[0\]\.layers\[0\]\[1\]: expected at least 0, found -2"),
         (4, r"teachers\[0\]\.layers: expected a list, found int 4"),
     ],

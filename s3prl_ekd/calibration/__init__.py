@@ -2,5 +2,5 @@
 
 :mod:`.speech` chooses the utterances, and :mod:`.find` does all that a recipe asks for by :mod:`.similarity` (how alike
 layers are), :mod:`.groups` (which belong together) and :mod:`.fits` (units and components). :mod:`.result` is what
-comes out, as a file; :mod:`.places` knows which folder keeps it: a run's or a cache's.
+comes out, as a file; :mod:`.kept` reads what a run or a cache keeps of it, and has it found where that is nothing.
 """

@@ -132,5 +132,6 @@ def read(folder: Path) -> Calibration | None:
         return Calibration(teachers, dict(described["speech"]), tuple(found), fits)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path}: cannot be read ({one_line(error)}); delete it, and what it keeps is found anew"
+            f"{path}: cannot be read ({one_line(error)}); put a good copy back, or, where there are neither checkpoints"
+            " nor targets that were made with it, delete it, and what it keeps is found anew"
         ) from error

@@ -202,7 +202,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         kinds = [kind for kind in arguments if kind is not type(None)]
-        return _convert(value, next((kind for kind in kinds if _fits(value, kind)), kinds[0]), where)
+        return _convert(value, next((kind for kind in kinds if _is_of_sort(value, kind)), kinds[0]), where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}: expected a list, found {_kind(value)}")
@@ -230,10 +230,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     raise UserError(f"{where}: expected {hint.__name__}, found {_kind(value)}")
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _is_of_sort(value: Any, hint: Any) -> bool:
     """Whether ``value`` is of the sort that ``hint`` describes, for a choice between several."""
     if typing.get_origin(hint) is Annotated:
-        return _fits(value, typing.get_args(hint)[0])
+        return _is_of_sort(value, typing.get_args(hint)[0])
     if typing.get_origin(hint) is tuple:
         return isinstance(value, list | tuple)
     if issubclass(hint, Config):

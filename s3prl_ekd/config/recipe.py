@@ -249,9 +249,11 @@ class UnitsConfig(Config):
     """How many clusters."""
     layer: Layer
     """The hidden state that is clustered, as it is, whatever ``layer_norm_targets`` says."""
-    temperature: Annotated[float, Range(more_than=0, at_most=1e6)] = 1.0
-    """A frame's logits are minus its squared distances to the centres, in units of their mean over frames and centres,
-    divided by this."""
+    temperature: Annotated[float, Range(more_than=0, at_most=1e6)] = 0.1
+    """How soft the targets are: a frame's logits are minus its squared distances to the centres, in units of their mean
+    over frames and centres, divided by this. With 1 a hundred units are nearly equally likely (entropy 0.97 log 100 for
+    layer 4 of the mini HuBERT), with 0.1 a few are (0.58), with 0.01 hardly more than one (0.06). The loss term kl
+    divides these logits, and the student's, by its own temperature once more."""
     weight: Weight = 1.0
     """Share in the loss, beside the teacher's other targets."""
     utterances: Count = 64
@@ -286,7 +288,8 @@ class TeacherConfig(Config):
     units: UnitsConfig | None = None
     """Cluster units to predict, too; null: none."""
     principal_components: Size | None = None
-    """Predict so many principal components of each slot, found on the run's own data; null: the whole."""
+    """Predict so many principal components of each slot, found on the run's own data; null: the whole. Those of
+    several teachers can be predicted one by one or side by side, not averaged."""
     weight: Weight = 1.0
     """Relative weight in the average (layerwise-average, teacher-differences) or of the heads' losses
     (separate-heads)."""
@@ -314,7 +317,11 @@ class TeacherConfig(Config):
         if isinstance(self.layers, LayerClusters):
             return
         require(len(self.layers) > 0, f"teacher {self.name!r}: layers is empty, name at least one")
-        require(len(set(self.layers)) == len(self.layers), f"teacher {self.name!r}: a layer is named twice")
+        members = [frozenset((slot,) if isinstance(slot, int) else slot) for slot in self.layers]
+        require(
+            len(set(members)) == len(members),
+            f"teacher {self.name!r}: a layer is named twice, or a group (in whatever order its layers are)",
+        )
         for group in (slot for slot in self.layers if isinstance(slot, tuple)):
             require(len(group) > 0, f"teacher {self.name!r}: a group of layers is empty")
             require(
@@ -409,6 +416,7 @@ class HeadsConfig(Config):
         shared = [slot for group in self.share for slot in group]
         require(len(set(shared)) == len(shared), "heads.share: a slot is named twice")
         for group in self.share:
+            require(len(group) > 0, "heads.share: a group of slots is empty; name its slots, or leave it out")
             layers = [self._layer(slot) for slot in group]
             require(
                 len(set(layers)) == len(layers),
@@ -421,6 +429,21 @@ class HeadsConfig(Config):
         if self.from_ == "last":
             return "last"
         return self.from_[slot] if isinstance(self.from_, tuple) and slot < len(self.from_) else f"of slot {slot}"
+
+
+def require_all_layers_trained(deepest: int, depth: int) -> None:
+    """Check that something is predicted from the last of a student's layers: no gradient reaches those above the
+    deepest one that predictions are made from.
+
+    Raises:
+        UserError: nothing is.
+    """
+    require(
+        deepest >= depth,
+        f"heads.from: nothing is predicted from a layer of the student above {deepest}, so that of its {depth} layers"
+        f" those above would never be trained; give it fewer layers (num_hidden_layers; copy_layers of a copy), or"
+        f" predict something from layer {depth}",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -550,6 +573,7 @@ class DistillConfig(Config):
             "teachers: layerwise-concatenation has no weights; leave weight out, or use layerwise-average or"
             " separate-heads",
         )
+        self._check_components()
         if self.objective.learnt_weights is not None:
             self._check_learnt_weights(self.objective.learnt_weights.floor, slots, weights)
 
@@ -579,17 +603,22 @@ class DistillConfig(Config):
                 depth is None or max(start) <= depth,
                 f"heads.from: layer {max(start)} of {depth}; the student's hidden states are 0 to {depth}",
             )
+            if depth is not None and all(teacher.units is None for teacher in self.teachers):
+                require_all_layers_trained(max(start), depth)
         elif start == "same" and not any(isinstance(teacher.layers, LayerClusters) for teacher in self.teachers):
             self._check_same(depth)
 
     def _check_same(self, depth: int | None) -> None:
         layers = {teacher.name: list(map(last_layer, teacher.slots)) for teacher in self.teachers}
-        for teacher in self.teachers:
-            needed = max(*layers[teacher.name], teacher.units.layer if teacher.units is not None else 0)
+        needed = {
+            teacher.name: max(*layers[teacher.name], teacher.units.layer if teacher.units is not None else 0)
+            for teacher in self.teachers
+        }
+        for name, deepest in needed.items():
             require(
-                depth is None or needed <= depth,
-                f"heads.from: same needs layer {needed} of the student, as of teacher {teacher.name!r}, and it has"
-                f" {depth}; use last, or one layer for each slot",
+                depth is None or deepest <= depth,
+                f"heads.from: same needs layer {deepest} of the student, as of teacher {name!r}, and it has {depth};"
+                " use last, or one layer for each slot",
             )
         require(
             self.objective.aggregation == "separate-heads" or len({tuple(one) for one in layers.values()}) == 1,
@@ -603,6 +632,18 @@ class DistillConfig(Config):
                     f"heads.share: slots {list(group)} end with one layer of teacher {name!r}, so that predictions"
                     " from it by one head would be equal; give them heads of their own",
                 )
+        if depth is not None:
+            require_all_layers_trained(max(needed.values()), depth)
+
+    def _check_components(self) -> None:
+        reduced = [teacher.name for teacher in self.teachers if teacher.principal_components is not None]
+        aggregation = self.objective.aggregation
+        require(
+            not reduced or len(self.teachers) == 1 or aggregation not in ("layerwise-average", "teacher-differences"),
+            f"teacher {reduced[0] if reduced else ''!r}: principal_components are found for each teacher alone, so that"
+            f" the first of one has nothing to do with the first of another, and {aggregation} would average them; use"
+            " separate-heads or layerwise-concatenation, or leave principal_components out",
+        )
 
     def _check_learnt_weights(self, floor: float, slots: set[int], weights: set[float]) -> None:
         count = len(self.teachers)

@@ -8,7 +8,14 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from s3prl_ekd.config.base import require
-from s3prl_ekd.config.recipe import PREDICTION_HEADS, DistillConfig, HeadsConfig, StudentConfig, last_layer
+from s3prl_ekd.config.recipe import (
+    PREDICTION_HEADS,
+    DistillConfig,
+    HeadsConfig,
+    StudentConfig,
+    last_layer,
+    require_all_layers_trained,
+)
 from s3prl_ekd.targets import Target
 
 
@@ -154,12 +161,13 @@ def new_heads(config: DistillConfig, targets: Sequence[Target], student: Student
         UserError: they do not fit to the student's sizes or to each other.
     """
     taps, uses = plan_heads(config, targets)
+    depth = student.num_hidden_layers
     for tap in taps:
         require(
-            tap.layer <= student.num_hidden_layers,
-            f"heads.from: {tap.target} is to be predicted from layer {tap.layer}, but the student has"
-            f" {student.num_hidden_layers}",
+            tap.layer <= depth,
+            f"heads.from: {tap.target} is to be predicted from layer {tap.layer}, but the student has {depth}",
         )
+    require_all_layers_trained(max(depth if tap.layer == -1 else tap.layer for tap in taps), depth)
     sizes: dict[int, int] = {}
     for target, number in zip(targets, uses, strict=True):
         size = sizes.setdefault(number, target.size)

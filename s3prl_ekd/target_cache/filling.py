@@ -29,7 +29,7 @@ from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.audio.batch import Batch
 from s3prl_ekd.audio.distortions import DistortionConfig
 from s3prl_ekd.audio.manifests import Entry
-from s3prl_ekd.calibration.places import calibration_of_cache
+from s3prl_ekd.calibration.kept import calibration_of_cache
 from s3prl_ekd.config.data import DataConfig
 from s3prl_ekd.config.training import Precision, RunConfig
 from s3prl_ekd.cuts.read import cut_key
@@ -38,6 +38,7 @@ from s3prl_ekd.cuts.stream import BatchStream
 from s3prl_ekd.devices import check_device, default_device
 from s3prl_ekd.distiller import common_frames, teacher_states
 from s3prl_ekd.errors import UserError
+from s3prl_ekd.files import only_writer
 from s3prl_ekd.target_cache.files import command
 from s3prl_ekd.target_cache.initial_weights import read_start, write_start
 from s3prl_ekd.target_cache.settings import check_cacheable, read_description, require_same, write_description
@@ -156,15 +157,20 @@ class Caching:
         self.folder = Path(folder)
         self.part = part
         self.device = torch.device(check_device(device) if device else default_device(config.trainer.accelerator))
-        config = config.of_processes(max(config.trainer.devices or 1, 1) * config.trainer.num_nodes)
-        stored = read_description(self.folder)
-        self._calibration = calibration_of_cache(config, self.folder, str(self.device), made=stored is not None)
-        self.config = config = self._calibration.resolve(config)
-        self._fits = self._calibration.fits.to(self.device)
-        if stored is not None:
-            require_same(self.folder, stored, config)
-        self._teachers: list[Teacher] = []
+        self._given = config.of_processes(max(config.trainer.devices or 1, 1) * config.trainer.num_nodes)
+        self._take_over()
         self._warned: set[str] = set()
+
+    def _take_over(self) -> None:
+        """Go by what the folder keeps, which must be for this recipe, or by what is found now if it keeps nothing."""
+        stored = read_description(self.folder)
+        self._calibration = calibration_of_cache(self._given, self.folder, str(self.device), made=stored is not None)
+        self.config = self._calibration.resolve(self._given)
+        self._fits = self._calibration.fits.to(self.device)
+        self._described = stored is not None
+        if stored is not None:
+            require_same(self.folder, stored, self.config)
+        self._teachers: list[Teacher] = []  # with the layers that are needed now
 
     @property
     def teachers(self) -> list[Teacher]:
@@ -264,10 +270,17 @@ class Caching:
             )
 
     def _describe(self) -> None:
+        """Write down what the targets are made of, unless another part was faster; all parts go by what is written."""
+        if self._described:
+            return
         if read_description(self.folder) is None:
             self._aggregator()  # refuses teachers that do not fit together
-            self._calibration.write(self.folder)
-            write_description(self.folder, self.config, {one.name: one.hidden_size for one in self.teachers})
+            with only_writer(self.folder, wait=True):
+                if read_description(self.folder) is None:
+                    self._calibration.write(self.folder)
+                    write_description(self.folder, self.config, {one.name: one.hidden_size for one in self.teachers})
+                    return
+        self._take_over()
 
     def _keep_start(self) -> None:
         student = self.config.student

@@ -144,9 +144,11 @@ class ModelTeacher(Teacher):
         states = self._try()
         self.num_hidden_layers = len(states) - 1
         if max(self.layers) > self.num_hidden_layers:
+            units = config.units is not None and config.units.layer > self.num_hidden_layers
+            where = "the one to cluster under 'units.layer'" if units else "those to predict under 'layers'"
             raise UserError(
                 f"teacher {self.name!r}: layer {max(self.layers)} of {self.num_hidden_layers}; {self.source} has hidden"
-                f" states 0 to {self.num_hidden_layers}, name those to predict under 'layers'"
+                f" states 0 to {self.num_hidden_layers}, name {where}"
             )
         sizes = {layer: states[layer].shape[-1] for layer in self.layers}
         if len(set(sizes.values())) > 1:

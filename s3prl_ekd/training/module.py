@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch import LightningModule, seed_everything
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from s3prl_ekd import FRAME_SHIFT, SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import Counts
 from s3prl_ekd.audio.batch import Batch
-from s3prl_ekd.config.training import Precision
+from s3prl_ekd.config.training import Precision, RunConfig
 from s3prl_ekd.distiller import Distiller, teacher_states
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.network.encoder import FeedForward
 from s3prl_ekd.student.checkpoint import ARCHITECTURE_KEY, RECIPE_KEY
 from s3prl_ekd.student.heads import PredictionHead
+from s3prl_ekd.targets import Fits
 from s3prl_ekd.training import random_state
 from s3prl_ekd.training.batches import DevBatches, EndlessBatches, Position, PositionedBatch
 from s3prl_ekd.training.checkpoints import RUN_KEY
@@ -51,9 +52,11 @@ class Inputs(NamedTuple):
     distiller: Distiller
 
 
-OpenInputs = Callable[..., Inputs]
-"""(recipe, rank, number of processes) -> inputs of this process; of a recipe with units or principal components also
-``fits``, what was found of them."""
+class OpenInputs(Protocol):
+    """Opens what one process trains with."""
+
+    def __call__(self, config: RunConfig, rank: int, world_size: int, fits: Fits | None = None) -> Inputs:
+        """The inputs of process ``rank`` of ``world_size``; ``fits`` of a recipe with units or components."""
 
 
 class DistillModule(LightningModule):

@@ -32,7 +32,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from s3prl_ekd import SAMPLE_RATE
 from s3prl_ekd.audio.bad_recordings import BAD_RECORDINGS
 from s3prl_ekd.audio.batch import Batch
-from s3prl_ekd.calibration.places import calibrated
+from s3prl_ekd.calibration.kept import calibrated
 from s3prl_ekd.config.training import Precision, RunConfig, check_resumable
 from s3prl_ekd.devices import default_device
 from s3prl_ekd.distiller import Distiller
@@ -111,9 +111,13 @@ def train(config: RunConfig, *, resume: bool = False, open_inputs: OpenInputs = 
     progress = [Progress(config.trainer.accumulate) for _ in stages_of(config)]
     alone = run_folder(folder, trained=lambda: any(one.trained for one in progress))
     with alone if _is_first_process() else contextlib.nullcontext():
-        if not resume:
-            _require_new(config)
-        config, fits = calibrated(config, resume=resume, first=_is_first_process())
+        checkpoint = _any_checkpoint(config)
+        if checkpoint is not None and not resume:
+            raise UserError(
+                f"{checkpoint.parent.parent}: holds a run already ({checkpoint.name}); add --resume to go on with it,"
+                " or name another output"
+            )
+        config, fits = calibrated(config, resume=checkpoint is not None, first=_is_first_process())
         if fits is not None:
             open_inputs = functools.partial(open_inputs, fits=fits)
         stages = stages_of(config)
@@ -189,14 +193,10 @@ def _is_first_process() -> bool:
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # an attribute that Lightning gives its function
 
 
-def _require_new(config: RunConfig) -> None:
-    """Refuse to start a run where there is one."""
-    for place in [*(stage.checkpoints for stage in reversed(stages_of(config))), *checkpoints_of_other_stages(config)]:
-        if files := step_files(place):
-            raise UserError(
-                f"{place.parent}: holds a run already ({files[-1].name}); add --resume to go on with it,"
-                " or name another output"
-            )
+def _any_checkpoint(config: RunConfig) -> Path | None:
+    """The newest checkpoint of a run in the recipe's folder, damaged or not; None: there is none."""
+    places = [*(stage.checkpoints for stage in reversed(stages_of(config))), *checkpoints_of_other_stages(config)]
+    return next((files[-1] for files in map(step_files, places) if files), None)
 
 
 def _find_start(config: RunConfig, stages: Sequence[Stage], resume: bool) -> tuple[int, Path | None]:

@@ -10,8 +10,8 @@ import torch
 import yaml
 from helpers_teachers import tiny_model
 
-from s3prl_ekd.calibration import find
-from s3prl_ekd.calibration.places import calibration_of_cache
+from s3prl_ekd.calibration import find, groups
+from s3prl_ekd.calibration.kept import calibrated, calibration_of_cache
 from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.cuts.stream import BatchStream
 from s3prl_ekd.distiller import teacher_states
@@ -60,6 +60,17 @@ def test_a_resumed_run_has_the_units_and_components_it_began_with(recipe, tmp_pa
     h.assert_same_run(tmp_path / "run", tmp_path / "whole")
     written = RunConfig.from_yaml(tmp_path / "run" / "recipe.yaml")
     assert train(changed(written, max_steps=5), resume=True) == 0
+    (tmp_path / "run" / "fits.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot resume: .*fits\.safetensors is missing"):
+        train(changed(written, max_steps=6), resume=True)
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_begun_anew(recipe, tmp_path):
+    """Nothing depends on what it may have found by then."""
+    config = recipe(ASKED, **FITS, **KL)
+    calibrated(dataclasses.replace(config, seed=1), resume=False, first=True)
+    assert train(config, resume=True) == 0
+    assert RunConfig.from_yaml(tmp_path / "run" / "recipe.yaml").seed == 0
 
 
 def test_all_stages_have_them(recipe, tmp_path):
@@ -102,6 +113,28 @@ def test_a_cache_is_another_one_with_other_units(recipe, tmp_path):
         Caching(recipe([1, 2], seed=seed, **FITS, **KL), folder).run()
         identities.add(TargetCache(folder).identity)
     assert len(identities) == 2
+
+
+def test_parts_that_start_together_go_by_what_the_first_has_written(recipe, tmp_path, monkeypatch):
+    """Each has found units, components and groups of its own by then."""
+    folder, entry = tmp_path / "cache", {"data": {"max_crop_samples": None}, **FITS, **KL}
+    first = Caching(recipe(ASKED, **entry), folder, part=(0, 2))
+    with monkeypatch.context() as others:
+        others.setattr(groups, "group", lambda *_: (0, 1, (2, 3, 4, 5)))
+        second = Caching(recipe(ASKED, seed=1, **entry), folder, part=(1, 2))
+    first.run()
+    second.run()
+    assert [teacher.slots for teacher in second.config.teachers] == [(0, (1, 2), (3, 4, 5))]
+    config = recipe(ASKED, **entry)
+    Caching(config, folder).run()
+    Caching(config, tmp_path / "alone").run()
+    together, alone = TargetCache(folder), TargetCache(tmp_path / "alone")
+    assert together.identity == alone.identity
+    batches = [
+        next(iter(BatchStream(config.data, config.distortion, seed=0, targets_cache=one).loader(0)))
+        for one in (together, alone)
+    ]
+    torch.testing.assert_close(batches[0].cached.rows, batches[1].cached.rows, rtol=1e-2, atol=2e-3)
 
 
 @pytest.mark.slow

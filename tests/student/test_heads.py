@@ -11,12 +11,13 @@ from helpers_models import TINY, FakeTeacher, batch_of, speech_like
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from s3prl_ekd.config.recipe import DistillConfig
+from s3prl_ekd.config.recipe import DistillConfig, StudentConfig
 from s3prl_ekd.distiller import Distiller
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.checkpoint import RECIPE_KEY
 from s3prl_ekd.student.folder import load_student_and_heads, save_student
-from s3prl_ekd.student.heads import LinearHead, PredictionHeads, Tap
+from s3prl_ekd.student.heads import LinearHead, PredictionHeads, Tap, new_heads
+from s3prl_ekd.targets import Target
 from s3prl_ekd.upstream import ekd_student
 from s3prl_ekd.weights.kinds import CHECKPOINT_KEY
 
@@ -156,6 +157,14 @@ def test_identity_leaves_units_alone():
         ({"share": [[0, 1]], "from": [2, 2]}, [[1, 2]], {}, "would be equal; give them different layers"),
         ({"share": [[0, 1]], "from": "same"}, [[2, [1, 2]]], {}, "end with one layer of teacher 'a'"),
         ({"share": [[0, 0]]}, [[1, 2]], {}, r"heads\.share: a slot is named twice"),
+        ({"share": [[]]}, [[1, 2]], {}, r"heads\.share: a group of slots is empty"),
+        ({"from": [0, 1]}, [[1, 2]], {}, "nothing is predicted from a layer of the student above 1, so that of its 2"),
+        (
+            {"from": "same"},
+            [[0, 1], [1, 0]],
+            {},
+            r"give it fewer layers \(num_hidden_layers; copy_layers of a copy\), or",
+        ),
         ({"share": [[0], [2]]}, [[1, 2]], {}, r"heads\.share: slot 2 of 2; the slots are numbered from 0 to 1"),
         ({"kind": "conv"}, [[1, 2]], {}, r"heads\.kind: unknown value 'conv'"),
     ],
@@ -163,6 +172,23 @@ def test_identity_leaves_units_alone():
 def test_bad_heads_are_refused_with_the_recipe(heads, layers, options, message):
     with pytest.raises(UserError, match=message):
         recipe(heads, *layers, **options)
+
+
+def test_layers_that_nothing_would_train_are_refused_once_a_copy_is_made():
+    """How many layers a copy has only its teacher tells."""
+    mapping = recipe({"from": [0, 1]}, [0, 1], num_hidden_layers=1).to_mapping()
+    config = DistillConfig.from_mapping(mapping | {"student": {"copy": "a"}})
+    targets = [Target(f"a/{slot}", 24, 0.5, (("a", str(slot)),), slot=slot) for slot in (0, 1)]
+    assert len(new_heads(config, targets, StudentConfig.from_mapping({**STUDENT, "num_hidden_layers": 1}))) == 2
+    with pytest.raises(UserError, match="of its 2 layers those above would never be trained"):
+        new_heads(config, targets, StudentConfig.from_mapping(STUDENT))
+
+
+def test_units_are_predicted_from_the_last_layer_and_train_all():
+    mapping = recipe({}, [0, 1]).to_mapping() | {"heads": {"from": [0, 1]}}
+    mapping["teachers"][0]["units"] = {"count": 5, "layer": 2}
+    mapping["objective"] = {"losses": [{"kind": "l1"}, {"kind": "kl"}]}
+    assert [tap.layer for tap in make(DistillConfig.from_mapping(mapping)).heads.taps] == [0, 1, -1]
 
 
 def test_what_only_the_teachers_tell_is_refused_before_training():

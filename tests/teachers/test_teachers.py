@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from s3prl_ekd import assets
-from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig
+from s3prl_ekd.config.recipe import DistillConfig, TeacherConfig, UnitsConfig
 from s3prl_ekd.errors import UserError
 from s3prl_ekd.student.folder import save_student
 from s3prl_ekd.student.heads import PredictionHeads
@@ -475,6 +476,11 @@ def test_missing_layers_are_named(shelf):
     default = TeacherConfig(name="hubert", transformers=str(shelf / "hubert-False"))
     with pytest.raises(UserError, match=r"teacher 'hubert': layer 12 of 3; .*hidden states 0 to 3.*'layers'"):
         load_teacher(default)
+    units = replace(default, layers=(1,), units=UnitsConfig(layer=9))
+    with pytest.raises(
+        UserError, match=r"teacher 'hubert': layer 9 of 3; .*, name the one to cluster under 'units.lay"
+    ):
+        load_teacher(units)
     with pytest.raises(UserError, match="layer 4 of 3"):
         from_s3prl("wavlm_local", shelf / "wavlm-False.pt", layers=(1, 4))
 

@@ -71,6 +71,20 @@ def test_a_stage_that_learns_nothing_ends_with_what_it_started_with(tmp_path):
     h.assert_equal(weights(tmp_path / "run" / "first" / "student"), weights(tmp_path / "run" / "student"))
 
 
+def test_learnt_weights_of_teachers_are_taken_over(tmp_path):
+    """They are in no student's folder, but in the last checkpoint."""
+    stages = [{"name": "first", "max_steps": 3}, {"name": "second", "max_steps": 1, "lr": 0.0}]
+    teachers = [{"name": name, "transformers": "unused", "layers": [1, 2]} for name in ("a", "bb")]
+    more = {"teachers": teachers, "objective": {"learnt_weights": {"floor": 0.1}}}
+    assert h.run(recipe(tmp_path / "run", stages, more)) == 0
+    first, second = (
+        h.checkpoint(tmp_path / "run" / name)["state_dict"]["distiller.learnt_weights.logits"]
+        for name in ("first", "second")
+    )
+    assert first.abs().min() > 1e-4
+    assert first.tolist() == second.tolist()
+
+
 def test_the_first_stage_is_a_run_of_its_own(whole, tmp_path):
     recipe_there = RunConfig.from_yaml(whole / "first" / "recipe.yaml")
     assert recipe_there.stages == ()

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from s3prl_ekd.calibration import find, places, result, speech
-from s3prl_ekd.calibration.places import calibrated, calibration_of_cache
+from s3prl_ekd.calibration import find, kept, result, speech
+from s3prl_ekd.calibration.kept import calibrated, calibration_of_cache
 from s3prl_ekd.config.training import RunConfig
 from s3prl_ekd.errors import UserError
 
@@ -110,18 +110,30 @@ def test_other_settings_are_refused_when_a_run_is_resumed(recipe, tmp_path):
     assert len(slots(start(recipe({**ASKED, "clusters": 2}))[0])[0]) == 2  # a new run finds them anew
 
 
+def test_a_run_that_has_lost_its_units_is_not_resumed(recipe, tmp_path, forget):
+    """Its checkpoints have learnt them; groups can be found anew, since checkpoints tell which they have learnt."""
+    start(recipe(ASKED, **UNITS, **KL))
+    (tmp_path / "run" / "fits.safetensors").unlink()
+    assert slots(start(recipe(ASKED), resume=True)[0]) == [EQUAL]
+    (tmp_path / "run" / "fits.safetensors").unlink()
+    forget()
+    for first in (True, False):
+        with pytest.raises(UserError, match=r"cannot resume: .*fits\.safetensors is missing, .* of teacher 'teacher0'"):
+            calibrated(recipe(ASKED, **UNITS, **KL), resume=True, first=first)
+
+
 def test_a_damaged_file_is_named(recipe, tmp_path):
     start(recipe(ASKED))
     path = tmp_path / "run" / "fits.safetensors"
     whole = path.read_bytes()
     for damaged in (b"", whole[:200], whole[:-8], whole.replace(b"groups", b"group5"), b"x" * 100):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"fits\.safetensors: cannot be read .*; delete it"):
+        with pytest.raises(UserError, match=r"fits\.safetensors: cannot be read .*; put a good copy back.* delete it"):
             start(recipe(ASKED))
 
 
 def test_other_processes_wait_for_the_first(recipe, monkeypatch):
-    monkeypatch.setattr(places, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(kept, "_POLL_SECONDS", 0.01)
     start(recipe({**ASKED, "clusters": 2}))  # of a run before
     config, found = recipe(ASKED), []
     waiting = threading.Thread(target=lambda: found.append(calibrated(config, resume=False, first=False)))
@@ -134,7 +146,7 @@ def test_other_processes_wait_for_the_first(recipe, monkeypatch):
 
 
 def test_waiting_ends(recipe, monkeypatch):
-    monkeypatch.setattr(places, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(kept, "_POLL_SECONDS", 0.01)
     config = recipe(ASKED, data={"timeout_seconds": 0.1})
     with pytest.raises(UserError, match=r"fits\.safetensors: the first process has not written it in 0\.1 s"):
         calibrated(config, resume=False, first=False)

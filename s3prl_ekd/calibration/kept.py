@@ -1,4 +1,4 @@
-"""Where what was found is kept, so that it is found once: in the folder of a run or of a cache."""
+"""What a run or a cache keeps in its folder, so that it is found once."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ def calibrated(config: RunConfig, *, resume: bool, first: bool) -> tuple[RunConf
 
     Args:
         config: the recipe.
-        resume: whether the run goes on, so that what its folder keeps must be for this recipe.
+        resume: whether the run goes on from a checkpoint, so that what its folder keeps must be there, for this recipe.
         first: whether this is the first of all processes: it finds what there is to find, the others wait for it.
 
     Raises:
-        UserError: see :func:`~s3prl_ekd.calibration.find.find`; or the folder keeps what was found for other settings.
+        UserError: see :func:`~s3prl_ekd.calibration.find.find`; or the folder keeps what was found for other settings,
+            or has lost what its checkpoints depend on.
     """
     if config.targets.cache is not None:
         return _of_cache(config, Path(config.targets.cache)), None
     if not any(teacher.needs_calibration for teacher in config.teachers):
         return config, None
     folder = Path(config.output)
+    if resume:
+        _require_not_lost(config, folder)
     if not first:
         return _taken(_wait(config, folder), config)
     kept = result.read(folder)
@@ -48,6 +51,17 @@ def calibrated(config: RunConfig, *, resume: bool, first: bool) -> tuple[RunConf
         kept = find(config)
         kept.write(folder)
     return _taken(kept, config)
+
+
+def _require_not_lost(config: RunConfig, folder: Path) -> None:
+    """Groups may be found anew, since checkpoints tell which ones they were made with, but not units and components."""
+    asking = [one.name for one in config.teachers if one.units is not None or one.principal_components is not None]
+    if asking and result.read(folder) is None:
+        raise UserError(
+            f"cannot resume: {folder / FILE} is missing, and the checkpoints there have learnt the units or components"
+            f" of teacher {asking[0]!r} that it kept, which would not be the same if found anew; put it back, or give"
+            " another output for a new run"
+        )
 
 
 def _taken(found: Calibration, config: RunConfig) -> tuple[RunConfig, Fits | None]:
