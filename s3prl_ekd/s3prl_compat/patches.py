@@ -350,8 +350,14 @@ def torch_safe_globals() -> bool:
     import torch
 
     allowed = {argparse.Namespace} | set(_schedule_classes())
-    new = allowed - set(torch.serialization.get_safe_globals())
-    torch.serialization.add_safe_globals(list(new))
+    before = torch.serialization.get_safe_globals()
+    new = allowed - set(before)
+    # torch finds them by name; a class of a module that was imported anew since could be read, and not be written.
+    names = {(item.__module__, item.__qualname__) for item in new}
+    kept = [item for item in before if not (isinstance(item, type) and (item.__module__, item.__qualname__) in names)]
+    if len(kept) < len(before):
+        torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([*kept, *new])
     return bool(new)
 
 
