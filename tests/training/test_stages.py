@@ -139,6 +139,7 @@ def test_killed_at_the_switch(after, whole, tmp_path):
     assert_same_stages(output, whole)
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage(whole, tmp_path):
     """In the first; in the second before its first checkpoint, and after it."""
     output, fed = tmp_path / "run", tmp_path / "fed"
