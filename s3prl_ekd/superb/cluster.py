@@ -12,9 +12,10 @@ import functools
 import json
 import math
 import os
+import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -198,7 +199,7 @@ class Cluster:
     def _submit(self, batch: Sequence[Job]) -> None:
         units = [Unit(job=job, threads=self._resources.threads, environment=self._kept) for job in batch]
         try:
-            with self._executor.batch():
+            with _interruptible(), self._executor.batch():
                 submitted = [self._executor.submit(unit) for unit in units]
         except Exception as error:  # submitit's own, whose base is RuntimeError, or of the missing command
             raise UserError(f"--cluster {self._engine}: the jobs were refused: {one_line(error, 400)}") from error
@@ -251,6 +252,20 @@ class Cluster:
         while time.monotonic() < deadline and not all(self._has_ended(job) for job in waiting.values()):
             time.sleep(0.1)
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Processes started inside can be ended by SIGINT, which is how submitit ends a local job. Where a script has started
+    this command in the background, they would inherit that SIGINT is ignored."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _is_done(job: Job) -> bool:

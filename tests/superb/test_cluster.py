@@ -74,7 +74,16 @@ def test_all_run_and_failures_are_told_at_the_end(tmp_path, slurm, engine):
     assert jobs[2].log.read_text().splitlines()[1] == "fine"
 
 
-def test_local_jobs_run_a_few_at_a_time_and_end_with_ctrl_c(tmp_path, monkeypatch):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def test_local_jobs_run_a_few_at_a_time_and_end_with_ctrl_c(tmp_path, monkeypatch, handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        _interrupt_local_jobs(tmp_path, monkeypatch)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_local_jobs(tmp_path, monkeypatch):
     code = "import os, time; print('process', os.getpid(), flush=True); time.sleep(300)"
     jobs = [job(tmp_path, name, code) for name in ("one", "two")]
 
