@@ -256,8 +256,8 @@ class Cluster:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Processes started inside can be ended by SIGINT, which is how submitit ends a local job. Where a script has started
-    this command in the background, they would inherit that SIGINT is ignored."""
+    """Processes started inside can be ended by SIGINT, which is how submitit ends a local job: where a script has
+    started this command in the background, they would inherit that SIGINT is ignored."""
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if ignored:
         signal.signal(signal.SIGINT, signal.default_int_handler)
