@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import submitit
 from helpers_models import TESTS
 from helpers_processes import runs
 from helpers_slurm import FakeSlurm
@@ -20,8 +21,6 @@ from s3prl_ekd.superb import cluster
 from s3prl_ekd.superb.cluster import Cluster, Resources
 from s3prl_ekd.superb.jobs import Job, JobError
 from s3prl_ekd.superb.summary import read_summary
-
-submitit = pytest.importorskip("submitit", reason="an optional dependency: pip install submitit")
 
 
 @pytest.fixture(autouse=True)
